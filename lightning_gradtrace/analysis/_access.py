@@ -1,0 +1,179 @@
+"""What every analysis needs from a trace: selections block by block, parameter shapes, words of token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+if TYPE_CHECKING:
+    from lightning_gradtrace.store import Trace
+
+IntArray = npt.NDArray[np.integer[Any]]
+Steps = int | slice | Iterable[int] | IntArray | None
+Entries = pd.DataFrame | Sequence[int] | IntArray
+
+# Up to here a table over all entries (4 bytes each) is cheaper than a search per selection.
+_TABLE_LIMIT = 1 << 26
+
+
+def topk(trace: Trace) -> Any:
+    """Return the TopK view of a trace.
+
+    Raises:
+        ValueError: the trace holds no TopK record.
+    """
+    try:
+        return trace.topk
+    except AttributeError as error:
+        raise ValueError(
+            "this analysis reads a `TopK` record, and the trace holds none; record with "
+            f"`GradTrace(..., record=TopK(1000))`. The trace says: {error}"
+        ) from error
+
+
+def entry_numbers(trace: Trace, entries: Entries) -> IntArray:
+    """Return the global entry numbers of a table with a column `entry`, or of a sequence of numbers.
+
+    Raises:
+        ValueError: no such column, numbers twice, or numbers that the trace doesn't track.
+    """
+    if isinstance(entries, pd.DataFrame):
+        if "entry" not in entries.columns:
+            raise ValueError(
+                f"`entries` has the columns {list(entries.columns)}, expected a column `entry` with global entry "
+                "numbers; pass the table of `frequent_entries(trace)`"
+            )
+        entries = entries["entry"].to_numpy()
+    numbers = np.asarray(entries, dtype=np.int64).reshape(-1)
+    if np.unique(numbers).size != numbers.size:
+        raise ValueError("`entries` names some entries twice, expected each once; drop the duplicates")
+    if numbers.size and (numbers.min() < 0 or numbers.max() >= trace.n_entries):
+        raise ValueError(
+            f"`entries` holds numbers from {numbers.min()} to {numbers.max()}, but this trace tracks entries 0 to "
+            f"{trace.n_entries - 1}; take the entries from the same trace"
+        )
+    return numbers
+
+
+def selected(trace: Trace, steps: Steps = None) -> Iterator[tuple[IntArray, IntArray]]:
+    """Run once over the record and yield occurrence (m,) and entry (m,) of everything selected, block by block.
+
+    Entries that did not move (a record fills its k with zero shifts where fewer weights moved) and shifts that are
+    not finite say nothing about which weight a sample moved, and are left out.
+
+    Args:
+        trace: the trace.
+        steps: step numbers, as in `trace.topk.frame` (a slice holds both its ends); None for all.
+    """
+    mask = occurrences_in(trace, steps)
+    for block in topk(trace).blocks():
+        moved = (block.shift != 0) & np.isfinite(block.shift)
+        if mask is not None:
+            moved &= mask[block.occurrence]
+        # bincount and pandas refuse unsigned 64-bit numbers
+        if moved.all():
+            yield block.occurrence, block.entry.astype(np.int64, copy=False)
+        else:
+            yield block.occurrence[moved], block.entry[moved].astype(np.int64, copy=False)
+
+
+def occurrences_in(trace: Trace, steps: Steps) -> npt.NDArray[np.bool_] | None:
+    """Mark the occurrences of the given steps: (occurrence,) bool, or None for all of them.
+
+    Raises:
+        ValueError: no occurrence lies in those steps.
+    """
+    if steps is None:
+        return None
+    step = trace.occurrences["step"].to_numpy()
+    if isinstance(steps, slice):
+        chosen = trace.steps.loc[steps].index.to_numpy()
+    else:
+        chosen = np.atleast_1d(np.asarray(steps if isinstance(steps, (int, np.ndarray)) else list(steps), np.int64))
+    mask = np.isin(step, chosen)
+    if not mask.any():
+        held = f"steps {step.min()} to {step.max()}" if step.size else "no step at all"
+        raise ValueError(f"`steps` matches no occurrence of this trace, which holds {held}")
+    return mask
+
+
+def selections(
+    trace: Trace, kept: IntArray, rows: IntArray, steps: Steps = None
+) -> Iterator[tuple[IntArray, IntArray]]:
+    """Run once over the record and yield the selections of the kept entries, block by block.
+
+    Args:
+        trace: the trace.
+        kept: (e,) global entry numbers, each once.
+        rows: (e,) number that stands for each kept entry, e.g. its place in a table or its neuron.
+        steps: step numbers to look at; None for all.
+
+    Yields:
+        occurrence (m,) and row (m,): occurrence selected an entry that `rows` maps to this row. Memory is that of
+        one block.
+    """
+    order = np.argsort(kept)
+    ascending = kept[order]
+    table: IntArray | None = None
+    if trace.n_entries <= _TABLE_LIMIT:
+        table = np.full(trace.n_entries, -1, dtype=np.int32)
+        table[kept] = rows
+    for occurrence, entry in selected(trace, steps):
+        if table is not None:
+            row: IntArray = table[entry]
+            found = row >= 0
+        else:
+            place = np.searchsorted(ascending, entry)
+            place[place == kept.size] = 0
+            found = ascending[place] == entry if kept.size else np.zeros(entry.size, dtype=bool)
+            row = rows[order][place] if kept.size else np.zeros(entry.size, dtype=np.int64)
+        yield occurrence[found], row[found]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One tracked parameter: its name, shape, first global entry number and owning module."""
+
+    param: str
+    shape: tuple[int, ...]
+    offset: int
+    module: str
+
+
+def shapes(trace: Trace) -> list[Shape]:
+    """Return the tracked parameters in the order of their offsets."""
+    columns = (trace.params[name] for name in ("param", "shape", "offset", "module"))
+    found = [Shape(str(p), tuple(s), int(o), str(m)) for p, s, o, m in zip(*columns, strict=True)]
+    return sorted(found, key=lambda p: p.offset)
+
+
+def matrix(trace: Trace, param: str) -> Shape:
+    """Return a tracked parameter that has neurons.
+
+    Raises:
+        ValueError: not tracked, or not of shape (out, in).
+    """
+    known = shapes(trace)
+    for one in known:
+        if one.param == param:
+            if len(one.shape) != 2:
+                raise ValueError(f"`{param}` has shape {one.shape}; only parameters of shape (out, in) have neurons")
+            return one
+    raise ValueError(f"`{param}` is not tracked in this trace; it tracks {', '.join(f'`{p.param}`' for p in known)}")
+
+
+def check_axis(axis: str) -> None:
+    """Raise unless `axis` is "in" or "out"."""
+    if axis not in ("in", "out"):
+        raise ValueError(f'`axis` is {axis!r}, expected "in" (a column of the weight) or "out" (a row)')
+
+
+def words(vocab: Sequence[str] | None, tokens: IntArray) -> list[str]:
+    """Return the text of token ids: their vocabulary strings, or the ids themselves where there is none."""
+    size = len(vocab) if vocab is not None else 0
+    return [vocab[t] if vocab is not None and 0 <= t < size else str(t) for t in tokens.tolist()]

@@ -1,0 +1,90 @@
+"""How often was each weight among the most shifted ones (definitions.md, 5, step 1)?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lightning_gradtrace.analysis import _access
+from lightning_gradtrace.analysis._access import IntArray, Steps
+
+if TYPE_CHECKING:
+    from lightning_gradtrace.store import Trace
+
+# Up to here one counter per entry (8 bytes each) is held; beyond, only the entries that were selected.
+_DENSE_LIMIT = 1 << 26
+
+
+def count_entries(trace: Trace, steps: Steps = None) -> pd.DataFrame:
+    """Count in how many occurrences each parameter entry was selected.
+
+    One pass over the record. The count says how often an entry was among the k largest, not how far it moved; under
+    one k for all parameters, parameters with larger shifts crowd out the others. Entries with a shift of zero, which
+    fill up a record where fewer than k weights moved, and shifts that are not finite don't count.
+
+    Args:
+        trace: an open trace with a `TopK` record.
+        steps: step numbers to count as in `trace.topk.frame` (a slice holds both its ends); None for all.
+
+    Returns:
+        One row per entry selected at least once, largest count first, ties by entry number: `entry` (global number),
+        `param`, `index` (flat, row-major, inside the parameter), `count` (occurrences).
+
+    Raises:
+        ValueError: the trace holds no `TopK` record, or `steps` matches none of its steps.
+    """
+    return _table(trace, *_counts(trace, steps))
+
+
+def frequent_entries(trace: Trace, n_entries: int = 5000, steps: Steps = None) -> pd.DataFrame:
+    """Keep the `n_entries` entries that were selected most often.
+
+    At the cut, entries of equal count are kept in the order of their numbers, which prefers the parameters that come
+    first in the model; compare the last `count` with the first one left out in `count_entries` if that matters.
+
+    Args:
+        trace: an open trace with a `TopK` record.
+        n_entries: how many to keep. Fewer come back if fewer were ever selected.
+        steps: as in `count_entries`.
+
+    Returns:
+        The first rows of `count_entries`.
+
+    Raises:
+        ValueError: `n_entries` is below 1 or larger than the number of entries that the trace tracks; or as in
+            `count_entries`.
+    """
+    if n_entries < 1:
+        raise ValueError(f"`n_entries` is {n_entries}, expected 1 or more")
+    if n_entries > trace.n_entries:
+        raise ValueError(
+            f"`n_entries` is {n_entries}, but this trace tracks {trace.n_entries} entries; pass at most that many"
+        )
+    entry, count = _counts(trace, steps)
+    return _table(trace, entry[:n_entries], count[:n_entries])
+
+
+def _counts(trace: Trace, steps: Steps) -> tuple[IntArray, IntArray]:
+    dense = np.zeros(trace.n_entries, dtype=np.int64) if trace.n_entries <= _DENSE_LIMIT else None
+    seen, counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    for _, entry in _access.selected(trace, steps):
+        if dense is not None:
+            dense += np.bincount(entry, minlength=dense.size)
+        else:
+            new, number = np.unique(entry, return_counts=True)
+            seen, place = np.unique(np.concatenate([seen, new]), return_inverse=True)
+            counts = np.bincount(place, np.concatenate([counts, number]), minlength=seen.size).astype(np.int64)
+    if dense is not None:
+        seen = np.flatnonzero(dense)
+        counts = dense[seen]
+    order = np.argsort(-counts, kind="stable")
+    return seen[order], counts[order]
+
+
+def _table(trace: Trace, entry: IntArray, count: IntArray) -> pd.DataFrame:
+    names = trace.entries(entry)
+    return pd.DataFrame(
+        {"entry": entry, "param": names["param"].array, "index": names["index"].to_numpy(), "count": count}
+    )

@@ -1,0 +1,74 @@
+"""Ways to switch a neuron off for a while."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from lightning_gradtrace.analysis import _access
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@contextmanager
+def zero_ablation(model: nn.Module, param: str, neuron: int, axis: str = "in") -> Iterator[None]:
+    """Set one column or row of a weight to zero inside a `with` block.
+
+    Afterwards, also after an exception, the weight is what it was, bit for bit. Nothing else is touched: no bias, no
+    gradient, no training mode. A tied weight is ablated in all its uses.
+
+    Args:
+        model: the model.
+        param: name in `model.named_parameters()`, shape (out, in).
+        neuron: column (`axis="in"`) or row (`axis="out"`).
+        axis: "in" or "out".
+
+    Raises:
+        ValueError: the model has no such parameter, or it is not a matrix with such a column or row.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> with zero_ablation(model, "weight", 1):
+        ...     float(model.weight[0, 1])
+        0.0
+    """
+    import torch
+
+    _access.check_axis(axis)
+    weight = named_parameter(model, param)
+    if weight.ndim != 2:
+        raise ValueError(f"`{param}` has shape {tuple(weight.shape)}; only parameters of shape (out, in) have neurons")
+    size = weight.shape[1] if axis == "in" else weight.shape[0]
+    if not 0 <= neuron < size:
+        what = "columns" if axis == "in" else "rows"
+        raise ValueError(f"`{param}` of this model has {size} {what} (0 to {size - 1}), but `neuron` is {neuron}")
+    line = weight.detach()[:, neuron] if axis == "in" else weight.detach()[neuron]
+    kept = line.clone()
+    try:
+        with torch.no_grad():
+            line.zero_()
+        yield
+    finally:
+        with torch.no_grad():
+            line.copy_(kept)
+
+
+def named_parameter(model: nn.Module, param: str) -> Tensor:
+    """Return a parameter by its name in `model.named_parameters()`, tied ones under each of their names.
+
+    Raises:
+        ValueError: the model has none of this name.
+    """
+    names = dict(model.named_parameters(remove_duplicate=False))
+    if param not in names:
+        near = difflib.get_close_matches(param, names, n=3, cutoff=0.5)
+        hint = f"; similar names: {', '.join(f'`{n}`' for n in near)}" if near else ""
+        raise ValueError(
+            f"`{type(model).__name__}` has no parameter `{param}`{hint}; pass the model whose parameter names the "
+            "trace holds (the LightningModule that was trained)"
+        )
+    return names[param]

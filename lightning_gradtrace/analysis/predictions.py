@@ -1,0 +1,135 @@
+"""Argmax predictions of a model at every position, with and without a neuron."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lightning_gradtrace.analysis._access import IntArray
+from lightning_gradtrace.analysis.interventions import zero_ablation
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    Forward = Callable[[nn.Module, Tensor], Tensor]
+
+
+def predict(model: nn.Module, tokens: IntArray, *, batch_size: int = 32, forward: Forward | None = None) -> IntArray:
+    """Predict the next token at every position, in eval mode and without gradients.
+
+    Only samples of equal length share a batch, so the model never sees padding and needs no mask. Batches of exactly
+    as many samples as positions are avoided, so that logits with the axes swapped are always noticed.
+
+    Args:
+        model: the model; every module's training flag is put back afterwards.
+        tokens: (sample, position) token ids, -1 after the last one.
+        batch_size: samples at once. The logits of a batch take batch_size x position x vocabulary x 4 bytes.
+        forward: callable(model, tokens) -> logits, with tokens (sample, position) and logits
+            (sample, position, vocabulary); None calls `model(tokens)`.
+
+    Returns:
+        (sample, position) argmax over the vocabulary, -1 at padding.
+
+    Raises:
+        ValueError: padding before a token, `batch_size` below 1, or logits of another shape.
+    """
+    import torch
+
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 2:
+        raise ValueError(f"`tokens` has shape {tokens.shape}, expected (sample, position)")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` is {batch_size}, expected 1 or more")
+    length = np.count_nonzero(tokens >= 0, axis=1)
+    if (np.take_along_axis(tokens, np.maximum(length - 1, 0)[:, None], axis=1)[length > 0] < 0).any():
+        raise ValueError("`tokens` holds padding (-1) before a token; expected padding only after the last token")
+    tensor = next(model.parameters(), None)
+    device = tensor.device if tensor is not None else torch.device("cpu")
+    found = np.full(tokens.shape, -1, dtype=np.int64)
+    with _evaluating(model), torch.no_grad():
+        for rows, size in _batches(length, batch_size):
+            batch = torch.as_tensor(tokens[rows, :size].astype(np.int64), device=device)
+            logits = model(batch) if forward is None else forward(model, batch)
+            shape = tuple(getattr(logits, "shape", ()))
+            if len(shape) != 3 or shape[:2] != tuple(batch.shape):
+                what = f"logits of shape {shape}" if shape else f"a {type(logits).__name__}"
+                raise ValueError(
+                    f"the model returned {what} for tokens of shape {tuple(batch.shape)}, expected "
+                    f"({batch.shape[0]}, {batch.shape[1]}, vocabulary), samples first; give "
+                    "`forward=lambda model, tokens: ...` that returns this"
+                )
+            found[rows, :size] = logits.argmax(dim=-1).cpu().numpy()
+    return found
+
+
+def _batches(length: IntArray, batch_size: int) -> Iterator[tuple[IntArray, int]]:
+    for size in np.unique(length[length > 0]).tolist():
+        rows = np.flatnonzero(length == size)
+        step = batch_size - 1 if batch_size == size and size > 1 else batch_size
+        for start in range(0, rows.size, step):
+            batch = rows[start : start + step]
+            if batch.size == size > 1:
+                yield batch[:-1], size
+                batch = batch[-1:]
+            yield batch, size
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Put the model in eval mode and give every module its own training flag back."""
+    flags = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in flags.items():
+            module.training = training
+
+
+class Predictor:
+    """A model and the texts of a trace; predicts each sample at most once per ablated neuron.
+
+    Pass one in place of a model to several functions of this package (`neuron_ablation`, the controls) and they share
+    the predictions. The model must not change meanwhile. Memory: 8 bytes per position predicted.
+
+    Args:
+        model: the model whose parameter names are those of the trace.
+        tokens: (sample, position) token ids, -1 after the last one.
+        batch_size: as in `predict`.
+        forward: as in `predict`.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokens: IntArray, *, batch_size: int = 32, forward: Forward | None = None
+    ) -> None:
+        """Keep the model and the texts; nothing is predicted yet."""
+        self.model = model
+        self.tokens = np.asarray(tokens)
+        self._options = {"batch_size": batch_size, "forward": forward}
+        self._known: dict[tuple[str, int, str] | None, dict[int, IntArray]] = {}
+
+    def __call__(self, rows: IntArray, neuron: tuple[str, int, str] | None = None) -> IntArray:
+        """Predict samples, with `neuron` = (param, neuron, axis) switched off if given.
+
+        Args:
+            rows: (n,) rows of `tokens`.
+            neuron: what to set to zero; None for the model as it is.
+
+        Returns:
+            (n, position) predictions, -1 at padding.
+        """
+        known = self._known.setdefault(neuron, {})
+        new = np.array([row for row in dict.fromkeys(rows.tolist()) if row not in known], dtype=np.int64)
+        if new.size:
+            context: AbstractContextManager[None] = nullcontext()
+            if neuron is not None:
+                context = zero_ablation(self.model, *neuron)
+            with context:
+                found = predict(self.model, self.tokens[new], **self._options)  # type: ignore[arg-type]
+            known.update(zip(new.tolist(), found, strict=True))
+        if not rows.size:
+            return np.zeros((0, self.tokens.shape[1]), dtype=np.int64)
+        return np.stack([known[row] for row in rows.tolist()])

@@ -1,0 +1,187 @@
+"""What a batch holds: its tensors, its number of samples, and the same batch with its samples permuted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tensors(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a batch, however tuples, lists, mappings and dataclasses are nested in it."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from tensors(value)
+    elif isinstance(batch, (tuple, list)):
+        for value in batch:
+            yield from tensors(value)
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        for field in dataclasses.fields(batch):
+            yield from tensors(getattr(batch, field.name))
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+    """Return a batch of the same structure with ``function`` applied to each of its tensors."""
+    if isinstance(batch, Tensor):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        items = {key: map_tensors(function, value) for key, value in batch.items()}
+        return type(batch)(items)  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_tensors(function, value) for value in batch))
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(map_tensors(function, value) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        changed = {f.name: map_tensors(function, getattr(batch, f.name)) for f in dataclasses.fields(batch) if f.init}
+        return dataclasses.replace(batch, **changed)
+    return batch
+
+
+def _describe(batch: Any) -> str:
+    shapes = [tuple(t.shape) for t in tensors(batch)]
+    return f"tensors of shapes {shapes}" if shapes else f"no tensors (a `{type(batch).__name__}`)"
+
+
+def count_samples(batch: Any, batch_axis: int | None, n_ids: int | None) -> int:
+    """Return the number of samples in a batch.
+
+    Args:
+        batch: what the training dataloader yielded.
+        batch_axis: axis of the batch's tensors that holds the samples, None to find out.
+        n_ids: number of sample ids that are known for the batch, None when there are none.
+
+    Returns:
+        The number of samples, 1 or more.
+
+    Raises:
+        ValueError: the batch holds no samples, or its tensors fit neither ``batch_axis`` nor the sample ids.
+    """
+    shapes = [t.shape for t in tensors(batch) if t.dim() > 0]
+    axes = [0, 1] if batch_axis is None else [batch_axis]
+    if n_ids is not None and any(len(s) > a and s[a] == n_ids for s in shapes for a in axes):
+        n = n_ids
+    elif n_ids is not None:
+        raise ValueError(
+            f"GradTrace: the batch has {_describe(batch)}, and {n_ids} sample ids are known for it, but no tensor has "
+            f"{n_ids} entries along {'axis 0 or 1' if batch_axis is None else f'axis {batch_axis}'}. If the collate "
+            "function drops or adds samples, give `sample_ids=` a key of the batch or a callable(batch) -> ids; if "
+            "another axis holds the samples, give `batch_axis=`."
+        )
+    else:
+        sizes = [s[axes[0]] for s in shapes if len(s) > axes[0]]
+        if not sizes:
+            raise ValueError(
+                f"GradTrace: no samples found in the batch: it has {_describe(batch)}, expected at least one tensor "
+                f"with an axis {axes[0]}. Return a tensor, tuple or dict of tensors from the dataloader, or give "
+                "`sample_ids=callable(batch) -> ids`."
+            )
+        n = sizes[0]
+    if n == 0:
+        raise ValueError(
+            f"GradTrace: the batch is empty: {_describe(batch)}, expected at least one sample. "
+            "Drop empty batches in the dataloader or its collate function."
+        )
+    return int(n)
+
+
+def find_batch_axis(batch: Any, n_samples: int, items: Callable[[], Sequence[Any]] | None) -> int:
+    """Find out which axis of the batch's tensors holds the samples.
+
+    Args:
+        batch: a batch.
+        n_samples: its number of samples.
+        items: returns the first few items of the batch as the data set holds them, asked only when axes 0 and 1 of
+            the first tensor have the same size; None if there is no data set to ask.
+
+    Returns:
+        0 or 1: the axis of the first tensor that has one of the right size.
+
+    Raises:
+        ValueError: both axes are possible and the items can't tell them apart.
+    """
+    for tensor in tensors(batch):
+        axes = [a for a in range(min(tensor.dim(), 2)) if tensor.shape[a] == n_samples]
+        if len(axes) == 1 or (axes and n_samples == 1):
+            return axes[0]
+        if axes:
+            found = {a for a in axes if _holds_items(tensor, a, [] if items is None else items())}
+            if len(found) == 1:
+                return found.pop()
+            raise ValueError(
+                f"GradTrace: axes 0 and 1 of a batch tensor of shape {tuple(tensor.shape)} both have {n_samples} "
+                "entries, as many as the batch has samples, and the items of the data set don't tell which it is. Say "
+                "which axis holds the samples: `GradTrace(..., batch_axis=0)` or `batch_axis=1`."
+            )
+    return 0
+
+
+def _holds_items(tensor: Tensor, axis: int, items: Sequence[Any]) -> bool:
+    """Say whether the first slices of a tensor along an axis are tensors of the first items."""
+    return bool(items) and all(
+        any(
+            part.shape == tensor.select(axis, slot).shape and torch.equal(part.to(tensor), tensor.select(axis, slot))
+            for part in tensors(item)
+        )
+        for slot, item in enumerate(items)
+    )
+
+
+def sample_axis_of(tensor: Tensor, n_samples: int, batch_axis: int) -> int | None:
+    """Return the axis of one tensor of a batch that holds the samples, None if it has none.
+
+    That is ``batch_axis`` if its size fits, else the only other one among axes 0 and 1 whose size does (labels of
+    shape (sample,) beside tokens of shape (position, sample)).
+    """
+    axes = [a for a in range(min(tensor.dim(), 2)) if tensor.shape[a] == n_samples]
+    if batch_axis in axes:
+        return batch_axis
+    return axes[0] if axes else None
+
+
+def permute_samples(batch: Any, order: Tensor, n_samples: int, batch_axis: int) -> Any:
+    """Return the batch with its samples in another order.
+
+    Args:
+        batch: the batch.
+        order: a permutation of ``range(n_samples)``.
+        n_samples: number of samples.
+        batch_axis: axis of the samples in the batch's tensors.
+
+    Returns:
+        A batch of the same structure; tensors without samples are the same objects.
+    """
+
+    def permute(tensor: Tensor) -> Tensor:
+        axis = sample_axis_of(tensor, n_samples, batch_axis)
+        return tensor if axis is None else tensor.index_select(axis, order.to(tensor.device))
+
+    return map_tensors(permute, batch)
+
+
+def token_ids(batch: Any, n_samples: int, batch_axis: int) -> Tensor | None:
+    """Return the token ids of a batch, shape (sample, position), or None if nothing in it looks like tokens.
+
+    The entry ``input_ids`` of a mapping is taken first, else the first integer tensor with two axes of which one
+    holds the samples.
+    """
+    found = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    candidates = [found] if isinstance(found, Tensor) else list(tensors(batch))
+    for tensor in candidates:
+        if tensor.dim() == 2 and tensor.dtype in (torch.int64, torch.int32, torch.int16):
+            axis = sample_axis_of(tensor, n_samples, batch_axis)
+            if axis is not None:
+                return _without_padding(tensor.movedim(axis, 0), batch)
+    return None
+
+
+def _without_padding(tokens: Tensor, batch: Any) -> Tensor:
+    """Put -1 where the ``attention_mask`` of a mapping says that there is no token."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if isinstance(mask, Tensor) and mask.shape == tokens.shape:
+        return tokens.masked_fill(mask == 0, -1)
+    return tokens

@@ -1,0 +1,136 @@
+"""Which axis of the tensors of a use holds the samples (definitions.md, 2).
+
+Inside one model the answer differs from use to use: `torch.nn.MultiheadAttention` works on (T, B, E) whatever its
+``batch_first`` says, and its output projection sees rows of T * B, where the sample is a factor of an axis. Sizes
+decide where they can; the shape before a merging view decides which factor; what is left in doubt is settled by
+running the model on the batch with its samples permuted (`probe.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SampleAxis:
+    """Place of the samples in a tensor.
+
+    Attributes:
+        axis: the axis that holds them.
+        factor: "whole" if the axis holds nothing else, "outer" or "inner" if samples and positions are merged in it.
+    """
+
+    axis: int
+    factor: Literal["whole", "outer", "inner"] = "whole"
+
+    def fits(self, shape: Sequence[int], n_samples: int) -> bool:
+        """Say whether a tensor of this shape can hold ``n_samples`` samples here."""
+        if self.axis >= len(shape):
+            return False
+        size = shape[self.axis]
+        return size == n_samples if self.factor == "whole" else size > 0 and size % n_samples == 0
+
+    def samples_first(self, tensor: Tensor, n_samples: int) -> Tensor:
+        """Return the tensor with the samples along axis 0 and every other axis in its old order."""
+        if self.factor == "whole":
+            return tensor.movedim(self.axis, 0)
+        rest = tensor.shape[self.axis] // n_samples
+        sizes = (n_samples, rest) if self.factor == "outer" else (rest, n_samples)
+        axis = self.axis if self.factor == "outer" else self.axis + 1
+        return tensor.unflatten(self.axis, sizes).movedim(axis, 0)
+
+    def permute(self, tensor: Tensor, order: Tensor) -> Tensor:
+        """Return the tensor with the samples at this place in the given order."""
+        if self.factor == "whole":
+            return tensor.index_select(self.axis, order)
+        rest = tensor.shape[self.axis] // len(order)
+        positions = torch.arange(rest, device=order.device)
+        if self.factor == "outer":
+            rows = order[:, None] * rest + positions
+        else:
+            rows = positions[:, None] * len(order) + order
+        return tensor.index_select(self.axis, rows.flatten())
+
+
+def candidates(shape: Sequence[int], n_samples: int, n_features: int = 0) -> list[SampleAxis]:
+    """Return every place where a tensor of this shape could hold the samples.
+
+    Args:
+        shape: shape of the tensor.
+        n_samples: number of samples of the micro-batch.
+        n_features: number of trailing axes that a function consumes as features and that hold no samples.
+
+    Returns:
+        Axes of the right size first, then both factors of axes whose size is a multiple. With one sample every axis
+        of size 1, or else any merged one, means the same, and only the first is returned.
+    """
+    leading = list(enumerate(shape))[: len(shape) - n_features]
+    found = [SampleAxis(axis) for axis, size in leading if size == n_samples]
+    if n_samples == 1:
+        return found[:1] or [SampleAxis(axis, "outer") for axis, _ in leading[:1]]
+    for axis, size in leading:
+        if size > n_samples and size % n_samples == 0:
+            found += [SampleAxis(axis, "outer"), SampleAxis(axis, "inner")]
+    return found
+
+
+def shape_before_view(tensor: Tensor) -> tuple[int, ...] | None:
+    """Return the shape that a tensor had before the view that made it, None if no view made it."""
+    node = tensor.grad_fn
+    if node is not None:
+        saved = getattr(node, "_saved_self_sym_sizes", None) if "View" in node.name() else None
+        return None if saved is None else tuple(int(size) for size in saved)
+    return None if tensor._base is None else tuple(tensor._base.shape)
+
+
+def narrow(
+    options: list[SampleAxis], shape: Sequence[int], before: Sequence[int] | None, n_samples: int
+) -> list[SampleAxis]:
+    """Drop the places that the shape before the view rules out.
+
+    Args:
+        options: places from `candidates`.
+        shape: shape of the tensor.
+        before: its shape before the view, None if unknown.
+        n_samples: number of samples.
+
+    Returns:
+        The places that remain; all of them if the earlier shape says nothing.
+    """
+    if before is None or tuple(before) == tuple(shape):
+        return options
+    kept = []
+    for option in options:
+        merged = _merged_axes(shape, before, option.axis)
+        if merged is None or option.factor == "whole":
+            kept.append(option)
+            continue
+        first, last = merged
+        inside = [c for c in candidates(before, n_samples) if first <= c.axis <= last]
+        wanted = first if option.factor == "outer" else last
+        if any(c.axis == wanted and c.factor in ("whole", option.factor) for c in inside):
+            kept.append(option)
+    return kept or options
+
+
+def _merged_axes(shape: Sequence[int], before: Sequence[int], axis: int) -> tuple[int, int] | None:
+    """Find the run of axes (first, last) of ``before`` that a view merged into ``axis`` of ``shape``."""
+    outside, size = 1, shape[axis]
+    for s in shape[:axis]:
+        outside *= s
+    product, first = 1, 0
+    while first < len(before) and product < outside:
+        product *= before[first]
+        first += 1
+    if product != outside:
+        return None
+    inside, last = 1, first
+    while last < len(before) and inside < size:
+        inside *= before[last]
+        last += 1
+    return (first, last - 1) if inside == size and last - first > 1 else None

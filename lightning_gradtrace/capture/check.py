@@ -1,0 +1,67 @@
+"""Do the shares add up to the gradient that autograd left (definitions.md, 2)?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.placement import UnattributableError
+
+# Largest relative error of a sum in the dtype of the gradient, with room for another order of summation.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
+_COARSE = 5e-2
+
+
+def sum_errors(micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> dict[str, float]:
+    """Compare the sum over all occurrences with the gradient, parameter by parameter.
+
+    Args:
+        micro_batches: the shares of all micro-batches that the gradient accumulates.
+        gradients: gradient of every tracked parameter before clipping, by name.
+
+    Returns:
+        ``|sum_i g[i] - grad| / |grad|`` by name (Frobenius norms); 0 where both vanish, NaN where either is not
+        finite.
+    """
+    errors = {}
+    for name, gradient in gradients.items():
+        shares = [m.shares[name] for m in micro_batches if name in m.shares]
+        norm = float(torch.linalg.vector_norm(gradient.float()))
+        if not shares:
+            errors[name] = 1.0 if norm else 0.0
+            continue
+        total = shares[0].total()
+        for share in shares[1:]:
+            total = total + share.total()
+        difference = float(torch.linalg.vector_norm(total - gradient))
+        errors[name] = difference / norm if norm else (float("inf") if difference else 0.0)
+    return errors
+
+
+def check_sums(errors: Mapping[str, float], gradients: Mapping[str, Tensor], low_precision: bool = False) -> None:
+    """Raise if the shares of a parameter don't add up to its gradient.
+
+    Args:
+        errors: from `sum_errors`.
+        gradients: gradients by name, for their dtypes.
+        low_precision: whether the step was computed in half precision.
+
+    Raises:
+        UnattributableError: names the parameters and says what to do.
+    """
+    bad = {}
+    for name, error in errors.items():
+        tolerance = _COARSE if low_precision else _TOLERANCE.get(gradients[name].dtype, _COARSE)
+        if error > tolerance:  # False for NaN: non-finite gradients are recorded and flagged, not refused
+            bad[name] = error
+    if bad:
+        listed = ", ".join(f"`{name}` (relative error {error:.1e})" for name, error in list(bad.items())[:5])
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise UnattributableError(
+            f"GradTrace: the per-sample gradients of {listed}{more} don't add up to `.grad`. Some use of the parameter "
+            "was not seen, or its samples were taken from the wrong axis. Give `batch_axis=0` or `batch_axis=1` if the "
+            "batch was misread, or leave the parameter out with `GradTrace(params=...)`."
+        )

@@ -1,0 +1,155 @@
+"""Decides, use by use, where the samples are; asks the permutation probe where sizes leave doubt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, narrow, shape_before_view
+from lightning_gradtrace.capture.tape import BoundUse, Site, Use
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Places of the samples in the tensors of a use.
+
+    Attributes:
+        inputs: by position among the leaves; arguments that hold no samples are left out.
+        outputs: by number of the output.
+    """
+
+    inputs: dict[int, SampleAxis]
+    outputs: dict[int, SampleAxis]
+
+    def fits(self, use: Use, n_samples: int) -> bool:
+        """Say whether a use of the same site has shapes that this placement can describe."""
+        operands = use.operands
+        return all(
+            i in operands and axis.fits(operands[i].tensor.shape, n_samples) for i, axis in self.inputs.items()
+        ) and all(
+            i in self.outputs and self.outputs[i].fits(cotangent.shape, n_samples)
+            for i, cotangent in use.cotangents.items()
+        )
+
+
+class UnattributableError(RuntimeError):
+    """A parameter's gradient can't be split into samples; the message says which, why, and what to do."""
+
+
+# (is an input?, place) -> options; one option each means that there is no doubt.
+Options = dict[tuple[bool, int], list[SampleAxis]]
+Probe = Callable[[], tuple[Sequence[Use], Sequence[Use], Tensor]]
+
+
+class Placer:
+    """Remembers the placement of every site of a model; sizes, views and the probe decide each of them once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Site, Placement] = {}
+
+    def place(self, uses: Sequence[Use], n_samples: int, probe: Probe) -> list[Placement]:
+        """Return the placement of every use.
+
+        Args:
+            uses: uses of one micro-batch, with cotangents.
+            n_samples: number of samples of the micro-batch.
+            probe: runs the model on the batch and on the batch permuted; returns both lists of uses and the order.
+                Called at most once, and only if sizes leave doubt.
+
+        Returns:
+            A placement per use.
+
+        Raises:
+            UnattributableError: the samples of a use can't be found.
+        """
+        options = {use.site: self._options(use, n_samples) for use in uses if not self._is_known(use, n_samples)}
+        if any(len(o) > 1 for by_place in options.values() for o in by_place.values()):
+            first, second, order = probe()
+            known = {use.site: use for use in second}
+            for use in first:
+                if use.site in options and use.site in known:
+                    options[use.site] = _settle(use, known[use.site], options[use.site], order)
+        found = {}
+        for use in uses:
+            if use.site in options:
+                found[use.site] = self._decide(use, options[use.site], n_samples)
+        if n_samples > 1:  # one sample fits everywhere and teaches nothing about later batches
+            self._known.update(found)
+        return [found.get(use.site) or self._known[use.site] for use in uses]
+
+    def _is_known(self, use: Use, n_samples: int) -> bool:
+        known = self._known.get(use.site)
+        return known is not None and known.fits(use, n_samples)
+
+    def _options(self, use: Use, n_samples: int) -> Options:
+        bound = use.bound()
+        options: Options = {}
+        for i, operand in use.operands.items():
+            if bound is None or i == bound.place:
+                shape = operand.tensor.shape
+                found = candidates(shape, n_samples, bound.n_features if bound else 0)
+                options[True, i] = narrow(found, shape, operand.before, n_samples)
+        if bound is None:
+            for i, cotangent in use.cotangents.items():
+                found = candidates(cotangent.shape, n_samples)
+                options[False, i] = narrow(found, cotangent.shape, shape_before_view(cotangent), n_samples)
+        return options
+
+    def _decide(self, use: Use, options: Options, n_samples: int) -> Placement:
+        bound = use.bound()
+        must = [(True, bound.place)] if bound else [(False, i) for i in use.cotangents]
+        for place in must:
+            if len(options[place]) != 1:
+                raise UnattributableError(_complaint(use, place, options[place], n_samples))
+        chosen = {place: found[0] for place, found in options.items() if len(found) == 1}
+        inputs = {i: axis for (is_input, i), axis in chosen.items() if is_input}
+        if not inputs:
+            raise UnattributableError(_complaint(use, (True, 0), [], n_samples))
+        outputs = {i: axis for (is_input, i), axis in chosen.items() if not is_input}
+        if bound:
+            outputs = dict.fromkeys(use.cotangents, inputs[bound.place])
+        return Placement(inputs, outputs)
+
+
+def _settle(first: Use, second: Use, options: Options, order: Tensor) -> Options:
+    """Keep the places along which the permuted run's tensors are the first run's tensors, permuted."""
+    settled: Options = {}
+    for (is_input, i), found in options.items():
+        if len(found) < 2:
+            settled[is_input, i] = found
+            continue
+        a = first.operands.get(i) if is_input else first.outputs[i]
+        b = second.operands.get(i) if is_input else second.outputs[i]
+        if a is None or b is None or a.tensor.shape != b.tensor.shape:
+            settled[is_input, i] = []
+            continue
+        order = order.to(a.tensor.device)
+        settled[is_input, i] = [o for o in found if _same(o.permute(a.tensor, order), b.tensor)]
+    return settled
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal up to the rounding that another order of samples brings."""
+    if not (a.is_floating_point() or a.is_complex()):
+        return bool((a == b).all())
+    scale = float(b.abs().amax()) if b.numel() else 0.0
+    precise = a.element_size() >= 4
+    return bool(((a - b).abs().amax() <= (1e-4 if precise else 3e-2) * scale) if b.numel() else True)
+
+
+def _complaint(use: Use, place: tuple[bool, int], options: Sequence[SampleAxis], n_samples: int) -> str:
+    is_input, i = place
+    tensor = use.operands[i].tensor if is_input and i in use.operands else use.cotangents.get(i)
+    shape = tuple(tensor.shape) if tensor is not None else "unknown"
+    found = "several places could hold" if options else "no axis holds"
+    names = ", ".join(f"`{name}`" for name in use.site.parameters)
+    return (
+        f"GradTrace: can't attribute {names}: in {use.site} {found} the {n_samples} samples of the batch "
+        f"(tensor of shape {shape}). Leave the parameter out with `GradTrace(params=...)`, or train with a batch size "
+        "that is no size of another axis, or give `batch_axis=` if the batch itself was misread."
+    )
+
+
+__all__ = ["BoundUse", "Placement", "Placer", "Probe", "UnattributableError"]

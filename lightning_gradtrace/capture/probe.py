@@ -1,0 +1,97 @@
+"""Run a model on a batch and on the same batch permuted, leaving no trace of it in the model.
+
+The two runs are made in evaluation mode without gradients; along the right axis, what a use receives in the second
+run is what it received in the first, permuted (definitions.md, 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gradtrace.capture.batch import permute_samples
+from lightning_gradtrace.capture.tape import Tape, Use
+
+
+def permutation(n_samples: int) -> Tensor:
+    """Return a fixed permutation of ``range(n_samples)`` that leaves no block in place; no global seed is touched."""
+    generator = torch.Generator().manual_seed(0)
+    identity = torch.arange(n_samples)
+    order = torch.randperm(n_samples, generator=generator)
+    return order if n_samples < 2 or not torch.equal(order, identity) else identity.roll(1)
+
+
+def probe(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    run: Callable[[Any], Any],
+    batch: Any,
+    n_samples: int,
+    batch_axis: int,
+) -> tuple[list[Use], list[Use], Tensor]:
+    """Record the uses of two runs, on the batch and on the batch permuted.
+
+    Args:
+        module: the module whose modes, buffers and other tensors are restored afterwards.
+        parameters: tracked parameters by name.
+        run: runs the model's training forward on a batch.
+        batch: the batch.
+        n_samples: number of samples in it.
+        batch_axis: axis of the samples in the batch's tensors.
+
+    Returns:
+        Uses of the first run, uses of the second, and the order of the samples in the second.
+    """
+    order = permutation(n_samples)
+    permuted = permute_samples(batch, order, n_samples, batch_axis)
+    found = []
+    with undisturbed(module):
+        for data in (batch, permuted):
+            with torch.no_grad(), Tape(parameters, probing=True) as tape:
+                run(data)
+            found.append(tape.uses)
+    return found[0], found[1], order
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode and restore modes, buffers, tensor attributes and random states at the end.
+
+    Tensor attributes include the states of torchmetrics metrics. What a forward does outside the module - files,
+    global variables, Python containers of objects - is not undone.
+    """
+    modes = {m: m.training for m in module.modules()}
+    buffers = {buffer: buffer.clone() for buffer in module.buffers()}
+    attributes = {m: _copy_state(m) for m in module.modules()}
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=cuda):
+        module.eval()
+        try:
+            yield
+        finally:
+            for m, training in modes.items():
+                m.training = training
+            for m, saved in attributes.items():
+                m.__dict__.update(saved)
+            with torch.no_grad():
+                for buffer, value in buffers.items():
+                    buffer.copy_(value)
+
+
+def _copy_state(module: nn.Module) -> dict[str, Any]:
+    """Copy the plain and tensor attributes of one module; its parameters, buffers and children are not among them."""
+    saved: dict[str, Any] = {}
+    for name, value in module.__dict__.items():
+        if name in ("_parameters", "_buffers", "_modules") or name.startswith("_trainer"):
+            continue
+        if isinstance(value, Tensor):
+            saved[name] = value.detach().clone()
+        elif isinstance(value, list):
+            saved[name] = [v.detach().clone() if isinstance(v, Tensor) else v for v in value]
+        elif value is None or isinstance(value, (bool, int, float, str)):
+            saved[name] = value
+    return saved

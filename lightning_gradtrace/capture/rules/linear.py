@@ -1,0 +1,31 @@
+"""Linear uses: ``y = x W^T + b`` with any leading axes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_gradtrace.capture.rules._base import Arguments, register
+from lightning_gradtrace.capture.shares import DenseShare, OuterShare, Share, accumulation_dtype
+
+
+def sum_positions(cotangent: Tensor) -> Tensor:
+    """Sum a cotangent over everything between samples and features, shape (sample, features)."""
+    positions = tuple(range(1, cotangent.dim() - 1))
+    if not positions:
+        return cotangent
+    return cotangent.sum(positions, dtype=accumulation_dtype(cotangent.dtype))
+
+
+@register(
+    torch.nn.functional.linear, arguments="input weight bias", input="input", parameters="weight bias", n_features=1
+)
+def linear(arguments: Arguments, input: Tensor, cotangent: Tensor, wanted: frozenset[str]) -> dict[str, Share]:
+    """``g[i] = d[i]^T a[i]`` for the weight, ``sum_t d[i, t]`` for the bias (definitions.md, 2)."""
+    shares: dict[str, Share] = {}
+    if "weight" in wanted:
+        n, out, features = input.shape[0], cotangent.shape[-1], input.shape[-1]
+        shares["weight"] = OuterShare(cotangent.reshape(n, -1, out), input.reshape(n, -1, features))
+    if "bias" in wanted:
+        shares["bias"] = DenseShare(sum_positions(cotangent))
+    return shares

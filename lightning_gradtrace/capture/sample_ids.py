@@ -1,0 +1,184 @@
+"""Which sample of the data set stands in which slot of a batch."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+
+class IdSource(ABC):
+    """Gives the sample ids of every batch, in the order of the batches."""
+
+    @abstractmethod
+    def ids(self, batch: Any) -> np.ndarray | None:
+        """Return the ids of the next batch, int64, shape (sample,); None if it can't tell and slots are numbered."""
+
+
+    def items(self, ids: np.ndarray) -> list[Any]:
+        """Return the items with these ids as the data set holds them; an empty list if that can't be known."""
+        return []
+
+
+class RecordingBatchSampler(BatchSampler):
+    """Hands on the batches of another batch sampler and remembers their indices.
+
+    The batch sampler runs in the main process, however many workers load the data, and batches arrive in its order;
+    so the oldest remembered batch is the next one to arrive. Every other attribute is that of the wrapped sampler.
+
+    Args:
+        inner: the batch sampler of the user's dataloader.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.pending: deque[list[Any]] = deque()
+
+    def __iter__(self) -> Iterator[Any]:
+        self.pending.clear()  # what an abandoned epoch had fetched ahead never arrives
+        for batch in self.inner:
+            self.pending.append(list(batch))
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("inner", "pending"):  # not yet set: copying and unpickling ask before __init__ has run
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+class SamplerIds(IdSource):
+    """Dataset indices, read off the batch sampler of the training dataloader.
+
+    Args:
+        loader: a dataloader with a map-style data set and a batch sampler.
+    """
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+        self._recorder = RecordingBatchSampler(loader.batch_sampler)
+        # DataLoader refuses to replace its batch sampler; the replacement yields the same batches.
+        object.__setattr__(loader, "batch_sampler", self._recorder)
+
+    @staticmethod
+    def applies_to(loader: Any) -> bool:
+        """Say whether a dataloader tells which items it batches."""
+        return (
+            isinstance(loader, DataLoader)
+            and not isinstance(loader.dataset, IterableDataset)
+            and loader.batch_sampler is not None
+            and getattr(loader, "in_order", True)
+        )
+
+    def ids(self, batch: Any) -> np.ndarray | None:
+        if not self._recorder.pending:
+            raise RuntimeError(
+                "GradTrace: a batch arrived that the batch sampler of the training dataloader never gave out, so its "
+                "sample ids are unknown. Give `sample_ids=` a key of the batch or a callable(batch) -> ids."
+            )
+        return as_ids(self._recorder.pending.popleft(), "the batch sampler")
+
+    def items(self, ids: np.ndarray) -> list[Any]:
+        # A data set may draw random numbers; training must not notice that it was asked.
+        states = random.getstate(), np.random.get_state()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return [self._loader.dataset[i] for i in ids.tolist()]
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+    def restore(self) -> None:
+        """Give the dataloader its own batch sampler back."""
+        object.__setattr__(self._loader, "batch_sampler", self._recorder.inner)
+
+
+class KeyIds(IdSource):
+    """Ids that a batch carries under a key, for batches that are mappings.
+
+    Args:
+        key: the key.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def ids(self, batch: Any) -> np.ndarray | None:
+        if not isinstance(batch, Mapping) or self.key not in batch:
+            found = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a `{type(batch).__name__}`"
+            raise ValueError(
+                f"GradTrace: `sample_ids={self.key!r}` names a key of the batch, but the batch has {found}. Return a "
+                "dict with that key from the dataloader, or give a callable(batch) -> ids."
+            )
+        return as_ids(batch[self.key], f"batch[{self.key!r}]")
+
+
+class CallableIds(IdSource):
+    """Ids that a user's function finds in a batch.
+
+    Args:
+        function: callable(batch) -> ids, one per sample.
+    """
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self.function = function
+
+    def ids(self, batch: Any) -> np.ndarray | None:
+        return as_ids(self.function(batch), "`sample_ids(batch)`")
+
+
+class UnknownIds(IdSource):
+    """No ids are known: every occurrence is numbered in the order of arrival, as a sample of its own."""
+
+    def ids(self, batch: Any) -> np.ndarray | None:
+        return None
+
+
+def as_ids(found: Any, where: str) -> np.ndarray:
+    """Return ids as an int64 array.
+
+    Raises:
+        ValueError: they are not whole numbers in one row.
+    """
+    array = found.detach().cpu().numpy() if isinstance(found, Tensor) else np.asarray(found)
+    if array.ndim == 1 and array.dtype == object and all(isinstance(i, (int, np.integer, Tensor)) for i in array):
+        array = np.asarray([int(i) for i in array], dtype=np.int64)
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(
+            f"GradTrace: sample ids must be whole numbers, one per sample; {where} gave an array of dtype "
+            f"{array.dtype} and shape {array.shape}. Give `sample_ids=` a callable(batch) -> whole numbers."
+        )
+    return array.astype(np.int64)
+
+
+def keys_of(vocab: Any) -> list[str] | None:
+    """Return a vocabulary as a list of strings.
+
+    Args:
+        vocab: None, a list of strings, or an object with ``decode([id]) -> str`` and a length or ``vocab_size``.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    if vocab is None:
+        return None
+    if hasattr(vocab, "decode"):
+        size = vocab.vocab_size if hasattr(vocab, "vocab_size") else len(vocab)
+        return [str(vocab.decode([i])) for i in range(int(size))]
+    if isinstance(vocab, (list, tuple)) and all(isinstance(word, str) for word in vocab):
+        return list(vocab)
+    raise TypeError(
+        f"GradTrace: `vocab` is a `{type(vocab).__name__}`, expected None, a list of strings, or an object with "
+        "decode([id]) and a length"
+    )
+
+

@@ -1,0 +1,175 @@
+"""How the per-sample gradients of a parameter are held until they are needed.
+
+A share stands for ``g[i]``, the part of every sample ``i`` of a micro-batch in the gradient of one parameter
+(definitions.md, 2). It is kept in the form in which the backward pass left it - for a linear layer the two factors
+of an outer product - and is written out only for as many samples at a time as the reader asks for.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which shares of parameters or factors of ``dtype`` are added up (float32 or wider)."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class Share(ABC):
+    """Per-sample gradients of one use of one parameter of shape ``shape``, for ``n_samples`` samples."""
+
+    shape: torch.Size
+
+    @property
+    @abstractmethod
+    def n_samples(self) -> int:
+        """Number of samples, the length of the leading axis of everything a share returns."""
+
+    @abstractmethod
+    def dense(self, samples: slice = slice(None)) -> Tensor:
+        """Write out ``g[samples]``, shape ``(n, *shape)``, in at least float32."""
+
+    @abstractmethod
+    def total(self) -> Tensor:
+        """Sum over the samples without forming them, shape ``shape``, in at least float32."""
+
+
+@dataclass
+class OuterShare(Share):
+    """``g[i] = left[i]^T right[i]``: a sum of outer products over positions, as linear uses leave it.
+
+    Attributes:
+        left: cotangents, shape (sample, position, out).
+        right: inputs, shape (sample, position, in).
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __post_init__(self) -> None:
+        self.shape = torch.Size((self.left.shape[-1], self.right.shape[-1]))
+
+    @property
+    def n_samples(self) -> int:
+        return self.left.shape[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype in which products are formed."""
+        return accumulation_dtype(torch.promote_types(self.left.dtype, self.right.dtype))
+
+    def dense(self, samples: slice = slice(None)) -> Tensor:
+        left, right = self.left[samples].to(self.dtype), self.right[samples].to(self.dtype)
+        return torch.bmm(left.transpose(1, 2), right)
+
+    def total(self) -> Tensor:
+        return self.left.flatten(0, 1).to(self.dtype).T @ self.right.flatten(0, 1).to(self.dtype)
+
+    @staticmethod
+    def merge(shares: Sequence[OuterShare]) -> OuterShare:
+        """Add several uses of one parameter: their positions are strung together, cross terms stay apart."""
+        if len(shares) == 1:
+            return shares[0]
+        return OuterShare(torch.cat([s.left for s in shares], 1), torch.cat([s.right for s in shares], 1))
+
+
+@dataclass
+class RowShare(Share):
+    """``g[i][rows[i, t]] += values[i, t]``: embeddings, where a sample touches only the rows it looks up.
+
+    Attributes:
+        rows: row numbers, shape (sample, position), int64.
+        values: cotangents of the looked-up rows, shape (sample, position, features).
+        n_rows: number of rows of the parameter.
+    """
+
+    rows: Tensor
+    values: Tensor
+    n_rows: int
+
+    def __post_init__(self) -> None:
+        self.shape = torch.Size((self.n_rows, self.values.shape[-1]))
+
+    @property
+    def n_samples(self) -> int:
+        return self.rows.shape[0]
+
+    def dense(self, samples: slice = slice(None)) -> Tensor:
+        rows, values = self.rows[samples], self.values[samples]
+        out = values.new_zeros((rows.shape[0], *self.shape), dtype=accumulation_dtype(values.dtype))
+        return out.scatter_add_(1, rows.unsqueeze(-1).expand(values.shape), values.to(out.dtype))
+
+    def total(self) -> Tensor:
+        out = self.values.new_zeros(self.shape, dtype=accumulation_dtype(self.values.dtype))
+        return out.index_add_(0, self.rows.flatten(), self.values.flatten(0, 1).to(out.dtype))
+
+
+@dataclass
+class DenseShare(Share):
+    """``g[i] = values[i]``, written out: biases, norms, and whatever the general rule computed.
+
+    Attributes:
+        values: shape (sample, *shape of the parameter).
+    """
+
+    values: Tensor
+
+    def __post_init__(self) -> None:
+        self.shape = self.values.shape[1:]
+
+    @property
+    def n_samples(self) -> int:
+        return self.values.shape[0]
+
+    def dense(self, samples: slice = slice(None)) -> Tensor:
+        values = self.values[samples]
+        return values.to(accumulation_dtype(values.dtype))
+
+    def total(self) -> Tensor:
+        return self.values.sum(0, dtype=accumulation_dtype(self.values.dtype))
+
+
+@dataclass
+class SumShare(Share):
+    """Sum of shares of unlike form: a tied weight that is an embedding here and a linear layer there."""
+
+    parts: list[Share]
+
+    def __post_init__(self) -> None:
+        self.shape = self.parts[0].shape
+
+    @property
+    def n_samples(self) -> int:
+        return self.parts[0].n_samples
+
+    def dense(self, samples: slice = slice(None)) -> Tensor:
+        out = self.parts[0].dense(samples)
+        for part in self.parts[1:]:
+            out = out + part.dense(samples)
+        return out
+
+    def total(self) -> Tensor:
+        out = self.parts[0].total()
+        for part in self.parts[1:]:
+            out = out + part.total()
+        return out
+
+
+def add_shares(shares: Sequence[Share]) -> Share:
+    """Add the shares of all uses of one parameter in one micro-batch (definitions.md, 2: tied or reused weights).
+
+    Args:
+        shares: one or more shares of the same parameter and the same samples.
+
+    Returns:
+        One share; outer products stay outer products, so that nothing is written out.
+    """
+    outer = [s for s in shares if isinstance(s, OuterShare)]
+    rest: list[Share] = [s for s in shares if not isinstance(s, OuterShare)]
+    parts = ([OuterShare.merge(outer)] if outer else []) + rest
+    return parts[0] if len(parts) == 1 else SumShare(parts)

@@ -1,0 +1,111 @@
+"""What is kept of a step: the shifts a record reads, and the interface of a record."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.store.schema import ArraySpec
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One row of the params table.
+
+    Attributes:
+        name: name in ``named_parameters()``.
+        shape: its shape.
+        offset: global entry number of its first weight.
+        kind: what it belongs to, e.g. "linear".
+        module: dotted name of the module that owns it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    kind: str = ""
+    module: str = ""
+
+    @property
+    def numel(self) -> int:
+        """Number of weights."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass
+class ParameterShifts:
+    """The shifts of one parameter at one step: ``s[i] = scale * g[i]``.
+
+    Attributes:
+        info: the parameter.
+        scale: a number or a tensor of the parameter's shape.
+        shares: ``g`` per micro-batch, None where the loss did not reach the parameter.
+    """
+
+    info: ParameterInfo
+    scale: float | Tensor
+    shares: list[Share | None]
+
+    def shifts(self, micro_batch: int, samples: slice = slice(None)) -> Tensor:
+        """Write out ``s[samples]`` of one micro-batch, shape (n, *shape)."""
+        share = self.shares[micro_batch]
+        if share is None:
+            raise ValueError(f"`{self.info.name}` has no share in micro-batch {micro_batch}")
+        return share.dense(samples) * self.scale
+
+    def total(self) -> Tensor | None:
+        """Sum of the shifts over all occurrences, shape of the parameter; None if the loss did not reach it."""
+        totals = [share.total() for share in self.shares if share is not None]
+        return torch.stack(totals).sum(0) * self.scale if totals else None
+
+
+@dataclass
+class StepShifts:
+    """All shifts of one optimizer step: what update hands to record.
+
+    Attributes:
+        n_samples: number of samples of every micro-batch; occurrences are numbered through all of them.
+        parameters: the tracked parameters in the order of the params table.
+    """
+
+    n_samples: list[int]
+    parameters: list[ParameterShifts]
+
+    @property
+    def n_occurrences(self) -> int:
+        """Number of occurrences of the step."""
+        return sum(self.n_samples)
+
+    @property
+    def n_entries(self) -> int:
+        """Number of tracked weights."""
+        return sum(p.info.numel for p in self.parameters)
+
+
+class Record(ABC):
+    """One kind of record: its arrays and its reduction of a step."""
+
+    group: ClassVar[str] | str
+
+    @abstractmethod
+    def specs(self, parameters: Sequence[ParameterInfo]) -> list[ArraySpec]:
+        """Declare the arrays for a model with these tracked parameters."""
+
+    @abstractmethod
+    def reduce(self, step: StepShifts, first_occurrence: int) -> dict[str, np.ndarray]:
+        """Reduce the shifts of a step.
+
+        Args:
+            step: the shifts.
+            first_occurrence: number of the step's first occurrence in the trace.
+
+        Returns:
+            Rows to append, by path of the array.
+        """

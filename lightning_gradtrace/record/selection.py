@@ -1,0 +1,316 @@
+"""Exact selection of the largest shifts without writing them all out (definitions.md, 4).
+
+Every occurrence (or the whole step) has a threshold, a guess of its k-th largest value made from the last step.
+Entries at or above it are candidates. By Cauchy-Schwarz ``|g[i][r, c]| <= |d[i][:, r]| |a[i][:, c]|``, so rows and
+columns whose bound stays below the threshold are never formed. If a guess turns out too high for some occurrence -
+fewer than k candidates - that occurrence is searched again from the bottom. The outcome is that of sorting.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gradtrace.capture.shares import OuterShare, Share
+from lightning_gradtrace.record._base import ParameterShifts, StepShifts
+from lightning_gradtrace.record.bounds import OuterBounds
+from lightning_gradtrace.record.bounds import largest as largest_bound
+
+# The dense path writes out at most this many numbers at a time (or one sample of one parameter if that is larger).
+WORKSPACE = 1 << 18
+# Rows and columns are left out when fewer than this part of the entries can reach the threshold.
+PRUNE_BELOW = 0.3
+# A guess aims below last step's smallest k-th value (relative to the occurrence's bound) by this factor.
+CAUTION = 0.8
+# Candidates that compete are cut down to the k largest once there are this many times k.
+TRIM = 4
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclass
+class Candidates:
+    """Entries found so far, in ascending order of entry number within each occurrence.
+
+    Attributes:
+        occurrence: number of the occurrence within the step, shape (m,).
+        entry: global entry number, shape (m,).
+        shift: value, shape (m,).
+    """
+
+    occurrence: np.ndarray
+    entry: np.ndarray
+    shift: np.ndarray
+
+    def by_occurrence(self) -> Iterator[Candidates]:
+        """Split sorted candidates by occurrence."""
+        edges = np.append(np.unique(self.occurrence, return_index=True)[1], len(self.occurrence))
+        for a, b in itertools.pairwise(edges):
+            yield Candidates(self.occurrence[a:b], self.entry[a:b], self.shift[a:b])
+
+    @staticmethod
+    def join(parts: list[Candidates]) -> Candidates:
+        """Join candidates and sort them by occurrence; the order of entries within an occurrence is kept."""
+        if not parts:
+            return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+        occurrence = np.concatenate([p.occurrence for p in parts])
+        order = np.argsort(occurrence.astype(np.uint32), kind="stable")
+        entry = np.concatenate([p.entry for p in parts])
+        shift = np.concatenate([p.shift for p in parts])
+        return Candidates(occurrence[order], entry[order], shift[order])
+
+
+def magnitude(shift: np.ndarray) -> np.ndarray:
+    """Absolute values, NaN counted as infinite: what is not finite is always selected."""
+    size = np.abs(shift)
+    return np.where(np.isnan(size), np.inf, size)
+
+
+def largest(shift: np.ndarray, k: int) -> np.ndarray:
+    """Return the ascending positions of the ``k`` largest magnitudes; ties go to the lower position."""
+    if len(shift) <= k:
+        return np.arange(len(shift))
+    size = magnitude(shift)
+    least = kth_largest(shift, k)
+    keep = size > least
+    tied = np.flatnonzero(size == least)[: k - int(keep.sum())]
+    keep[tied] = True
+    return np.flatnonzero(keep)
+
+
+def kth_largest(shift: np.ndarray, k: int) -> float:
+    """Return the k-th largest magnitude of at least ``k`` values."""
+    return float(np.partition(magnitude(shift), len(shift) - k)[len(shift) - k])
+
+
+def fill_with_zeros(entry: np.ndarray, shift: np.ndarray, k: int, n_entries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Add the lowest entries with shift zero until there are ``k``: zeros tie, and ties go to the lower entry.
+
+    Args:
+        entry: entries found, ascending: all entries with a shift other than zero.
+        shift: their shifts.
+        k: number wanted.
+        n_entries: number of all entries.
+
+    Returns:
+        Entries, ascending, and shifts; ``min(k, n_entries)`` of each.
+    """
+    missing = min(k, n_entries) - len(entry)
+    if missing <= 0:
+        return entry, shift
+    free = np.setdiff1d(np.arange(min(n_entries, len(entry) + missing)), entry, assume_unique=True)[:missing]
+    joined = np.concatenate([entry, free])
+    order = np.argsort(joined, kind="stable")
+    return joined[order], np.concatenate([shift, np.zeros(len(free), shift.dtype)])[order]
+
+
+@dataclass
+class _Task:
+    """One share to search: a parameter in one micro-batch.
+
+    Attributes:
+        parameter: the parameter.
+        share: its share.
+        samples: its occurrences within the step.
+        bounds: Cauchy-Schwarz bounds, None if the share is no outer product or pruning is off.
+    """
+
+    parameter: ParameterShifts
+    share: Share
+    samples: slice
+    bounds: OuterBounds | None
+
+    def samples_dense(self, samples: slice, threshold: np.ndarray) -> Candidates:
+        """Write out some samples of the share and return their entries at or above their threshold."""
+        info, scale = self.parameter.info, self.parameter.scale
+        scale = scale.flatten() if isinstance(scale, Tensor) else scale
+        values = self.share.dense(samples).flatten(1)
+        position, shift = _at_least(values, scale, threshold[self.samples][samples])
+        occurrence, entry = np.divmod(position, info.numel)
+        return Candidates(occurrence + (self.samples.start + samples.start), entry + info.offset, shift)
+
+    def block(self, sample: int, rows: np.ndarray, columns: np.ndarray, threshold: np.ndarray) -> Candidates:
+        """Write out some rows and columns of one sample of an outer product; entries at or above its threshold."""
+        share, info, scale = self.share, self.parameter.info, self.parameter.scale
+        assert isinstance(share, OuterShare)
+        device = share.left.device
+        r, c = torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
+        left = share.left[sample].index_select(1, r).to(share.dtype)
+        right = share.right[sample].index_select(1, c).to(share.dtype)
+        if isinstance(scale, Tensor):
+            scale = scale.index_select(0, r).index_select(1, c).flatten()
+        occurrence = self.samples.start + sample
+        position, shift = _at_least((left.T @ right).flatten()[None], scale, threshold[occurrence : occurrence + 1])
+        row, column = np.divmod(position, len(columns))
+        entry = rows[row] * info.shape[1] + columns[column] + info.offset
+        return Candidates(np.full(len(entry), occurrence), entry, shift)
+
+
+@dataclass
+class Searcher:
+    """Finds candidates; remembers the ratio of k-th value to bound between steps.
+
+    Attributes:
+        k: number of entries to select.
+        pool: select among all occurrences of the step together instead of for each.
+        prune: use the Cauchy-Schwarz bounds; without them the same entries are found more slowly.
+    """
+
+    k: int
+    pool: bool = False
+    prune: bool = True
+    _ratio: float | None = field(default=None, init=False)
+
+    def search(self, step: StepShifts) -> Candidates:
+        """Return at least the ``k`` largest non-zero shifts of every occurrence (or of the step).
+
+        Args:
+            step: the shifts.
+
+        Returns:
+            Candidates by occurrence. Fewer than ``k`` only if no more shifts differ from zero.
+        """
+        tasks, bounds = self._tasks(step)
+        floor = np.full(step.n_occurrences, _TINY)
+        guess = floor
+        if self._ratio is not None:
+            guess = np.maximum((bounds.max(initial=0.0) if self.pool else bounds) * self._ratio, floor)
+            guess = np.where(np.isfinite(guess), guess, floor)
+        found = self._gather(tasks, guess.copy())
+        counts = np.bincount(found.occurrence, minlength=step.n_occurrences)
+        short = np.full(len(counts), counts.sum() < self.k) if self.pool else counts < self.k
+        short &= guess > floor
+        if short.any():
+            keep = ~short[found.occurrence]
+            kept = Candidates(found.occurrence[keep], found.entry[keep], found.shift[keep])
+            found = Candidates.join([kept, self._gather(tasks, np.where(short, floor, np.inf))])
+        self._learn(found, bounds)
+        return found
+
+    def _tasks(self, step: StepShifts) -> tuple[list[_Task], np.ndarray]:
+        """List the shares to search, and the largest bound of every occurrence."""
+        tasks: list[_Task] = []
+        bounds = np.zeros(step.n_occurrences)
+        for parameter in step.parameters:
+            first = 0
+            for n, share in zip(step.n_samples, parameter.shares, strict=True):
+                samples = slice(first, first + n)
+                first += n
+                if share is None:
+                    continue
+                outer = OuterBounds.of(share, parameter.scale) if isinstance(share, OuterShare) else None
+                np.maximum(bounds[samples], largest_bound(share, parameter.scale, outer), out=bounds[samples])
+                tasks.append(_Task(parameter, share, samples, outer if self.prune else None))
+        return tasks, bounds
+
+    def _learn(self, found: Candidates, bounds: np.ndarray) -> None:
+        """Remember how far below its bound the k-th value of the worst occurrence lies."""
+        if self.pool:
+            segments, tops = [found.shift], [bounds.max(initial=0.0)]
+        else:
+            edges = np.searchsorted(found.occurrence, np.arange(len(bounds) + 1))
+            segments, tops = [found.shift[a:b] for a, b in itertools.pairwise(edges)], list(bounds)
+        ratios = [
+            kth_largest(s, self.k) / top
+            for s, top in zip(segments, tops, strict=True)
+            if len(s) >= self.k and np.isfinite(top) and top > 0
+        ]
+        ratios = [ratio for ratio in ratios if np.isfinite(ratio)]
+        self._ratio = CAUTION * min(ratios) if ratios else None
+
+    def _gather(self, tasks: list[_Task], threshold: np.ndarray) -> Candidates:
+        """Collect all entries at or above the threshold of their occurrence (inf skips it); may raise thresholds."""
+        parts: list[Candidates] = []
+        for task in tasks:
+            dense = np.isfinite(threshold[task.samples])
+            if task.bounds is not None:
+                rows, columns = task.bounds.reachable(threshold[task.samples])
+                reach = rows.sum(1) * columns.sum(1) / task.share.shape.numel()
+                few = dense & (reach < PRUNE_BELOW)
+                dense &= ~few
+                for i in np.flatnonzero(few & (reach > 0)):
+                    block = task.block(int(i), np.flatnonzero(rows[i]), np.flatnonzero(columns[i]), threshold)
+                    parts.append(self._trim(block, threshold))
+            for samples in _runs(dense, max(1, WORKSPACE // task.parameter.info.numel)):
+                found = task.samples_dense(samples, threshold)
+                if self.pool or len(found.shift) <= TRIM * self.k:
+                    parts.append(self._trim(found, threshold))
+                else:
+                    parts += [self._trim(one, threshold) for one in found.by_occurrence()]
+        return Candidates.join(parts)
+
+    def _trim(self, found: Candidates, threshold: np.ndarray) -> Candidates:
+        """Keep the k largest, and ties, of candidates that compete, and raise their threshold, if they are many."""
+        if len(found.shift) <= TRIM * self.k:
+            return found
+        size = magnitude(found.shift)
+        least = kth_largest(found.shift, self.k)
+        owners: Any = slice(None) if self.pool else found.occurrence[0]
+        if np.isfinite(least):
+            threshold[owners] = np.where(np.isfinite(threshold[owners]), np.maximum(threshold[owners], least), np.inf)
+        keep = size >= least
+        return Candidates(found.occurrence[keep], found.entry[keep], found.shift[keep])
+
+
+def _runs(wanted: np.ndarray, longest: int) -> Iterator[slice]:
+    """Yield slices of at most ``longest`` neighbouring samples that are wanted."""
+    start = 0
+    while start < len(wanted):
+        if not wanted[start]:
+            start += 1
+            continue
+        stop = start
+        while stop < len(wanted) and wanted[stop] and stop - start < longest:
+            stop += 1
+        yield slice(start, stop)
+        start = stop
+
+
+def _at_least(values: Tensor, scale: float | Tensor, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find the entries with ``|scale * value| >= limit`` or not finite.
+
+    Args:
+        values: shape (n, numel); may be overwritten.
+        scale: a number, or a tensor that broadcasts with ``values``.
+        limit: one per row.
+
+    Returns:
+        Flat positions, ascending, and the shifts there.
+    """
+    if isinstance(scale, Tensor):
+        values, factor = values * scale, 1.0
+    else:
+        factor = scale
+    eps = torch.finfo(values.dtype).eps
+    # Compared before scaling, one pass less; a limit a little too low only lets in more candidates. With a learning
+    # rate of zero all shifts are zero, or NaN.
+    limits = limit * (1 - 4 * eps) / abs(factor) if factor else np.full_like(limit, np.inf)
+    if values.device.type == "cpu":
+        found = values.numpy()
+        size, small = _scratch(found.shape, found.dtype)
+        np.less(np.abs(found, out=size), limits[:, None].astype(found.dtype), out=small)
+        position = np.flatnonzero(np.logical_not(small, out=small))
+        found = found.reshape(-1)[position]
+    else:
+        limits_there = torch.as_tensor(limits, dtype=values.dtype, device=values.device)
+        there = (~(values.abs() < limits_there[:, None])).flatten().nonzero().squeeze(1)
+        found, position = values.flatten()[there].cpu().numpy(), there.cpu().numpy()
+    shift = found if isinstance(scale, Tensor) else found * found.dtype.type(factor)
+    return position, shift
+
+
+_buffers: dict[np.dtype[Any], tuple[np.ndarray, np.ndarray]] = {}
+
+
+def _scratch(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return an array of ``dtype`` and one of bools to write to: fresh memory costs more than the arithmetic here."""
+    size = int(np.prod(shape))
+    kept = _buffers.get(dtype)
+    if kept is None or len(kept[0]) < size:
+        kept = _buffers[dtype] = np.empty(size, dtype), np.empty(size, bool)
+    return kept[0][:size].reshape(shape), kept[1][:size].reshape(shape)

@@ -1,0 +1,81 @@
+"""Codecs and metadata documents of the arrays: lossless, checksummed, all of them in the Zarr 3 specification.
+
+Codecs outside the specification (numcodecs' delta, shuffle, pcodec) make zarr warn every reader, so none is used.
+The defaults are measured on sorted rows of 1000 out of 720,000 entries: byte or bit shuffle and Zstandard level 1 at about
+300 MB/s per core; higher levels win under 2 % and cost a factor of three.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning_gradtrace.store.schema import ON_OPEN, ArraySpec
+
+BLOCK_BYTES = 2**20
+"""Shuffling acts on blocks of this size: large ones give Zstandard long planes of similar bytes."""
+
+_SHUFFLE = {"index": "bitshuffle", "float": "shuffle", "plain": "shuffle"}
+_ITEM_BYTES = {
+    "int32": 4,
+    "uint32": 4,
+    "float32": 4,
+    "int16": 2,
+    "uint16": 2,
+    "float16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+
+
+def codec_documents(spec: ArraySpec) -> list[dict[str, Any]]:
+    """List the codecs of an array as they stand in its ``zarr.json``; the last one is the checksum."""
+    if spec.dtype == "str":
+        compressor: dict[str, Any] = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
+        return [{"name": "vlen-utf8", "configuration": {}}, compressor, {"name": "crc32c"}]
+    blosc = {
+        "typesize": _ITEM_BYTES.get(spec.dtype, 8),
+        "cname": "zstd",
+        "clevel": 1,
+        "shuffle": _SHUFFLE[spec.codec],
+        "blocksize": BLOCK_BYTES if spec.codec in ("index", "float") else 0,
+    }
+    return [
+        {"name": "bytes", "configuration": {"endian": "little"}},
+        {"name": "blosc", "configuration": blosc},
+        {"name": "crc32c"},
+    ]
+
+
+def array_document(spec: ArraySpec, n_rows: int, tail: tuple[int, ...] | None = None) -> dict[str, Any]:
+    """Build the ``zarr.json`` of an array.
+
+    Args:
+        spec: its declaration.
+        n_rows: length of the first axis.
+        tail: lengths of the other axes; None takes those of the declaration.
+
+    Returns:
+        The document, of Zarr format 3.
+    """
+    tail = spec.shape_tail if tail is None else tail
+    fill = spec.fill_value
+    return {
+        "zarr_format": 3,
+        "node_type": "array",
+        "shape": [n_rows, *(0 if n == ON_OPEN else n for n in tail)],
+        "data_type": "string" if spec.dtype == "str" else spec.dtype,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(spec.chunk_shape)}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": "NaN" if isinstance(fill, float) and math.isnan(fill) else fill,
+        "codecs": codec_documents(spec),
+        "attributes": {"long_name": spec.long_name, "units": spec.units},
+        "dimension_names": list(spec.dims),
+        "storage_transformers": [],
+    }
+
+
+def group_document(attributes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Build the ``zarr.json`` of a group."""
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes or {}}

@@ -1,0 +1,135 @@
+"""The commit: what a reader sees moves from one whole step to a later one by one atomic put of the root document."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from zarr.abc.store import Store
+from zarr.core.sync import sync
+
+from lightning_gradtrace.store.buffers import ArrayBuffer
+from lightning_gradtrace.store.codecs import group_document
+from lightning_gradtrace.store.schema import AXES, INPUT_SPECS, WEIGHT_STEP_SPEC, ArraySpec, weight_spec
+from lightning_gradtrace.store.target import ROOT, DurableLocalStore, write_json
+
+
+class Committer:
+    """All arrays of a trace that is being written, and the order in which they reach the store.
+
+    A commit puts the chunks, then each array's own metadata, then (once these are on disk) the root document, which holds
+    the number of committed rows of every axis and, as consolidated metadata, the shape of every array. Readers that start
+    at the root therefore see whole committed steps, whatever has been put since.
+
+    Args:
+        store: where the trace goes.
+        attrs: root attributes.
+        specs: arrays that exist from the start, all lengths known.
+    """
+
+    def __init__(self, store: Store, attrs: dict[str, Any], specs: list[ArraySpec]) -> None:
+        self._store = store
+        self._attrs = dict(attrs)
+        self._arrays: dict[str, ArrayBuffer] = {}
+        self._on_disk: dict[str, dict[str, Any]] = {}
+        self._groups: set[str] = set()
+        self._members: dict[str, Any] = {}
+        self._committed = dict.fromkeys(AXES, 0)
+        self.pending_bytes = 0
+        self.last_commit = time.monotonic()
+        for spec in specs:
+            self.add(spec)
+
+    @property
+    def committed(self) -> dict[str, int]:
+        """Committed rows of every axis."""
+        return dict(self._committed)
+
+    def add(self, spec: ArraySpec, *, grows: bool = False) -> ArrayBuffer:
+        """Declare one more array; the store learns of it with the next commit."""
+        self._arrays[spec.path] = buffer = ArrayBuffer(self._store, spec, grows=grows)
+        return buffer
+
+    def append(self, rows: dict[str, np.ndarray]) -> None:
+        """Add rows to arrays, by path; full chunks are put at once, and stay invisible until the commit."""
+        sync(self._append(rows))
+        self.pending_bytes += sum(array.nbytes for array in rows.values())
+
+    async def _append(self, rows: dict[str, np.ndarray]) -> None:
+        for path, array in rows.items():
+            await self._arrays[path].append(array)
+
+    def append_samples(self, sample_id: np.ndarray, tokens: np.ndarray, length: np.ndarray) -> None:
+        """Add texts; declares the arrays of ``inputs/`` at the first call."""
+        if "inputs/tokens" not in self._arrays:
+            for spec in INPUT_SPECS:
+                if spec.path == "inputs/tokens":
+                    self.add(replace(spec, shape_tail=(max(64, tokens.shape[1]),)), grows=True)
+                else:
+                    self.add(spec)
+        self.append({"inputs/sample_id": sample_id, "inputs/length": length, "inputs/tokens": tokens})
+
+    def append_weights(self, step: int, values: dict[str, np.ndarray]) -> None:
+        """Add a snapshot; declares the arrays of ``weights/`` at the first call."""
+        specs = {name: weight_spec(name, value.shape, value.dtype.name) for name, value in values.items()}
+        if WEIGHT_STEP_SPEC.path not in self._arrays:
+            for spec in (WEIGHT_STEP_SPEC, *specs.values()):
+                self.add(spec)
+        rows = {specs[name].path: value[None] for name, value in values.items()}
+        self.append({WEIGHT_STEP_SPEC.path: np.array([step]), **rows})
+
+    def commit(self, **attrs: Any) -> None:
+        """Make everything appended so far visible, and set root attributes."""
+        sync(self._put_tails())
+        documents = {path: array.document for path, array in sorted(self._arrays.items())}
+        for group in self._new_groups():
+            write_json(self._store, f"{group}/{ROOT}", group_document())
+            self._groups.add(group)
+        for path, document in documents.items():
+            if self._on_disk.get(path) != document:
+                write_json(self._store, f"{path}/{ROOT}", document)
+                self._on_disk[path] = document
+        committed = dict(self._committed)
+        for array in self._arrays.values():
+            if array.spec.axis in committed:
+                committed[array.spec.axis] = array.n_rows
+        groups = {group: {**group_document(), **_consolidated({})} for group in self._groups}
+        # zarr expects the members of a group next to each other.
+        members = dict(sorted({**groups, **documents}.items()))
+        self._replace_root(members, committed, attrs)
+        self.pending_bytes = 0
+        self.last_commit = time.monotonic()
+
+    def mark(self, **attrs: Any) -> None:
+        """Set root attributes and leave everything else as the last commit left it."""
+        self._replace_root(self._members, self._committed, attrs)
+
+    def _replace_root(self, members: dict[str, Any], committed: dict[str, int], attrs: dict[str, Any]) -> None:
+        attrs = {**self._attrs, **attrs, "committed": committed}
+        self._sync_names()
+        write_json(self._store, ROOT, {**group_document(attrs), **_consolidated(members)})
+        self._sync_names()
+        self._attrs, self._members, self._committed = attrs, members, committed
+
+    def _sync_names(self) -> None:
+        if isinstance(self._store, DurableLocalStore):
+            self._store.sync_directories()
+
+    async def _put_tails(self) -> None:
+        await asyncio.gather(*(array.put_tail() for array in self._arrays.values()))
+
+    def _new_groups(self) -> list[str]:
+        groups = set()
+        for array in self._arrays.values():
+            group = array.spec.group
+            while group:
+                groups.add(group)
+                group = group.rpartition("/")[0]
+        return sorted(groups - self._groups)
+
+
+def _consolidated(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {"consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": metadata}}

@@ -1,0 +1,49 @@
+"""A trace as an xarray DataTree."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from lightning_gradtrace.store.reader import Trace
+
+_COORDINATES = ("step", "micro_batch", "slot", "rank", "sample_id")
+
+
+def to_xarray(trace: Trace) -> xr.DataTree:
+    """Open a trace as a DataTree, one node per group; nothing is read but the coordinates.
+
+    Arrays along "occurrence" carry step, micro_batch, slot, rank and sample_id as coordinates, arrays along "step" the step's
+    number. With dask installed they are chunked as in the store, without it they are read when they are indexed.
+
+    Args:
+        trace: the trace.
+
+    Returns:
+        The tree.
+
+    Raises:
+        ImportError: if xarray is not installed.
+    """
+    if importlib.util.find_spec("xarray") is None:
+        raise ImportError("`to_xarray` needs xarray, which is not installed: pip install 'lightning-gradtrace[xarray]'")
+    import xarray as xr
+
+    chunks: dict[str, int] | None = {} if importlib.util.find_spec("dask") is not None else None
+    datasets = xr.open_groups(trace.store, engine="zarr", chunks=chunks, zarr_format=3)  # type: ignore[arg-type]
+    occurrences = trace.occurrences
+    for path, dataset in datasets.items():
+        dataset = dataset.isel({axis: slice(0, n) for axis, n in trace.committed.items() if axis in dataset.dims})
+        if path not in ("/occurrences", "/steps"):
+            if "occurrence" in dataset.dims:
+                columns = {name: ("occurrence", occurrences[name].to_numpy()) for name in _COORDINATES}
+                dataset = dataset.assign_coords(
+                    {name: column for name, column in columns.items() if name not in dataset}
+                )
+            if "step" in dataset.dims and "step" not in dataset.coords:
+                dataset = dataset.assign_coords(step=trace.steps.index.to_numpy())
+        datasets[path] = dataset
+    return xr.DataTree.from_dict(datasets)

@@ -1,0 +1,178 @@
+"""Opening a target for writing or reading, and the errors that belong to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from zarr.abc.store import Store
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore, ZipStore
+
+from lightning_gradtrace.store.schema import ENCODING_TYPE, ENCODING_VERSION
+from lightning_gradtrace.store.target import ROOT, DurableLocalStore, StoreError, Target, describe, is_url, read_key
+
+_HELP = "choose another path"
+
+
+def create_store(target: Target, *, overwrite: bool) -> Store:
+    """Open a target for a new trace.
+
+    A trace that is there is removed when `overwrite` says so; anything else that is there never is.
+
+    Args:
+        target: path, URL (fsspec) or zarr Store.
+        overwrite: whether an existing trace may be removed.
+
+    Returns:
+        A writable store that holds no trace.
+
+    Raises:
+        StoreError: if the target holds a trace and may not be overwritten, holds something else, or can't be written.
+    """
+    name = describe(target)
+    store = _writable(target, name)
+    try:
+        attrs = _existing(store, name)
+        if attrs is not None and not overwrite:
+            state = "complete" if attrs.get("complete") else "incomplete"
+            raise StoreError(
+                f"`{name}` already holds a trace ({state}, {attrs.get('committed', {}).get('step', 0)} steps); "
+                f"pass overwrite=True to replace it, or {_HELP}"
+            )
+        if attrs is not None:
+            _remove_trace(store)
+    except OSError as error:
+        raise _not_writable(name, error) from error
+    return store
+
+
+def _writable(target: Target, name: str) -> Store:
+    if isinstance(target, ZipStore) or (not isinstance(target, Store) and name.endswith(".zip") and not is_url(target)):
+        raise StoreError(
+            f"`{name}` is a zip file, in which nothing can be replaced; write a directory and pack it afterwards"
+        )
+    if isinstance(target, Store):
+        if target.read_only:
+            raise StoreError(f"`{name}` is open read-only; expected a writable zarr Store")
+        # A LocalStore handed over gets the same guarantees as its path.
+        return DurableLocalStore(target.root) if type(target) is LocalStore else target
+    try:
+        if is_url(target) and not name.startswith("file://"):
+            return FsspecStore.from_url(name)
+        path = Path(name.removeprefix("file://"))
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"`{name}` exists and is a file, expected a directory or nothing; {_HELP}")
+        path.mkdir(parents=True, exist_ok=True)
+        return DurableLocalStore(path)
+    except (OSError, ImportError, ValueError) as error:
+        raise _not_writable(name, error) from error
+
+
+def _not_writable(name: str, error: Exception) -> StoreError:
+    return StoreError(f"`{name}` can't be written: {type(error).__name__}: {error}; {_HELP} or make it writable")
+
+
+def _existing(store: Store, name: str) -> dict[str, Any] | None:
+    """Return the attributes of the trace that is there, None if there is nothing."""
+    data = read_key(store, ROOT)
+    if data is not None:
+        attributes = _attributes(data)
+        if attributes is not None and attributes.get("encoding-type") == ENCODING_TYPE:
+            return attributes
+        found = "a Zarr hierarchy that is not a trace"
+    else:
+        entries = sync(_list_some(store))
+        if not entries:
+            return None
+        found = "files that are not a trace, such as " + ", ".join(f"`{entry}`" for entry in entries)
+    raise StoreError(f"`{name}` holds {found}; it is left as it is, also with overwrite=True: {_HELP}")
+
+
+async def _list_some(store: Store, limit: int = 3) -> list[str]:
+    entries: list[str] = []
+    async for entry in store.list_dir(""):
+        if not entry.endswith(".partial"):
+            entries.append(entry)
+        if len(entries) == limit:
+            break
+    return entries
+
+
+def _attributes(data: bytes) -> dict[str, Any] | None:
+    try:
+        attributes = json.loads(data)["attributes"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return attributes if isinstance(attributes, dict) else None
+
+
+def _remove_trace(store: Store) -> None:
+    """Remove the groups that the trace's root names, the root last; other people's files stay."""
+    data = read_key(store, ROOT)
+    root = json.loads(data) if data is not None else {}
+    members = root.get("consolidated_metadata", {}).get("metadata", {})
+    for group in sorted({path.partition("/")[0] for path in members}):
+        if isinstance(store, LocalStore):
+            directory = store.root / group
+            if directory.is_dir():
+                shutil.rmtree(directory)
+        else:
+            sync(store.delete_dir(group))
+    sync(store.delete(ROOT))
+
+
+def open_store(target: Target) -> tuple[Store, dict[str, Any]]:
+    """Open the trace at a target for reading.
+
+    Args:
+        target: path, URL (fsspec), path of a zip file, or zarr Store.
+
+    Returns:
+        The store and its root document.
+
+    Raises:
+        StoreError: if there is no trace, or one that this version can't read.
+    """
+    name = describe(target)
+    store = _readable(target, name)
+    data = read_key(store, ROOT)
+    expected = f"expected a Zarr group whose `encoding-type` is `{ENCODING_TYPE}`"
+    if data is None:
+        raise StoreError(f"`{name}` is not a trace: found no `{ROOT}` in it, {expected}")
+    attributes = _attributes(data)
+    if attributes is None:
+        raise StoreError(f"`{name}` is not a trace: found a `{ROOT}` that can't be read, {expected}")
+    if attributes.get("encoding-type") != ENCODING_TYPE:
+        raise StoreError(
+            f"`{name}` is not a trace: found `encoding-type` {attributes.get('encoding-type')!r}, {expected}"
+        )
+    version = str(attributes.get("encoding-version"))
+    newest = ENCODING_VERSION.partition(".")[0]
+    major = version.partition(".")[0]
+    if not major.isdigit() or int(major) > int(newest):
+        raise StoreError(
+            f"`{name}` was written by format {version}, this package reads up to {newest}.x: upgrade lightning-gradtrace"
+        )
+    return store, json.loads(data)
+
+
+def _readable(target: Target, name: str) -> Store:
+    if isinstance(target, Store):
+        return target
+    try:
+        if is_url(target) and not name.startswith("file://"):
+            return FsspecStore.from_url(name, read_only=True)
+        path = Path(os.fspath(name).removeprefix("file://"))
+        if not path.exists():
+            raise StoreError(f"`{name}` does not exist; expected the directory of a trace")
+        if path.suffix == ".zip" and path.is_file():
+            return ZipStore(path, mode="r")
+        if not path.is_dir():
+            raise StoreError(f"`{name}` is not a directory; expected the directory of a trace")
+        return LocalStore(path, read_only=True)
+    except (OSError, ImportError, ValueError) as error:
+        raise StoreError(f"`{name}` can't be opened: {type(error).__name__}: {error}") from error

@@ -1,0 +1,64 @@
+"""The params table: which weight a global entry number stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+COLUMNS = ("name", "shape", "numel", "offset", "kind", "module")
+
+
+def params_arrays(params: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Turn a params table into the arrays of ``params/``.
+
+    Args:
+        params: one row per tracked parameter with the columns name, shape, numel, offset, kind, module.
+
+    Returns:
+        Arrays by path; strings as StringDType, shapes as JSON.
+
+    Raises:
+        ValueError: if a column is missing or offsets don't number the entries without gaps.
+    """
+    missing = [name for name in COLUMNS if name not in params.columns]
+    if missing:
+        raise ValueError(
+            f"`params` has the columns {list(params.columns)}; {missing} missing, expected {list(COLUMNS)}"
+        )
+    shapes = [tuple(int(n) for n in shape) for shape in params["shape"]]
+    numel = np.asarray(params["numel"], np.int64)
+    offset = np.asarray(params["offset"], np.int64)
+    expected_offset = np.concatenate([[0], np.cumsum(numel)])[:-1]
+    for name, shape, n, at, expected in zip(params["name"], shapes, numel, offset, expected_offset, strict=True):
+        if int(np.prod(shape, dtype=np.int64)) != n or at != expected:
+            raise ValueError(
+                f"`{name}` of shape {shape} has numel={n} and offset={at}; expected numel={np.prod(shape, dtype=np.int64)} "
+                f"and offset={expected}: entries are numbered through the parameters in the order of the table"
+            )
+    strings = {
+        "name": list(params["name"]),
+        "shape": [json.dumps(shape) for shape in shapes],
+        "kind": list(params["kind"]),
+        "module": list(params["module"]),
+    }
+    arrays = {
+        f"params/{name}": np.array([str(v) for v in values], np.dtypes.StringDType())
+        for name, values in strings.items()
+    }
+    return {**arrays, "params/numel": numel, "params/offset": offset}
+
+
+def params_digest(arrays: dict[str, np.ndarray]) -> str:
+    """SHA-256 of a params table in the form of `params_arrays`, which two runs must share to be compared entry by entry.
+
+    Example:
+        >>> table = pd.DataFrame({"name": ["w"], "shape": [(2, 3)], "numel": [6], "offset": [0], "kind": [""], "module": [""]})
+        >>> params_digest(params_arrays(table))[:8]
+        '00000000'
+    """
+    rows: list[list[Any]] = [arrays[f"params/{name}"].tolist() for name in COLUMNS]
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()

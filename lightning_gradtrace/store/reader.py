@@ -1,0 +1,328 @@
+"""Reading a trace: `open_trace` and what it returns."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from lightning_gradtrace.store.inputs import Inputs
+from lightning_gradtrace.store.opening import open_store
+from lightning_gradtrace.store.schema import AXES, OCCURRENCE_SPECS, STEP_SPECS, escape
+from lightning_gradtrace.store.target import StoreError, Target, describe
+from lightning_gradtrace.store.views import TopKPerSample, TopKPerStep, TopKView
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from lightning_gradtrace.store.verify import VerifyReport
+
+_RECORDS = {
+    "topk": "TopK",
+    "topk_step": "TopK",
+    "dense": "Dense",
+    "factored": "Factored",
+    "sketch": "Sketch",
+    "norms": "Norms",
+}
+
+
+def open_trace(target: Target) -> Trace:
+    """Open a trace for reading.
+
+    Opening reads one small document; tables and arrays are read when they are asked for. A trace that is still being written,
+    or whose run was killed, opens with the steps that were committed at this moment.
+
+    Args:
+        target: path, URL (fsspec) or zarr Store.
+
+    Returns:
+        The trace.
+
+    Raises:
+        StoreError: if there is no trace, or one of a newer format.
+    """
+    return Trace(target)
+
+
+class Trace:
+    """A recorded training run.
+
+    Args:
+        target: path, URL (fsspec) or zarr Store.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._name = describe(target)
+        self._store, root = open_store(target)
+        try:
+            self._group = zarr.open_group(self._store, mode="r", zarr_format=3)
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"`{self._name}` has damaged metadata: {type(error).__name__}: {error}") from error
+        self._attrs: dict[str, Any] = root["attributes"]
+        committed = self._attrs.get("committed") or {}
+        self._committed = {axis: int(committed.get(axis, 0)) for axis in AXES}
+
+    def __repr__(self) -> str:
+        """Name the trace and its size."""
+        state = "complete" if self._attrs.get("complete") else "incomplete"
+        records = ", ".join(self.records) or "no record"
+        return f"<Trace {self._name}: {self.n_steps} steps, {self.n_occurrences} occurrences, {records}, {state}>"
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Root attributes: versions, model, optimizer, config, complete, ..."""
+        return dict(self._attrs)
+
+    @property
+    def committed(self) -> dict[str, int]:
+        """Committed rows of every axis."""
+        return dict(self._committed)
+
+    @property
+    def store(self) -> zarr.abc.store.Store:
+        """The zarr store that holds the trace."""
+        return self._store
+
+    @property
+    def group(self) -> zarr.Group:
+        """The root group, for reading with zarr."""
+        return self._group
+
+    @property
+    def n_steps(self) -> int:
+        """Number of recorded optimizer steps."""
+        return self._committed["step"]
+
+    @property
+    def n_occurrences(self) -> int:
+        """Number of recorded occurrences."""
+        return self._committed["occurrence"]
+
+    @property
+    def n_entries(self) -> int:
+        """Number of tracked weights, which global entry numbers count."""
+        return int(self.params["numel"].sum())
+
+    @property
+    def records(self) -> list[str]:
+        """Groups of the records that the trace holds."""
+        return [name for name in _RECORDS if name in self._group]
+
+    def array(self, path: str) -> zarr.Array:
+        """Give access to any array, lazily, as zarr reads it.
+
+        Args:
+            path: such as "topk/shift".
+
+        Returns:
+            The array; rows that aren't committed are not part of it.
+
+        Raises:
+            KeyError: if the trace has no such array.
+        """
+        if path not in self._group:
+            raise KeyError(
+                f"`{self._name}` holds no array `{path}`; it holds: {', '.join(sorted(self._group.group_keys()))}"
+            )
+        return cast(zarr.Array, self._group[path])
+
+    @cached_property
+    def params(self) -> pd.DataFrame:
+        """Tracked parameters: param, shape, numel, offset, kind, module."""
+        read = {name: np.asarray(self.array(f"params/{name}")[:]) for name in ("name", "shape", "kind", "module")}
+        text = {name: [str(value) for value in values] for name, values in read.items()}
+        return pd.DataFrame(
+            {
+                "param": text["name"],
+                "shape": [tuple(json.loads(shape)) for shape in text["shape"]],
+                "numel": np.asarray(self.array("params/numel")[:]),
+                "offset": np.asarray(self.array("params/offset")[:]),
+                "kind": text["kind"],
+                "module": text["module"],
+            }
+        )
+
+    def param(self, name: str) -> pd.Series[Any]:
+        """Look up one tracked parameter.
+
+        Args:
+            name: its name.
+
+        Returns:
+            Its row of `params`.
+
+        Raises:
+            KeyError: if it is not tracked.
+        """
+        rows = self.params[self.params["param"] == name]
+        if not len(rows):
+            raise KeyError(
+                f"`{name}` is no tracked parameter of this trace; it holds: {', '.join(self.params['param'])}"
+            )
+        return rows.iloc[0]
+
+    def entries(self, entry_numbers: np.ndarray) -> pd.DataFrame:
+        """Say which weights global entry numbers stand for.
+
+        Args:
+            entry_numbers: shape (n,).
+
+        Returns:
+            One row per number: param (categorical in the order of `params`) and index (flat, inside the parameter).
+
+        Raises:
+            IndexError: if a number is out of range.
+        """
+        numbers = np.asarray(entry_numbers).astype(np.int64, copy=False)
+        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < self.n_entries):
+            raise IndexError(
+                f"entries {numbers.min()} to {numbers.max()} asked for; the trace has 0 to {self.n_entries - 1}"
+            )
+        offset = self.params["offset"].to_numpy()
+        code = np.searchsorted(offset, numbers, side="right") - 1
+        param = pd.Categorical.from_codes(code, categories=self.params["param"])
+        index = numbers - offset[code] if len(numbers) else numbers
+        return pd.DataFrame({"param": param, "index": index})
+
+    @cached_property
+    def steps(self) -> pd.DataFrame:
+        """Recorded steps, by number: epoch, loss, lr (lr_1, ... for further parameter groups), grad_norm, clip_factor, ..."""
+        columns: dict[str, np.ndarray] = {}
+        for spec in STEP_SPECS:
+            values = np.asarray(self.array(spec.path)[: self.n_steps])
+            if spec.name == "lr":
+                columns |= {f"lr_{group}" if group else "lr": values[:, group] for group in range(values.shape[1])}
+            else:
+                columns[spec.name] = values
+        return pd.DataFrame(columns).set_index("step")
+
+    @cached_property
+    def occurrences(self) -> pd.DataFrame:
+        """Recorded occurrences, by number: step, micro_batch, slot, rank, sample_id."""
+        columns = {spec.name: np.asarray(self.array(spec.path)[: self.n_occurrences]) for spec in OCCURRENCE_SPECS}
+        return pd.DataFrame(columns).rename_axis("occurrence")
+
+    @property
+    def topk(self) -> TopKView:
+        """The TopK record: per sample, or per step where only that exists."""
+        return self._view(TopKPerSample if "topk" in self.records or "topk_step" not in self.records else TopKPerStep)
+
+    @property
+    def topk_step(self) -> TopKView:
+        """The TopK record per step."""
+        return self._view(TopKPerStep)
+
+    @property
+    def dense(self) -> Any:
+        """The Dense record."""
+        raise self._no_record("Dense")
+
+    @property
+    def factored(self) -> Any:
+        """The Factored record."""
+        raise self._no_record("Factored")
+
+    @property
+    def sketch(self) -> Any:
+        """The Sketch record."""
+        raise self._no_record("Sketch")
+
+    @property
+    def norms(self) -> Any:
+        """The Norms record."""
+        raise self._no_record("Norms")
+
+    def _view(self, view: type[TopKView]) -> TopKView:
+        if view.group not in self.records:
+            raise self._no_record(f'TopK(per="{view.per}")')
+        return view(self)
+
+    def _no_record(self, kind: str) -> AttributeError:
+        return AttributeError(f"this trace holds no {kind} record; it holds: {', '.join(self.records) or 'none'}")
+
+    @cached_property
+    def _inputs(self) -> Inputs:
+        return Inputs.read(self._group, self._committed["sample"])
+
+    @property
+    def vocab(self) -> list[str] | None:
+        """Text of each token id, None if none was stored."""
+        return self._inputs.vocab
+
+    def tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return all stored inputs: sample ids, shape (samples,), and token ids, shape (samples, positions), -1 = padding."""
+        return self._inputs.sample_id, self._inputs.tokens
+
+    def inputs(self, sample_ids: Any) -> np.ndarray:
+        """Return token ids of samples.
+
+        Args:
+            sample_ids: one id, or several.
+
+        Returns:
+            Shape (length,) for one id; (n, positions), padded with -1, for several.
+
+        Raises:
+            KeyError: if an id was never stored.
+        """
+        return self._inputs.of(sample_ids)
+
+    def text(self, sample_id: int) -> str:
+        """Return the text of one sample, its tokens joined by blanks.
+
+        Raises:
+            KeyError: if the sample or the vocabulary was not stored.
+        """
+        return self._inputs.text(sample_id)
+
+    @cached_property
+    def weight_steps(self) -> np.ndarray:
+        """Steps before which the weights were kept, shape (snapshots,)."""
+        n = self._committed["snapshot"]
+        return np.asarray(self.array("weights/step")[:n]) if n else np.empty(0, np.int64)
+
+    def weights(self, param: str, step: int | None = None) -> np.ndarray:
+        """Return the weights of a parameter as they were before a step ran.
+
+        Args:
+            param: name of the parameter.
+            step: one of `weight_steps`; None takes the last snapshot.
+
+        Returns:
+            The weights, in the shape of the parameter.
+
+        Raises:
+            KeyError: if there is no such snapshot.
+        """
+        steps = self.weight_steps
+        path = f"weights/values/{escape(param)}"
+        if not len(steps) or path not in self._group:
+            raise KeyError(
+                f"no weights of `{param}` in this trace, which has {len(steps)} snapshots; record them with weights_every_n_steps"
+            )
+        rows = [len(steps) - 1] if step is None else np.flatnonzero(steps == step)
+        if not len(rows):
+            raise KeyError(f"no snapshot before step {step}; there are snapshots before steps {steps.tolist()}")
+        return np.asarray(self.array(path)[int(rows[0])])
+
+    def verify(self, **options: Any) -> VerifyReport:
+        """Read everything and check it: see `lightning_gradtrace.store.verify.verify`."""
+        from lightning_gradtrace.store.verify import verify
+
+        return verify(self, **options)
+
+    def to_xarray(self) -> xr.DataTree:
+        """Return the trace as a DataTree: see `lightning_gradtrace.store.interop.to_xarray`."""
+        from lightning_gradtrace.store.interop import to_xarray
+
+        return to_xarray(self)
+
+    def blocks(self) -> Iterator[Any]:
+        """Stream the blocks of `topk`."""
+        return self.topk.blocks()

@@ -1,0 +1,99 @@
+"""Where a trace lives: path, URL or zarr Store; whole-file writes that survive a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import uuid
+from pathlib import Path
+from typing import Any
+
+from zarr.abc.store import Store
+from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
+
+Target = str | os.PathLike[str] | Store
+
+ROOT = "zarr.json"
+
+
+class StoreError(RuntimeError):
+    """A trace can't be written or read."""
+
+
+class DurableLocalStore(LocalStore):
+    """A directory whose files are on the disk, not only in the page cache, before they take their name.
+
+    After a power loss each file is therefore either the old or the new one. Names of new files are made durable by
+    `sync_directories`, which the writer calls before it moves the commit mark.
+    """
+
+    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
+        """Use the directory `root`."""
+        super().__init__(root, read_only=read_only)
+        self._touched: set[Path] = set()
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write one file and wait until it is on the disk."""
+        self._check_writable()
+        await asyncio.to_thread(self.set_sync, key, value)
+
+    def set_sync(self, key: str, value: Buffer) -> None:
+        """Write one file and wait until it is on the disk."""
+        path = self.root / key
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._touched.update([path.parent.parent, path.parent.parent.parent])
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+        try:
+            with temporary.open("wb") as file:
+                file.write(memoryview(value.as_numpy_array()))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._touched.add(path.parent)
+
+    def sync_directories(self) -> None:
+        """Make the names of all files written since the last call durable, where the system can."""
+        touched, self._touched = self._touched, set()
+        for directory in touched:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(directory, os.O_RDONLY)
+                try:
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+
+
+def describe(target: Target) -> str:
+    """Name a target in a message."""
+    return str(target) if isinstance(target, Store) else os.fspath(target)
+
+
+def is_url(target: Target) -> bool:
+    """Tell a URL such as ``s3://bucket/a.zarr`` from a path."""
+    return isinstance(target, str) and re.match(r"^[A-Za-z][A-Za-z0-9+.-]+(://|::)", target) is not None
+
+
+def read_key(store: Store, key: str) -> bytes | None:
+    """Read one whole object of a store, None if it doesn't exist."""
+    buffer = sync(store.get(key, default_buffer_prototype()))
+    return None if buffer is None else buffer.to_bytes()
+
+
+def write_json(store: Store, key: str, document: dict[str, Any]) -> None:
+    """Replace one JSON document of a store in one atomic put."""
+    data = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    sync(store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+
+
+def key_exists(store: Store, key: str) -> bool:
+    """Tell whether an object exists in a store."""
+    return sync(store.exists(key))

@@ -1,0 +1,229 @@
+"""Checks of a whole trace: every chunk is read, every number that must fit another one is compared."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from lightning_gradtrace.store.params import params_arrays, params_digest
+from lightning_gradtrace.store.schema import AXES
+from lightning_gradtrace.store.target import key_exists
+
+if TYPE_CHECKING:
+    from lightning_gradtrace.store.reader import Trace
+
+
+@dataclass
+class VerifyReport:
+    """Outcome of `verify`.
+
+    Attributes:
+        name: the trace.
+        problems: what is wrong; one sentence each, which names array, chunk and steps.
+        notes: what is worth knowing and not wrong.
+        n_steps: steps that were checked.
+        n_chunks: chunks that were read.
+    """
+
+    name: str
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    n_steps: int = 0
+    n_chunks: int = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        """List the problems and notes."""
+        verdict = "no problems" if self.ok else f"{len(self.problems)} problems"
+        lines = [f"{self.name}: {self.n_steps} steps, {self.n_chunks} chunks read, {verdict}"]
+        lines += [f"  problem: {problem}" for problem in self.problems]
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+
+def verify(trace: Trace, *, residual_tolerance: float = 1e-3) -> VerifyReport:
+    """Read a whole trace and check it.
+
+    Checked are: lengths of all arrays against the commit mark; that every chunk is there and matches its checksum; the digest
+    of the params table; that steps rise and every occurrence belongs to one; that kept entries are in range, in order and
+    not repeated; that the ledger closes.
+
+    Args:
+        trace: the trace.
+        residual_tolerance: largest relative residual of the ledger that is no problem.
+
+    Returns:
+        The report.
+    """
+    report = VerifyReport(repr(trace), n_steps=trace.n_steps)
+    arrays = {path: node for path, node in trace.group.members(max_depth=None) if isinstance(node, zarr.Array)}
+    damaged = set()
+    for path, array in sorted(arrays.items()):
+        axis = (array.metadata.dimension_names or [None])[0]  # type: ignore[union-attr]
+        if axis in AXES and array.shape[0] < trace.committed[axis]:
+            report.problems.append(
+                f"`{path}` has {array.shape[0]} rows, the commit mark promises {trace.committed[axis]} along `{axis}`"
+            )
+            damaged.add(path)
+        problems = list(_check_chunks(trace, path, array, report))
+        report.problems += problems
+        if problems:
+            damaged.add(path)
+    checks: list[tuple[Callable[[Trace, VerifyReport], None], str]] = [
+        (_check_params, "params"),
+        (_check_steps, "steps"),
+        (_check_occurrences, "occurrences"),
+        (_check_topk, "topk"),
+        (_check_topk_step, "topk_step"),
+    ]
+    broken = {path.partition("/")[0] for path in damaged}
+    for check, group in checks:
+        if group in trace.group and not broken & {group, "params", "steps", "occurrences"}:
+            check(trace, report)
+    if not broken & {"steps"}:
+        _check_ledger(trace, report, residual_tolerance)
+    if not trace.attrs.get("complete"):
+        report.notes.append(
+            f"the run did not end normally: {trace.attrs.get('end_reason') or 'it was killed or still runs'}"
+        )
+    return report
+
+
+def _check_chunks(trace: Trace, path: str, array: zarr.Array, report: VerifyReport) -> Iterator[str]:
+    axis = (array.metadata.dimension_names or [None])[0]  # type: ignore[union-attr]
+    rows = min(array.shape[0], trace.committed.get(str(axis), array.shape[0]))
+    shape = (rows, *array.shape[1:])
+    counts = [-(-n // chunk) for n, chunk in zip(shape, array.chunks, strict=True)]
+    for place in itertools.product(*(range(n) for n in counts)):
+        region = tuple(
+            slice(i * chunk, min((i + 1) * chunk, n)) for i, chunk, n in zip(place, array.chunks, shape, strict=True)
+        )
+        where = f"`{path}` chunk {'/'.join(map(str, place))} ({axis} {region[0].start} to {region[0].stop - 1}"
+        where += f"{_steps_of(trace, str(axis), region[0])})"
+        report.n_chunks += 1
+        key = f"{path}/{array.metadata.encode_chunk_key(place)}"
+        if not key_exists(trace.store, key):
+            if not _may_be_absent(trace, path, region):
+                yield f"{where} is missing"
+            continue
+        try:
+            array[region]
+        except Exception as error:
+            yield f"{where} can't be read: {type(error).__name__}: {error}"
+
+
+def _may_be_absent(trace: Trace, path: str, region: tuple[slice, ...]) -> bool:
+    """Rows of short texts have no chunk in columns that a longer text added later."""
+    if path != "inputs/tokens":
+        return False
+    length = np.asarray(trace.array("inputs/length")[region[0]])
+    return region[1].start > 0 and bool((length <= region[1].start).all())
+
+
+def _steps_of(trace: Trace, axis: str, rows: slice) -> str:
+    """Name the steps that rows belong to, where that can be known."""
+    if axis not in ("occurrence", "step") or not rows.stop:
+        return ""
+    try:
+        step = np.asarray(trace.array(f"{axis}s/step")[rows])
+    except Exception:
+        return ""
+    return f", steps {step[0]} to {step[-1]}" if len(step) else ""
+
+
+def _check_params(trace: Trace, report: VerifyReport) -> None:
+    table = trace.params.rename(columns={"param": "name"})
+    if table.empty and not trace.n_steps:
+        report.notes.append("the run ended while the trace was being created")
+        return
+    try:
+        digest = params_digest(params_arrays(pd.DataFrame(table)))
+    except ValueError as error:
+        report.problems.append(f"the params table is inconsistent: {error}")
+        return
+    if digest != trace.attrs.get("params_digest"):
+        report.problems.append("the params table does not match `params_digest`: it was changed after it was written")
+
+
+def _check_steps(trace: Trace, report: VerifyReport) -> None:
+    number = trace.steps.index.to_numpy()
+    wrong = np.flatnonzero(np.diff(number) <= 0)
+    if len(wrong):
+        report.problems.append(f"`steps/step` does not rise after row {wrong[0]} (step {number[wrong[0]]})")
+    total = int(trace.steps["n_occurrences"].sum())
+    if total != trace.n_occurrences:
+        report.problems.append(f"steps count {total} occurrences, the trace has {trace.n_occurrences}")
+
+
+def _check_occurrences(trace: Trace, report: VerifyReport) -> None:
+    steps, of_row = trace.steps, trace.occurrences["step"].to_numpy()
+    expected = np.repeat(steps.index.to_numpy(), steps["n_occurrences"].to_numpy().clip(0))
+    if len(expected) == len(of_row) and not np.array_equal(expected, of_row):
+        first = int(np.flatnonzero(expected != of_row)[0])
+        report.problems.append(f"occurrence {first} names step {of_row[first]}, its place is in step {expected[first]}")
+
+
+def _check_topk(trace: Trace, report: VerifyReport) -> None:
+    view = trace.topk
+    index = trace.array("topk/index")
+    for start, stop in _row_ranges(view.n_rows, int(index.chunks[0])):
+        rows = np.asarray(index[start:stop])
+        _check_range(rows, start, trace.n_entries, "topk/index", report)
+        wrong = np.flatnonzero((rows[:, 1:] <= rows[:, :-1]).any(1))
+        if len(wrong):
+            report.problems.append(f"`topk/index` of occurrence {start + wrong[0]} is not in rising order")
+
+
+def _check_topk_step(trace: Trace, report: VerifyReport) -> None:
+    index, occurrence = trace.array("topk_step/index"), trace.array("topk_step/occurrence")
+    last = np.cumsum(trace.steps["n_occurrences"].to_numpy())
+    first = last - trace.steps["n_occurrences"].to_numpy()
+    for start, stop in _row_ranges(trace.n_steps, int(index.chunks[0])):
+        rows, owner = np.asarray(index[start:stop]), np.asarray(occurrence[start:stop])
+        kept = owner >= 0
+        _check_range(np.where(kept, rows, 0), start, trace.n_entries, "topk_step/index", report)
+        for row in range(len(rows)):
+            who, entry = owner[row][kept[row]], rows[row][kept[row]].astype(np.int64)
+            place = f"of step {trace.steps.index[start + row]}"
+            if kept[row][len(who) :].any():
+                report.problems.append(f"`topk_step/occurrence` {place} has padding before kept entries")
+            if len(who) and not (first[start + row] <= who.min() and who.max() < last[start + row]):
+                report.problems.append(f"`topk_step/occurrence` {place} names occurrences of other steps")
+            rising = (np.diff(who) > 0) | ((np.diff(who) == 0) & (np.diff(entry) > 0))
+            if not rising.all():
+                report.problems.append(f"`topk_step/index` {place} is not in rising order of occurrence and entry")
+
+
+def _check_range(rows: np.ndarray, start: int, n_entries: int, path: str, report: VerifyReport) -> None:
+    wrong = np.flatnonzero((rows >= n_entries).any(1))
+    if len(wrong):
+        report.problems.append(f"`{path}` row {start + wrong[0]} has entries beyond the last one, {n_entries - 1}")
+
+
+def _check_ledger(trace: Trace, report: VerifyReport, tolerance: float) -> None:
+    for column, name in (("residual", "ledger residual"), ("sum_error", "sum of shares against .grad")):
+        values = trace.steps[column]
+        wrong = values[values > tolerance]
+        if len(wrong):
+            report.problems.append(
+                f"{name} of {len(wrong)} steps is above {tolerance:g}, largest {wrong.max():.3g} at step {wrong.idxmax()}"
+            )
+    flagged = trace.steps["nonfinite"]
+    if (flagged > 0).any():
+        steps = flagged.index[flagged > 0]
+        report.notes.append(
+            f"{int(flagged.clip(0).sum())} kept entries in {len(steps)} steps are NaN or infinite, first step {steps[0]}"
+        )
+
+
+def _row_ranges(n: int, size: int) -> list[tuple[int, int]]:
+    return [(start, min(start + size, n)) for start in range(0, n, size)]

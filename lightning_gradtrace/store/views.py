@@ -1,0 +1,165 @@
+"""TopK records of a trace: as a table of chosen steps, or as a stream of blocks of bounded size."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    from lightning_gradtrace.store.reader import Trace
+
+ENTRY_BYTES = 20
+"""Memory of one kept entry in a block: occurrence 8, entry up to 8, shift 4."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Kept entries of neighbouring steps, flat, in the order of `occurrence` and then of `entry`.
+
+    Attributes:
+        occurrence: number of the occurrence, row of `Trace.occurrences`, shape (m,).
+        entry: global entry number, see `Trace.entries`, shape (m,).
+        shift: share of the occurrence in the change of the entry, shape (m,).
+    """
+
+    occurrence: np.ndarray
+    entry: np.ndarray
+    shift: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of kept entries m."""
+        return len(self.entry)
+
+
+class TopKView(ABC):
+    """What a TopK record kept."""
+
+    group: ClassVar[str]
+    per: ClassVar[str]
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._index = trace.array(f"{self.group}/index")
+        self._shift = trace.array(f"{self.group}/shift")
+
+    @property
+    def k(self) -> int:
+        """Entries kept per sample or per step."""
+        return int(self._index.shape[1])
+
+    @property
+    def n_rows(self) -> int:
+        """Committed rows: occurrences or steps."""
+        return self._trace.committed[self._axis]
+
+    @property
+    def _axis(self) -> str:
+        return "occurrence" if self.per == "sample" else "step"
+
+    def blocks(self, max_bytes: int = 64 * 2**20) -> Iterator[Block]:
+        """Stream everything that was kept.
+
+        Args:
+            max_bytes: memory that the arrays of one block may take; at least one row is read.
+
+        Yields:
+            Blocks in the order of training.
+        """
+        rows = max(1, max_bytes // (ENTRY_BYTES * max(1, self.k)))
+        chunk = int(self._index.chunks[0])
+        # Whole chunks, where they fit, so that none is decompressed twice.
+        rows = rows // chunk * chunk if rows >= chunk else rows
+        for start in range(0, self.n_rows, rows):
+            yield self._block(start, min(start + rows, self.n_rows))
+
+    def frame(self, steps: int | Iterable[int] | slice | None = None) -> pd.DataFrame:
+        """Tabulate what was kept.
+
+        Args:
+            steps: number of a step, several of them, or a slice of them; None for all, which must fit into memory.
+
+        Returns:
+            One row per kept entry: step, slot, sample_id, param, index (flat, inside the parameter), shift, occurrence,
+            micro_batch, rank.
+
+        Raises:
+            KeyError: if the trace has no such step.
+        """
+        blocks = [self._block(start, stop) for start, stop in _runs(self._rows(steps))]
+        occurrence = _join([block.occurrence for block in blocks], np.int64)
+        entries = self._trace.entries(_join([block.entry for block in blocks], np.int64))
+        where = self._trace.occurrences.iloc[occurrence]
+        columns: dict[str, Any] = {name: where[name].to_numpy() for name in ("step", "slot", "sample_id")}
+        columns |= {"param": entries["param"].array, "index": entries["index"].to_numpy()}
+        columns |= {"shift": _join([block.shift for block in blocks], np.float32), "occurrence": occurrence}
+        columns |= {name: where[name].to_numpy() for name in ("micro_batch", "rank")}
+        return pd.DataFrame(columns)
+
+    def _rows(self, steps: int | Iterable[int] | slice | None) -> np.ndarray:
+        """Rows of the record that belong to the steps."""
+        known = self._trace.steps.index.to_numpy()
+        if steps is None:
+            chosen = known
+        elif isinstance(steps, slice):
+            chosen = self._trace.steps.loc[steps].index.to_numpy()
+        else:
+            chosen = np.unique(np.atleast_1d(np.asarray(steps if isinstance(steps, int) else list(steps), np.int64)))
+            unknown = np.setdiff1d(chosen, known)
+            if len(unknown):
+                span = f"{known[0]} to {known[-1]}" if len(known) else "none"
+                raise KeyError(
+                    f"steps {unknown[:5].tolist()} are not in the trace; it holds {len(known)} steps, {span}"
+                )
+        of_row = self._trace.occurrences["step"].to_numpy() if self.per == "sample" else known
+        return np.flatnonzero(np.isin(of_row, chosen))
+
+    @abstractmethod
+    def _block(self, start: int, stop: int) -> Block:
+        """Read rows start to stop."""
+
+
+class TopKPerSample(TopKView):
+    """The k entries with the largest shifts of each occurrence, group ``topk``."""
+
+    group = "topk"
+    per = "sample"
+
+    def _block(self, start: int, stop: int) -> Block:
+        occurrence = np.repeat(np.arange(start, stop, dtype=np.int64), self.k)
+        return Block(occurrence, self._index[start:stop].reshape(-1), self._shift[start:stop].reshape(-1))
+
+
+class TopKPerStep(TopKView):
+    """The k largest shifts of each step over all its occurrences, group ``topk_step``."""
+
+    group = "topk_step"
+    per = "step"
+
+    def _block(self, start: int, stop: int) -> Block:
+        occurrence = self._trace.array("topk_step/occurrence")[start:stop]
+        kept = occurrence >= 0
+        return Block(occurrence[kept], self._index[start:stop][kept], self._shift[start:stop][kept])
+
+
+def _runs(rows: np.ndarray) -> list[tuple[int, int]]:
+    """Turn sorted row numbers into half-open intervals.
+
+    Example:
+        >>> _runs(np.array([0, 1, 4, 5, 9]))
+        [(0, 2), (4, 6), (9, 10)]
+    """
+    if not len(rows):
+        return []
+    ends = np.flatnonzero(np.diff(rows) > 1)
+    starts = rows[np.concatenate([[0], ends + 1])]
+    stops = rows[np.concatenate([ends, [len(rows) - 1]])] + 1
+    return [(int(start), int(stop)) for start, stop in zip(starts, stops, strict=True)]
+
+
+def _join(arrays: list[np.ndarray], dtype: Any) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype)

@@ -1,0 +1,217 @@
+"""The way of the data through one training step: capture, update, record, store.
+
+The tracer knows the stages and their order; it knows nothing of Lightning. `callback.py` tells it what happens when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_gradtrace.capture.check import check_sums, sum_errors
+from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
+from lightning_gradtrace.capture.parameters import TrackedParameter
+from lightning_gradtrace.capture.placement import Probe, UnattributableError
+from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.capture.tape import Tape
+from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
+from lightning_gradtrace.store.writer import TraceWriter
+from lightning_gradtrace.update._base import UpdateRule
+from lightning_gradtrace.update.division import StepDivision, explain, gradient_norm
+
+Quantity = Literal["shift", "gradient"]
+
+
+def parameter_infos(tracked: Sequence[TrackedParameter]) -> list[ParameterInfo]:
+    """Number the entries of the tracked parameters: the rows of the params table."""
+    infos, offset = [], 0
+    for p in tracked:
+        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module))
+        offset += infos[-1].numel
+    return infos
+
+
+def parameter_table(infos: Sequence[ParameterInfo]) -> pd.DataFrame:
+    """Return the params table as the store keeps it: name, shape, numel, offset, kind, module."""
+    columns = ("name", "shape", "numel", "offset", "kind", "module")
+    return pd.DataFrame([{column: getattr(info, column) for column in columns} for info in infos], columns=columns)
+
+
+@dataclass
+class Position:
+    """Where a step stands in the training.
+
+    Attributes:
+        step: number of the optimizer step, counted from 0.
+        epoch: number of the epoch.
+        rank: rank of the process.
+    """
+
+    step: int
+    epoch: int
+    rank: int = 0
+
+
+@dataclass
+class Tracer:
+    """Takes the micro-batches and optimizer steps of a training and appends them to a trace.
+
+    Attributes:
+        module: the model, for its current parameters.
+        tracked: the tracked parameters.
+        records: what is kept.
+        writer: where it is kept.
+        quantity: "shift" or "gradient".
+        ledger_every_n_steps: schedule of the ledger and of the check of the sums; the first captured step always.
+        low_precision: whether the forward pass runs in half precision, where sums agree less closely.
+    """
+
+    module: nn.Module
+    tracked: Sequence[TrackedParameter]
+    records: Sequence[Record]
+    writer: TraceWriter
+    quantity: Quantity = "shift"
+    ledger_every_n_steps: int | None = 50
+    low_precision: bool = False
+    _engine: TapeEngine = field(default_factory=TapeEngine, init=False)
+    _pending: list[MicroBatch] = field(default_factory=list, init=False)
+    _losses: list[Tensor] = field(default_factory=list, init=False)
+    _division: StepDivision | None = field(default=None, init=False)
+    _rules: dict[int, UpdateRule] = field(default_factory=dict, init=False)
+    _n_ledgers: int = field(default=0, init=False)
+    _stored_step: int | None = field(default=None, init=False)
+    _norm: float = field(default=float("nan"), init=False)
+    _sum_error: float = field(default=float("nan"), init=False)
+
+    def __post_init__(self) -> None:
+        self.infos = parameter_infos(self.tracked)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the tracked parameters by name, as the module holds them now."""
+        current = dict(self.module.named_parameters(remove_duplicate=False))
+        return {p.name: current.get(p.name, p.tensor) for p in self.tracked}
+
+    def tape(self) -> Tape:
+        """Return a tape to be active during the forward pass of a micro-batch."""
+        return self._engine.tape(self.parameters())
+
+    def add_micro_batch(self, tape: Tape, loss: Tensor, sample_ids: np.ndarray, probe: Probe) -> None:
+        """Take a micro-batch whose backward pass is done.
+
+        Args:
+            tape: the tape that was active in its forward pass.
+            loss: the loss that was back-propagated.
+            sample_ids: int64, shape (sample,), in slot order.
+            probe: runs the model on the batch and on the batch permuted, see `capture.probe.probe`.
+        """
+        micro_batch = self._engine.collect(tape, len(sample_ids), probe)
+        micro_batch.sample_ids = sample_ids
+        self._pending.append(micro_batch)
+        self._losses.append(loss.detach())
+
+    def drop_pending(self) -> None:
+        """Forget micro-batches whose gradients were thrown away (a new accumulation begins)."""
+        self._pending.clear()
+        self._losses.clear()
+        self._division = None
+
+    def before_step(self, optimizer: Optimizer, position: Position, loss_scale: float = 1.0) -> None:
+        """Keep what the division of the step needs; called before clipping.
+
+        Raises:
+            UnattributableError: the shares of a parameter don't add up to its gradient.
+        """
+        if not self._pending:
+            return
+        if id(optimizer) not in self._rules:
+            self._rules[id(optimizer)] = explain(optimizer)
+        every = self.ledger_every_n_steps
+        ledger = every is not None and (self._n_ledgers == 0 or position.step % every == 0)
+        check = self._n_ledgers == 0 or ledger
+        rule = self._rules[id(optimizer)]
+        self._division = StepDivision.begin(optimizer, rule, self.parameters(), ledger, loss_scale)
+        self._norm = gradient_norm(optimizer)
+        self._sum_error = self._check(self._division.gradients, loss_scale) if check else float("nan")
+        self._n_ledgers += 1
+
+    def after_step(self, position: Position) -> None:
+        """Divide the step that was just made, reduce it, and append it to the trace."""
+        division, self._division = self._division, None
+        if division is None:
+            return
+        division.complete()
+        shifts = self._shifts(division, self.quantity)
+        first = self.writer.n_occurrences
+        rows: dict[str, np.ndarray] = {}
+        for record in self.records:
+            rows.update(record.reduce(shifts, first))
+        moved = shifts if self.quantity == "shift" or not division.ledger else self._shifts(division, "shift")
+        totals = {p.info.name: p.total() for p in moved.parameters} if division.ledger else {}
+        residual = division.residual({name: total for name, total in totals.items() if total is not None})
+        nonfinite = sum(int((~np.isfinite(r)).sum()) for r in rows.values() if np.issubdtype(r.dtype, np.floating))
+        row = {
+            "step": position.step,
+            "epoch": position.epoch,
+            "loss": float(torch.stack([loss.double() for loss in self._losses]).sum()) / division.loss_scale,
+            "lr": [float(group["lr"]) for group in division.optimizer.param_groups],
+            "grad_norm": self._norm,
+            "clip_factor": division.clip_factor(),
+            "residual": residual,
+            "sum_error": self._sum_error,
+            "nonfinite": nonfinite,
+            "skipped": False,
+            "n_occurrences": shifts.n_occurrences,
+        }
+        self.writer.append_step(row, self._occurrences(position), rows)
+        self.drop_pending()
+
+    def store_weights(self, step: int) -> None:
+        """Append all weights of the model as they are before optimizer step ``step``; a step is stored once."""
+        if step != self._stored_step:
+            values = {name: p.detach().to("cpu", copy=True).numpy() for name, p in self.module.named_parameters()}
+            self.writer.append_weights(step, values)
+            self._stored_step = step
+
+    def _check(self, gradients: Mapping[str, Tensor], loss_scale: float) -> float:
+        """Compare sums with gradients; the first time, also ask whether any tracked parameter is used at all."""
+        true = {name: gradient * loss_scale for name, gradient in gradients.items()} if loss_scale != 1 else gradients
+        used = {name for m in self._pending for name in m.shares} | set(gradients)
+        if not used:
+            names = ", ".join(f"`{p.name}`" for p in self.tracked[:5])
+            raise UnattributableError(
+                f"GradTrace: none of the tracked parameters ({names}{', ...' if len(self.tracked) > 5 else ''}) took "
+                "part in the loss of the first captured step. Track parameters that the training uses: "
+                "`GradTrace(params=...)` takes globs on names, or a predicate(name, parameter)."
+            )
+        errors = sum_errors(self._pending, true)
+        check_sums(errors, true, self.low_precision)
+        finite = [error for error in errors.values() if np.isfinite(error)]
+        return max(finite) if finite else float("nan")
+
+    def _shifts(self, division: StepDivision, quantity: Quantity) -> StepShifts:
+        parameters = []
+        for info in self.infos:
+            scale = division.scale(info.name) if quantity == "shift" else 1.0 / division.loss_scale
+            shares: list[Share | None] = [m.shares.get(info.name) if scale is not None else None for m in self._pending]
+            parameters.append(ParameterShifts(info, 1.0 if scale is None else scale, shares))
+        return StepShifts([m.n_samples for m in self._pending], parameters)
+
+    def _occurrences(self, position: Position) -> dict[str, np.ndarray]:
+        sizes = [m.n_samples for m in self._pending]
+        n = sum(sizes)
+        return {
+            "step": np.full(n, position.step, np.int64),
+            "micro_batch": np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+            "slot": np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
+            "rank": np.full(n, position.rank, np.int32),
+            "sample_id": np.concatenate([m.sample_ids for m in self._pending]),
+        }
+
+

@@ -1,0 +1,22 @@
+"""Optimizers without a rule: the plain gradient step, and a residual that shows what it misses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_gradtrace.update._base import Split, UpdateRule, number
+
+
+class GenericRule(UpdateRule):
+    """``s[i] = -lr c g[i]``, nothing carried, nothing decayed (definitions.md, 3)."""
+
+    def remember(self, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool) -> dict[str, Any]:
+        return {}
+
+    def split(
+        self, group: Mapping[str, Any], state: Mapping[str, Any], memory: Mapping[str, Any], before: Tensor | None
+    ) -> Split:
+        return Split(gain=-number(group.get("lr", 1.0)))
