@@ -5,6 +5,7 @@ The tracer knows the stages and their order; it knows nothing of Lightning. `cal
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -189,6 +190,13 @@ class Tracer:
                 f"GradTrace: none of the tracked parameters ({names}{', ...' if len(self.tracked) > 5 else ''}) took "
                 "part in the loss of the first captured step. Track parameters that the training uses: "
                 "`GradTrace(params=...)` takes globs on names, or a predicate(name, parameter)."
+            )
+        unused = [f"`{p.name}`" for p in self.tracked if p.name not in used]
+        if unused and self._n_ledgers == 0:
+            warnings.warn(
+                f"GradTrace: {', '.join(unused[:5])}{', ...' if len(unused) > 5 else ''} took no part in the loss of "
+                "the first captured step; their shifts are zero until they do",
+                stacklevel=2,
             )
         errors = sum_errors(self._pending, true)
         check_sums(errors, true, self.low_precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -57,17 +58,20 @@ def bootstrap(
         found = statistic(*weights)
         return found if draws[0].ndim > 1 else found[0]
 
-    resampled = stats.bootstrap(
-        [np.arange(n) for n in sizes],
-        of_draws,
-        n_resamples=n_resamples,
-        batch=max(1, _DRAWS // sum(sizes)),
-        vectorized=True,
-        axis=-1,
-        confidence_level=confidence,
-        method="percentile",
-        rng=rng,
-    ).bootstrap_distribution
+    with warnings.catch_warnings():
+        # scipy warns of undefined resamples, which are taken out below
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+        resampled = stats.bootstrap(
+            [np.arange(n) for n in sizes],
+            of_draws,
+            n_resamples=n_resamples,
+            batch=max(1, _DRAWS // sum(sizes)),
+            vectorized=True,
+            axis=-1,
+            confidence_level=confidence,
+            method="percentile",
+            rng=rng,
+        ).bootstrap_distribution
     resampled = resampled[np.isfinite(resampled)]
     if not resampled.size:
         return Interval(effect, np.nan, np.nan)

@@ -33,7 +33,7 @@ def zero_ablation(model: nn.Module, param: str, neuron: int, axis: str = "in") -
         >>> from torch import nn
         >>> model = nn.Linear(2, 1, bias=False)
         >>> with zero_ablation(model, "weight", 1):
-        ...     float(model.weight[0, 1])
+        ...     model.weight[0, 1].item()
         0.0
     """
     import torch

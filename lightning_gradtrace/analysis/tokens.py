@@ -115,7 +115,7 @@ def token_counts(
     Yields:
         number of the first entry of a chunk, and its counts (entry of the chunk, distinct token).
     """
-    rows_of = text_rows(trace, texts, links)
+    rows_of = text_rows(trace, texts, links).astype(np.int32)
     group = max(1, _GROUP_BYTES // (4 * max(1, texts.token.size)))
     for start in range(0, numbers.size, group):
         part = numbers[start : start + group]
@@ -136,8 +136,7 @@ def token_counts(
 def _add_tokens(counts: npt.NDArray[np.int32], held: list[tuple[IntArray, IntArray]], texts: Texts) -> None:
     if not held:
         return
-    row = np.concatenate([pair[0] for pair in held]).astype(np.int32, copy=False)
-    sample = np.concatenate([pair[1] for pair in held]).astype(np.int32)
+    row, sample = (np.concatenate(parts).astype(np.int32, copy=False) for parts in zip(*held, strict=True))
     shape = (counts.shape[0], texts.sample_id.size)
     links = sparse.coo_array((np.ones(row.size, dtype=np.int32), (row, sample)), shape=shape).tocsr()
     for first in range(0, counts.shape[0], _ROWS):

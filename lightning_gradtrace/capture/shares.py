@@ -70,6 +70,16 @@ class OuterShare(Share):
     def total(self) -> Tensor:
         return self.left.flatten(0, 1).to(self.dtype).T @ self.right.flatten(0, 1).to(self.dtype)
 
+    def squared_norms(self) -> Tensor:
+        """Squared Frobenius norm of every ``g[i]``, shape (sample,), from the Gram matrices of the factors.
+
+        ``|g|^2 = sum over t, u of (d_t . d_u)(a_t . a_u)``: position^2 (out + in) multiplications instead of
+        position * out * in, so the better choice for short sequences.
+        """
+        left, right = self.left.to(self.dtype), self.right.to(self.dtype)
+        gram = torch.bmm(left, left.transpose(1, 2)).mul_(torch.bmm(right, right.transpose(1, 2)))
+        return gram.sum((1, 2)).clamp_(min=0)
+
     @staticmethod
     def merge(shares: Sequence[OuterShare]) -> OuterShare:
         """Add several uses of one parameter: their positions are strung together, cross terms stay apart."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.shares import DenseShare, OuterShare, Share
+from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share
 
 
 @dataclass
@@ -35,10 +35,6 @@ class OuterBounds:
             rows = rows * abs(scale)
         slack = 1.0 + (share.left.shape[1] + 16) * torch.finfo(share.dtype).eps
         return cls(_host(rows), _host(columns), slack)
-
-    def largest(self) -> np.ndarray:
-        """Bound of the largest entry of every sample, shape (sample,)."""
-        return np.asarray(self.rows.max(1) * self.columns.max(1) * self.slack)
 
     def reachable(self, threshold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Say which rows and columns may hold an entry at or above the threshold of their sample.
@@ -67,14 +63,21 @@ def _norms(factor: Tensor) -> Tensor:
     return (factor * factor).sum(1).sqrt_() + lost
 
 
-def largest(share: Share, scale: float | Tensor, outer: OuterBounds | None) -> np.ndarray:
-    """Return the size that a sample's largest shift can have, or has, for comparing samples; shape (sample,)."""
-    if outer is not None:
-        return outer.largest()
-    factor = float(scale.abs().amax()) if isinstance(scale, Tensor) else abs(scale)
-    if isinstance(share, DenseShare):
-        return _host(share.values.flatten(1).abs().amax(1).float()) * factor
-    return np.zeros(share.n_samples)
+def typical_size(share: Share, scale: float | Tensor, outer: OuterBounds | None) -> np.ndarray:
+    """Return the squared size of a share's shifts per sample, for comparing samples and steps; shape (sample,).
+
+    It is the squared Frobenius norm, or an estimate in proportion to it where that would cost too much. Of a sample's
+    k-th largest shift its ratio to this size is what changes least from sample to sample and step to step.
+    """
+    factor = float(scale.square().mean()) if isinstance(scale, Tensor) else scale**2
+    if isinstance(share, OuterShare):
+        positions, numel = share.left.shape[1], share.shape.numel()
+        if 3 * positions * sum(share.shape) < numel:
+            return _host(share.squared_norms()) * factor
+        assert outer is not None
+        return np.asarray(np.square(outer.rows).sum(1) * np.square(outer.columns).sum(1) / positions)
+    values = share.values if isinstance(share, DenseShare | RowShare) else share.total()[None]
+    return _host(values.flatten(1).float().square().sum(1)) * factor
 
 
 def _host(tensor: Tensor) -> np.ndarray:

@@ -19,15 +19,14 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.shares import OuterShare, Share
 from lightning_gradtrace.record._base import ParameterShifts, StepShifts
-from lightning_gradtrace.record.bounds import OuterBounds
-from lightning_gradtrace.record.bounds import largest as largest_bound
+from lightning_gradtrace.record.bounds import OuterBounds, typical_size
 
 # The dense path writes out at most this many numbers at a time (or one sample of one parameter if that is larger).
 WORKSPACE = 1 << 18
 # Rows and columns are left out when fewer than this part of the entries can reach the threshold.
-PRUNE_BELOW = 0.3
-# A guess aims below last step's smallest k-th value (relative to the occurrence's bound) by this factor.
-CAUTION = 0.8
+PRUNE_BELOW = 0.5
+# A guess aims below last step's smallest k-th value (relative to the occurrence's size) by this factor.
+CAUTION = 0.9
 # Candidates that compete are cut down to the k largest once there are this many times k.
 TRIM = 4
 _TINY = float(np.finfo(np.float32).tiny)
@@ -153,7 +152,7 @@ class _Task:
 
 @dataclass
 class Searcher:
-    """Finds candidates; remembers the ratio of k-th value to bound between steps.
+    """Finds candidates; remembers the ratio of k-th value to typical size between steps.
 
     Attributes:
         k: number of entries to select.
@@ -175,11 +174,11 @@ class Searcher:
         Returns:
             Candidates by occurrence. Fewer than ``k`` only if no more shifts differ from zero.
         """
-        tasks, bounds = self._tasks(step)
+        tasks, sizes = self._tasks(step)
         floor = np.full(step.n_occurrences, _TINY)
         guess = floor
         if self._ratio is not None:
-            guess = np.maximum((bounds.max(initial=0.0) if self.pool else bounds) * self._ratio, floor)
+            guess = np.maximum(sizes * self._ratio, floor)
             guess = np.where(np.isfinite(guess), guess, floor)
         found = self._gather(tasks, guess.copy())
         counts = np.bincount(found.occurrence, minlength=step.n_occurrences)
@@ -189,13 +188,13 @@ class Searcher:
             keep = ~short[found.occurrence]
             kept = Candidates(found.occurrence[keep], found.entry[keep], found.shift[keep])
             found = Candidates.join([kept, self._gather(tasks, np.where(short, floor, np.inf))])
-        self._learn(found, bounds)
+        self._learn(found, sizes)
         return found
 
     def _tasks(self, step: StepShifts) -> tuple[list[_Task], np.ndarray]:
-        """List the shares to search, and the largest bound of every occurrence."""
+        """List the shares to search, and the typical size of the shifts of every occurrence (or of their pool)."""
         tasks: list[_Task] = []
-        bounds = np.zeros(step.n_occurrences)
+        squares = np.zeros(step.n_occurrences)
         for parameter in step.parameters:
             first = 0
             for n, share in zip(step.n_samples, parameter.shares, strict=True):
@@ -204,21 +203,17 @@ class Searcher:
                 if share is None:
                     continue
                 outer = OuterBounds.of(share, parameter.scale) if isinstance(share, OuterShare) else None
-                np.maximum(bounds[samples], largest_bound(share, parameter.scale, outer), out=bounds[samples])
+                squares[samples] += typical_size(share, parameter.scale, outer)
                 tasks.append(_Task(parameter, share, samples, outer if self.prune else None))
-        return tasks, bounds
+        return tasks, np.sqrt(np.full_like(squares, squares.sum()) if self.pool else squares)
 
-    def _learn(self, found: Candidates, bounds: np.ndarray) -> None:
-        """Remember how far below its bound the k-th value of the worst occurrence lies."""
-        if self.pool:
-            segments, tops = [found.shift], [bounds.max(initial=0.0)]
-        else:
-            edges = np.searchsorted(found.occurrence, np.arange(len(bounds) + 1))
-            segments, tops = [found.shift[a:b] for a, b in itertools.pairwise(edges)], list(bounds)
+    def _learn(self, found: Candidates, sizes: np.ndarray) -> None:
+        """Remember the smallest ratio of the k-th value to the typical size."""
+        edges = [0, len(found.shift)] if self.pool else np.searchsorted(found.occurrence, np.arange(len(sizes) + 1))
         ratios = [
-            kth_largest(s, self.k) / top
-            for s, top in zip(segments, tops, strict=True)
-            if len(s) >= self.k and np.isfinite(top) and top > 0
+            kth_largest(found.shift[a:b], self.k) / size
+            for (a, b), size in zip(itertools.pairwise(edges), sizes, strict=False)
+            if b - a >= self.k and np.isfinite(size) and size > 0
         ]
         ratios = [ratio for ratio in ratios if np.isfinite(ratio)]
         self._ratio = CAUTION * min(ratios) if ratios else None

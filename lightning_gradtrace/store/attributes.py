@@ -13,8 +13,8 @@ import numpy as np
 def plain_attributes(value: Any, path: str = "attrs") -> Any:
     """Turn attributes into what JSON can hold without loss of meaning.
 
-    NumPy scalars and arrays become numbers and lists, paths become strings, and NaN and infinities become the strings that
-    Zarr uses for them.
+    NumPy scalars and arrays become numbers and lists, paths become strings, and NaN and infinities become the strings
+    that Zarr uses for them.
 
     Example:
         >>> plain_attributes({"lr": np.float32(0.5), "shape": (2, 3), "clip": float("inf")})

@@ -2,101 +2,110 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from zarr import AsyncArray
-from zarr.abc.store import Store
-from zarr.core.array_spec import ArrayConfig
-from zarr.storage import StorePath
 
-from lightning_gradtrace.store.codecs import array_document
+from lightning_gradtrace.store.codecs import ChunkEncoder, array_document
 from lightning_gradtrace.store.schema import ArraySpec
-
-_CAPACITY = 2**40
+from lightning_gradtrace.store.target import Put
 
 
 class ArrayBuffer:
     """Append-only array of a trace, with the chunk that is being filled.
 
-    What the store says about the array's length is `document`, and the commit decides when it is written: chunks are put
-    first. A chunk that was committed half full is replaced by the same rows and more.
+    Chunks are handed out as objects to put. What the store says about the array's length is `document`, which the
+    commit puts after them. A chunk that was committed half full is replaced by the same rows and more. Chunks of
+    padding are written like others: a chunk that is missing is then one that was lost.
 
     Args:
-        store: where the chunks go.
         spec: declaration, with all lengths known; the second axis of a growing array counts as the chunk's width.
         grows: whether the second axis grows with the widest row.
     """
 
-    def __init__(self, store: Store, spec: ArraySpec, *, grows: bool = False) -> None:
+    def __init__(self, spec: ArraySpec, *, grows: bool = False) -> None:
         self.spec = spec
         self.n_rows = 0
         self._grows = grows
         self._tail = (0,) if grows else spec.shape_tail
-        self._chunk_rows = spec.chunk_shape[0]
-        self._dtype = np.dtypes.StringDType() if spec.dtype == "str" else np.dtype(spec.dtype)
+        self._chunk_shape = spec.chunk_shape
+        self._dtype = np.dtype(object if spec.dtype == "str" else spec.dtype)
+        self._encoder = ChunkEncoder(spec)
         self._buffer: np.ndarray | None = None
         self._in_buffer = 0
         self._dirty = False
-        # zarr checks selections against the shape, so chunks are written through an array of boundless length that is
-        # never itself written down. Chunks that hold padding only are written too: a missing chunk is then a lost one.
-        capacity = array_document(spec, _CAPACITY, (_CAPACITY,) if grows else spec.shape_tail)
-        self._array: AsyncArray[Any] = AsyncArray(
-            metadata=capacity,
-            store_path=StorePath(store, spec.path),
-            config=ArrayConfig(order="C", write_empty_chunks=True),
-        )
 
     @property
     def document(self) -> dict[str, Any]:
         """The array's ``zarr.json`` for the rows appended so far."""
         return array_document(self.spec, self.n_rows, self._tail)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory that the buffer holds."""
-        return 0 if self._buffer is None else self._buffer.nbytes
+    def append(self, rows: np.ndarray) -> Iterator[Put]:
+        """Add rows.
 
-    async def append(self, rows: np.ndarray) -> None:
-        """Add rows; every chunk that gets full is written."""
+        Args:
+            rows: shape (n, *tail); a growing array takes any width.
+
+        Yields:
+            The chunks that got full.
+        """
         if self._grows:
             rows = self._widen(rows)
+        chunk_rows = self._chunk_shape[0]
         at = 0
         while at < len(rows):
-            if self._in_buffer == 0 and len(rows) - at >= self._chunk_rows:
-                await self._put(self.n_rows, rows[at : at + self._chunk_rows])
-                self.n_rows += self._chunk_rows
-                at += self._chunk_rows
+            if self._in_buffer == 0 and len(rows) - at >= chunk_rows:
+                # Records of large rows pass without being copied.
+                yield from self._chunks(self.n_rows, rows[at : at + chunk_rows])
+                self.n_rows += chunk_rows
+                at += chunk_rows
                 continue
             if self._buffer is None:
-                self._buffer = np.full((self._chunk_rows, *rows.shape[1:]), self.spec.fill_value, self._dtype)
-            n = min(self._chunk_rows - self._in_buffer, len(rows) - at)
+                self._buffer = np.full((chunk_rows, *rows.shape[1:]), self.spec.fill_value, self._dtype)
+            n = min(chunk_rows - self._in_buffer, len(rows) - at)
             self._buffer[self._in_buffer : self._in_buffer + n] = rows[at : at + n]
             self._in_buffer += n
             self.n_rows += n
             at += n
             self._dirty = True
-            if self._in_buffer == self._chunk_rows:
-                await self.put_tail()
+            if self._in_buffer == chunk_rows:
+                yield from self.tail()
                 self._buffer.fill(self.spec.fill_value)
                 self._in_buffer = 0
 
-    async def put_tail(self) -> None:
-        """Write the chunk that is being filled, if it has rows that are not in the store."""
+    def tail(self) -> Iterator[Put]:
+        """Hand out the chunk that is being filled, if it has rows that were not handed out before.
+
+        Yields:
+            The chunk; several where one row is split.
+        """
         if self._dirty and self._buffer is not None:
-            await self._put(self.n_rows - self._in_buffer, self._buffer)
+            yield from self._chunks(self.n_rows - self._in_buffer, self._buffer)
             self._dirty = False
 
-    async def _put(self, first: int, chunk: np.ndarray) -> None:
-        selection = (slice(first, first + len(chunk)), *(slice(0, n) for n in chunk.shape[1:]))
-        await self._array.setitem(selection, chunk)
+    def _chunks(self, first: int, rows: np.ndarray) -> Iterator[Put]:
+        """Split whole chunk rows along the other axes, pad what sticks out, and encode."""
+        number = first // self._chunk_shape[0]
+        width = self._chunk_shape[1:]
+        counts = [-(-length // size) for length, size in zip(rows.shape[1:], width, strict=True)]
+        for place in itertools.product(*(range(n) for n in counts)):
+            part = rows[(slice(None), *(slice(i * n, (i + 1) * n) for i, n in zip(place, width, strict=True)))]
+            if part.shape[1:] != width:
+                whole = np.full(self._chunk_shape, self.spec.fill_value, self._dtype)
+                whole[tuple(slice(0, n) for n in part.shape)] = part
+                part = whole
+            key = "/".join([self.spec.path, "c", str(number), *map(str, place)])
+            yield key, self._encoder.encode(part)
 
     def _widen(self, rows: np.ndarray) -> np.ndarray:
+        """Pad rows and buffer to the same number of whole chunks along the second axis."""
         self._tail = (max(self._tail[0], rows.shape[1]),)
-        width = self.spec.chunk_shape[1]
+        width = self._chunk_shape[1]
         wanted = max(width * math.ceil(rows.shape[1] / width), 0 if self._buffer is None else self._buffer.shape[1])
-        if self._buffer is not None and self._buffer.shape[1] < wanted:
+        if self._buffer is not None:
             self._buffer = _pad(self._buffer, wanted, self.spec.fill_value)
         return _pad(rows, wanted, self.spec.fill_value)
 

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from zarr.abc.store import Store
-from zarr.core.sync import sync
 
 from lightning_gradtrace.store.buffers import ArrayBuffer
-from lightning_gradtrace.store.codecs import group_document
+from lightning_gradtrace.store.codecs import array_document, group_document
 from lightning_gradtrace.store.schema import AXES, INPUT_SPECS, WEIGHT_STEP_SPEC, ArraySpec, weight_spec
-from lightning_gradtrace.store.target import ROOT, DurableLocalStore, write_json
+from lightning_gradtrace.store.target import ROOT, DurableLocalStore, json_put, put_all
 
 
 class Committer:
     """All arrays of a trace that is being written, and the order in which they reach the store.
 
-    A commit puts the chunks, then each array's own metadata, then (once these are on disk) the root document, which holds
-    the number of committed rows of every axis and, as consolidated metadata, the shape of every array. Readers that start
-    at the root therefore see whole committed steps, whatever has been put since.
+    A commit puts the chunks, then each array's own metadata, then (once these are on disk) the root document, which
+    holds the number of committed rows of every axis and, as consolidated metadata, the shape of every array. Readers
+    that start at the root therefore see whole committed steps, whatever has been put since.
 
     Args:
         store: where the trace goes.
@@ -50,17 +49,13 @@ class Committer:
 
     def add(self, spec: ArraySpec, *, grows: bool = False) -> ArrayBuffer:
         """Declare one more array; the store learns of it with the next commit."""
-        self._arrays[spec.path] = buffer = ArrayBuffer(self._store, spec, grows=grows)
+        self._arrays[spec.path] = buffer = ArrayBuffer(spec, grows=grows)
         return buffer
 
     def append(self, rows: dict[str, np.ndarray]) -> None:
         """Add rows to arrays, by path; full chunks are put at once, and stay invisible until the commit."""
-        sync(self._append(rows))
+        put_all(self._store, (put for path, array in rows.items() for put in self._arrays[path].append(array)))
         self.pending_bytes += sum(array.nbytes for array in rows.values())
-
-    async def _append(self, rows: dict[str, np.ndarray]) -> None:
-        for path, array in rows.items():
-            await self._arrays[path].append(array)
 
     def append_samples(self, sample_id: np.ndarray, tokens: np.ndarray, length: np.ndarray) -> None:
         """Add texts; declares the arrays of ``inputs/`` at the first call."""
@@ -81,25 +76,26 @@ class Committer:
         rows = {specs[name].path: value[None] for name, value in values.items()}
         self.append({WEIGHT_STEP_SPEC.path: np.array([step]), **rows})
 
+    def announce(self) -> None:
+        """Put the root document of a trace without rows, so that the target counts as a trace."""
+        documents = {path: array_document(array.spec, 0, None) for path, array in self._arrays.items()}
+        self._replace_root(self._all_members(documents), dict.fromkeys(AXES, 0), {})
+
     def commit(self, **attrs: Any) -> None:
         """Make everything appended so far visible, and set root attributes."""
-        sync(self._put_tails())
-        documents = {path: array.document for path, array in sorted(self._arrays.items())}
-        for group in self._new_groups():
-            write_json(self._store, f"{group}/{ROOT}", group_document())
-            self._groups.add(group)
-        for path, document in documents.items():
-            if self._on_disk.get(path) != document:
-                write_json(self._store, f"{path}/{ROOT}", document)
-                self._on_disk[path] = document
+        put_all(self._store, (put for array in self._arrays.values() for put in array.tail()))
+        documents = {path: array.document for path, array in self._arrays.items()}
+        new_groups = self._groups_of(documents) - self._groups
+        changed = {path: document for path, document in documents.items() if self._on_disk.get(path) != document}
+        changed |= {group: group_document() for group in new_groups}
+        put_all(self._store, (json_put(f"{path}/{ROOT}", document) for path, document in changed.items()))
+        self._on_disk |= changed
+        self._groups |= new_groups
         committed = dict(self._committed)
         for array in self._arrays.values():
             if array.spec.axis in committed:
                 committed[array.spec.axis] = array.n_rows
-        groups = {group: {**group_document(), **_consolidated({})} for group in self._groups}
-        # zarr expects the members of a group next to each other.
-        members = dict(sorted({**groups, **documents}.items()))
-        self._replace_root(members, committed, attrs)
+        self._replace_root(self._all_members(documents), committed, attrs)
         self.pending_bytes = 0
         self.last_commit = time.monotonic()
 
@@ -110,7 +106,7 @@ class Committer:
     def _replace_root(self, members: dict[str, Any], committed: dict[str, int], attrs: dict[str, Any]) -> None:
         attrs = {**self._attrs, **attrs, "committed": committed}
         self._sync_names()
-        write_json(self._store, ROOT, {**group_document(attrs), **_consolidated(members)})
+        put_all(self._store, [json_put(ROOT, {**group_document(attrs), **_consolidated(members)})])
         self._sync_names()
         self._attrs, self._members, self._committed = attrs, members, committed
 
@@ -118,17 +114,15 @@ class Committer:
         if isinstance(self._store, DurableLocalStore):
             self._store.sync_directories()
 
-    async def _put_tails(self) -> None:
-        await asyncio.gather(*(array.put_tail() for array in self._arrays.values()))
+    def _all_members(self, documents: dict[str, Any]) -> dict[str, Any]:
+        groups = {group: {**group_document(), **_consolidated({})} for group in self._groups_of(documents)}
+        # zarr expects the members of a group next to each other.
+        return dict(sorted({**groups, **documents}.items()))
 
-    def _new_groups(self) -> list[str]:
-        groups = set()
-        for array in self._arrays.values():
-            group = array.spec.group
-            while group:
-                groups.add(group)
-                group = group.rpartition("/")[0]
-        return sorted(groups - self._groups)
+    @staticmethod
+    def _groups_of(paths: Iterable[str]) -> set[str]:
+        parents = (path.split("/")[:depth] for path in paths for depth in range(1, path.count("/") + 1))
+        return {"/".join(parent) for parent in parents}
 
 
 def _consolidated(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class Inputs:
             raise KeyError(
                 f"no inputs of samples {unknown[:5].tolist()} in this trace, which holds {len(self.sample_id)} samples"
             )
-        return cast(np.ndarray, rows)
+        return rows
 
     def of(self, sample_ids: Any) -> np.ndarray:
         """Return token ids: shape (length,) for one id, (n, positions) with padding for several."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -16,8 +16,8 @@ _COORDINATES = ("step", "micro_batch", "slot", "rank", "sample_id")
 def to_xarray(trace: Trace) -> xr.DataTree:
     """Open a trace as a DataTree, one node per group; nothing is read but the coordinates.
 
-    Arrays along "occurrence" carry step, micro_batch, slot, rank and sample_id as coordinates, arrays along "step" the step's
-    number. With dask installed they are chunked as in the store, without it they are read when they are indexed.
+    Arrays along "occurrence" carry step, micro_batch, slot, rank and sample_id as coordinates, arrays along "step" the
+    step's number. With dask installed they are chunked as in the store, without it they are read when indexed.
 
     Args:
         trace: the trace.
@@ -33,7 +33,8 @@ def to_xarray(trace: Trace) -> xr.DataTree:
     import xarray as xr
 
     chunks: dict[str, int] | None = {} if importlib.util.find_spec("dask") is not None else None
-    datasets = xr.open_groups(trace.store, engine="zarr", chunks=chunks, zarr_format=3)  # type: ignore[arg-type]
+    store: Any = trace.store  # xarray hands it on to zarr, though its signature doesn't say so
+    datasets = xr.open_groups(store, engine="zarr", chunks=chunks, zarr_format=3)
     occurrences = trace.occurrences
     for path, dataset in datasets.items():
         dataset = dataset.isel({axis: slice(0, n) for axis, n in trace.committed.items() if axis in dataset.dims})

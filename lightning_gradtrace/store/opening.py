@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -46,7 +45,7 @@ def create_store(target: Target, *, overwrite: bool) -> Store:
         if attrs is not None:
             _remove_trace(store)
     except OSError as error:
-        raise _not_writable(name, error) from error
+        raise StoreError(_not_writable(name, error)) from error
     return store
 
 
@@ -69,11 +68,11 @@ def _writable(target: Target, name: str) -> Store:
         path.mkdir(parents=True, exist_ok=True)
         return DurableLocalStore(path)
     except (OSError, ImportError, ValueError) as error:
-        raise _not_writable(name, error) from error
+        raise StoreError(_not_writable(name, error)) from error
 
 
-def _not_writable(name: str, error: Exception) -> StoreError:
-    return StoreError(f"`{name}` can't be written: {type(error).__name__}: {error}; {_HELP} or make it writable")
+def _not_writable(name: str, error: Exception) -> str:
+    return f"`{name}` can't be written: {type(error).__name__}: {error}; {_HELP} or make it writable"
 
 
 def _existing(store: Store, name: str) -> dict[str, Any] | None:
@@ -155,7 +154,8 @@ def open_store(target: Target) -> tuple[Store, dict[str, Any]]:
     major = version.partition(".")[0]
     if not major.isdigit() or int(major) > int(newest):
         raise StoreError(
-            f"`{name}` was written by format {version}, this package reads up to {newest}.x: upgrade lightning-gradtrace"
+            f"`{name}` was written by format {version}, this package reads up to {newest}.x: "
+            "upgrade lightning-gradtrace"
         )
     return store, json.loads(data)
 
@@ -166,11 +166,11 @@ def _readable(target: Target, name: str) -> Store:
     try:
         if is_url(target) and not name.startswith("file://"):
             return FsspecStore.from_url(name, read_only=True)
-        path = Path(os.fspath(name).removeprefix("file://"))
+        path = Path(name.removeprefix("file://"))
         if not path.exists():
             raise StoreError(f"`{name}` does not exist; expected the directory of a trace")
         if path.suffix == ".zip" and path.is_file():
-            return ZipStore(path, mode="r")
+            return sync(ZipStore.open(path, mode="r"))
         if not path.is_dir():
             raise StoreError(f"`{name}` is not a directory; expected the directory of a trace")
         return LocalStore(path, read_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ def params_arrays(params: pd.DataFrame) -> dict[str, np.ndarray]:
         params: one row per tracked parameter with the columns name, shape, numel, offset, kind, module.
 
     Returns:
-        Arrays by path; strings as StringDType, shapes as JSON.
+        Arrays by path; strings as objects, shapes as JSON.
 
     Raises:
         ValueError: if a column is missing or offsets don't number the entries without gaps.
@@ -34,9 +35,9 @@ def params_arrays(params: pd.DataFrame) -> dict[str, np.ndarray]:
     offset = np.asarray(params["offset"], np.int64)
     expected_offset = np.concatenate([[0], np.cumsum(numel)])[:-1]
     for name, shape, n, at, expected in zip(params["name"], shapes, numel, offset, expected_offset, strict=True):
-        if int(np.prod(shape, dtype=np.int64)) != n or at != expected:
+        if math.prod(shape) != n or at != expected:
             raise ValueError(
-                f"`{name}` of shape {shape} has numel={n} and offset={at}; expected numel={np.prod(shape, dtype=np.int64)} "
+                f"`{name}` of shape {shape} has numel={n} and offset={at}; expected numel={math.prod(shape)} "
                 f"and offset={expected}: entries are numbered through the parameters in the order of the table"
             )
     strings = {
@@ -45,20 +46,18 @@ def params_arrays(params: pd.DataFrame) -> dict[str, np.ndarray]:
         "kind": list(params["kind"]),
         "module": list(params["module"]),
     }
-    arrays = {
-        f"params/{name}": np.array([str(v) for v in values], np.dtypes.StringDType())
-        for name, values in strings.items()
-    }
+    arrays = {f"params/{name}": np.array([str(v) for v in values], object) for name, values in strings.items()}
     return {**arrays, "params/numel": numel, "params/offset": offset}
 
 
 def params_digest(arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 of a params table in the form of `params_arrays`, which two runs must share to be compared entry by entry.
+    """Hash a params table with SHA-256; two runs that share it number their entries alike.
 
-    Example:
-        >>> table = pd.DataFrame({"name": ["w"], "shape": [(2, 3)], "numel": [6], "offset": [0], "kind": [""], "module": [""]})
-        >>> params_digest(params_arrays(table))[:8]
-        '00000000'
+    Args:
+        arrays: the table in the form of `params_arrays`.
+
+    Returns:
+        Hexadecimal digest.
     """
     rows: list[list[Any]] = [arrays[f"params/{name}"].tolist() for name in COLUMNS]
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()

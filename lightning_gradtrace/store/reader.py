@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
 import zarr
+from zarr.abc.store import Store
 
 from lightning_gradtrace.store.inputs import Inputs
 from lightning_gradtrace.store.opening import open_store
-from lightning_gradtrace.store.schema import AXES, OCCURRENCE_SPECS, STEP_SPECS, escape
+from lightning_gradtrace.store.schema import AXES, escape
+from lightning_gradtrace.store.tables import locate_entries, read_occurrences, read_params, read_steps
 from lightning_gradtrace.store.target import StoreError, Target, describe
 from lightning_gradtrace.store.views import TopKPerSample, TopKPerStep, TopKView
 
@@ -35,8 +35,8 @@ _RECORDS = {
 def open_trace(target: Target) -> Trace:
     """Open a trace for reading.
 
-    Opening reads one small document; tables and arrays are read when they are asked for. A trace that is still being written,
-    or whose run was killed, opens with the steps that were committed at this moment.
+    Opening reads one small document; tables and arrays are read when they are asked for. A trace that is still being
+    written, or whose run was killed, opens with the steps that were committed at this moment.
 
     Args:
         target: path, URL (fsspec) or zarr Store.
@@ -85,7 +85,7 @@ class Trace:
         return dict(self._committed)
 
     @property
-    def store(self) -> zarr.abc.store.Store:
+    def store(self) -> Store:
         """The zarr store that holds the trace."""
         return self._store
 
@@ -135,18 +135,7 @@ class Trace:
     @cached_property
     def params(self) -> pd.DataFrame:
         """Tracked parameters: param, shape, numel, offset, kind, module."""
-        read = {name: np.asarray(self.array(f"params/{name}")[:]) for name in ("name", "shape", "kind", "module")}
-        text = {name: [str(value) for value in values] for name, values in read.items()}
-        return pd.DataFrame(
-            {
-                "param": text["name"],
-                "shape": [tuple(json.loads(shape)) for shape in text["shape"]],
-                "numel": np.asarray(self.array("params/numel")[:]),
-                "offset": np.asarray(self.array("params/offset")[:]),
-                "kind": text["kind"],
-                "module": text["module"],
-            }
-        )
+        return read_params(self._group)
 
     def param(self, name: str) -> pd.Series[Any]:
         """Look up one tracked parameter.
@@ -179,34 +168,17 @@ class Trace:
         Raises:
             IndexError: if a number is out of range.
         """
-        numbers = np.asarray(entry_numbers).astype(np.int64, copy=False)
-        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < self.n_entries):
-            raise IndexError(
-                f"entries {numbers.min()} to {numbers.max()} asked for; the trace has 0 to {self.n_entries - 1}"
-            )
-        offset = self.params["offset"].to_numpy()
-        code = np.searchsorted(offset, numbers, side="right") - 1
-        param = pd.Categorical.from_codes(code, categories=self.params["param"])
-        index = numbers - offset[code] if len(numbers) else numbers
-        return pd.DataFrame({"param": param, "index": index})
+        return locate_entries(self.params, entry_numbers)
 
     @cached_property
     def steps(self) -> pd.DataFrame:
-        """Recorded steps, by number: epoch, loss, lr (lr_1, ... for further parameter groups), grad_norm, clip_factor, ..."""
-        columns: dict[str, np.ndarray] = {}
-        for spec in STEP_SPECS:
-            values = np.asarray(self.array(spec.path)[: self.n_steps])
-            if spec.name == "lr":
-                columns |= {f"lr_{group}" if group else "lr": values[:, group] for group in range(values.shape[1])}
-            else:
-                columns[spec.name] = values
-        return pd.DataFrame(columns).set_index("step")
+        """Recorded steps, by number: epoch, loss, lr (lr_1, ... for further groups), grad_norm, clip_factor, ..."""
+        return read_steps(self._group, self.n_steps)
 
     @cached_property
     def occurrences(self) -> pd.DataFrame:
         """Recorded occurrences, by number: step, micro_batch, slot, rank, sample_id."""
-        columns = {spec.name: np.asarray(self.array(spec.path)[: self.n_occurrences]) for spec in OCCURRENCE_SPECS}
-        return pd.DataFrame(columns).rename_axis("occurrence")
+        return read_occurrences(self._group, self.n_occurrences)
 
     @property
     def topk(self) -> TopKView:
@@ -256,7 +228,11 @@ class Trace:
         return self._inputs.vocab
 
     def tokens(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all stored inputs: sample ids, shape (samples,), and token ids, shape (samples, positions), -1 = padding."""
+        """Return all stored inputs.
+
+        Returns:
+            Sample ids, shape (samples,), and token ids, padded with -1, shape (samples, positions).
+        """
         return self._inputs.sample_id, self._inputs.tokens
 
     def inputs(self, sample_ids: Any) -> np.ndarray:
@@ -304,7 +280,8 @@ class Trace:
         path = f"weights/values/{escape(param)}"
         if not len(steps) or path not in self._group:
             raise KeyError(
-                f"no weights of `{param}` in this trace, which has {len(steps)} snapshots; record them with weights_every_n_steps"
+                f"no weights of `{param}` in this trace, which has {len(steps)} snapshots; "
+                "record them with weights_every_n_steps"
             )
         rows = [len(steps) - 1] if step is None else np.flatnonzero(steps == step)
         if not len(rows):
@@ -322,7 +299,3 @@ class Trace:
         from lightning_gradtrace.store.interop import to_xarray
 
         return to_xarray(self)
-
-    def blocks(self) -> Iterator[Any]:
-        """Stream the blocks of `topk`."""
-        return self.topk.blocks()

@@ -42,7 +42,7 @@ class ArraySpec:
         dtype: name of a NumPy dtype, or "str".
         long_name: what the numbers mean.
         units: their unit; empty where there is none.
-        codec: "index" for row-wise ascending integers, "float" for floats that fill their mantissa, "plain" for the rest.
+        codec: "index" for row-wise ascending integers, "float" for floats that fill their mantissa, else "plain".
         chunk_rows: rows per chunk; None chooses chunks of about `CHUNK_BYTES`.
     """
 

@@ -8,17 +8,22 @@ import json
 import os
 import re
 import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from zarr.abc.store import Store
-from zarr.core.buffer import Buffer, default_buffer_prototype
+from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 Target = str | os.PathLike[str] | Store
 
 ROOT = "zarr.json"
+
+Put = tuple[str, bytes]
+"""Key and content of an object of a store."""
 
 
 class StoreError(RuntimeError):
@@ -37,12 +42,7 @@ class DurableLocalStore(LocalStore):
         super().__init__(root, read_only=read_only)
         self._touched: set[Path] = set()
 
-    async def set(self, key: str, value: Buffer) -> None:
-        """Write one file and wait until it is on the disk."""
-        self._check_writable()
-        await asyncio.to_thread(self.set_sync, key, value)
-
-    def set_sync(self, key: str, value: Buffer) -> None:
+    def write(self, key: str, data: bytes) -> None:
         """Write one file and wait until it is on the disk."""
         path = self.root / key
         if not path.parent.is_dir():
@@ -51,7 +51,7 @@ class DurableLocalStore(LocalStore):
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
             with temporary.open("wb") as file:
-                file.write(memoryview(value.as_numpy_array()))
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
@@ -88,10 +88,31 @@ def read_key(store: Store, key: str) -> bytes | None:
     return None if buffer is None else buffer.to_bytes()
 
 
-def write_json(store: Store, key: str, document: dict[str, Any]) -> None:
-    """Replace one JSON document of a store in one atomic put."""
-    data = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
-    sync(store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+def put_all(store: Store, puts: Iterable[Put]) -> None:
+    """Put objects, each of them atomically and in no order; returns when all are in the store."""
+
+    async def put(key: str, data: bytes) -> None:
+        await store.set(key, default_buffer_prototype().buffer.from_bytes(data))
+
+    async def gather(tasks: list[Put]) -> None:
+        await asyncio.gather(*(put(key, data) for key, data in tasks))
+
+    tasks = list(puts)
+    if not tasks:
+        return
+    if not isinstance(store, DurableLocalStore):
+        sync(gather(tasks))
+    elif len(tasks) == 1:
+        store.write(*tasks[0])
+    else:
+        # Waiting for the disk is what takes long, and the system can wait for many files at once.
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda put: store.write(*put), tasks))
+
+
+def json_put(key: str, document: dict[str, Any]) -> Put:
+    """Make a JSON document an object to put."""
+    return key, json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
 
 
 def key_exists(store: Store, key: str) -> bool:

@@ -53,9 +53,9 @@ class VerifyReport:
 def verify(trace: Trace, *, residual_tolerance: float = 1e-3) -> VerifyReport:
     """Read a whole trace and check it.
 
-    Checked are: lengths of all arrays against the commit mark; that every chunk is there and matches its checksum; the digest
-    of the params table; that steps rise and every occurrence belongs to one; that kept entries are in range, in order and
-    not repeated; that the ledger closes.
+    Checked are: lengths of all arrays against the commit mark; that every chunk is there and matches its checksum; the
+    digest of the params table; that steps rise and every occurrence belongs to one; that kept entries are in range, in
+    order and not repeated; that the ledger closes.
 
     Args:
         trace: the trace.
@@ -107,17 +107,16 @@ def _check_chunks(trace: Trace, path: str, array: zarr.Array, report: VerifyRepo
         region = tuple(
             slice(i * chunk, min((i + 1) * chunk, n)) for i, chunk, n in zip(place, array.chunks, shape, strict=True)
         )
-        where = f"`{path}` chunk {'/'.join(map(str, place))} ({axis} {region[0].start} to {region[0].stop - 1}"
-        where += f"{_steps_of(trace, str(axis), region[0])})"
         report.n_chunks += 1
         key = f"{path}/{array.metadata.encode_chunk_key(place)}"
         if not key_exists(trace.store, key):
             if not _may_be_absent(trace, path, region):
-                yield f"{where} is missing"
+                yield f"{_place(trace, path, place, str(axis), region[0])} is missing"
             continue
         try:
             array[region]
         except Exception as error:
+            where = _place(trace, path, place, str(axis), region[0])
             yield f"{where} can't be read: {type(error).__name__}: {error}"
 
 
@@ -127,6 +126,12 @@ def _may_be_absent(trace: Trace, path: str, region: tuple[slice, ...]) -> bool:
         return False
     length = np.asarray(trace.array("inputs/length")[region[0]])
     return region[1].start > 0 and bool((length <= region[1].start).all())
+
+
+def _place(trace: Trace, path: str, place: tuple[int, ...], axis: str, rows: slice) -> str:
+    """Name a chunk, its rows and its steps."""
+    number = "/".join(map(str, place))
+    return f"`{path}` chunk {number} ({axis} {rows.start} to {rows.stop - 1}{_steps_of(trace, axis, rows)})"
 
 
 def _steps_of(trace: Trace, axis: str, rows: slice) -> str:
@@ -215,13 +220,15 @@ def _check_ledger(trace: Trace, report: VerifyReport, tolerance: float) -> None:
         wrong = values[values > tolerance]
         if len(wrong):
             report.problems.append(
-                f"{name} of {len(wrong)} steps is above {tolerance:g}, largest {wrong.max():.3g} at step {wrong.idxmax()}"
+                f"{name} of {len(wrong)} steps is above {tolerance:g}, "
+                f"largest {wrong.max():.3g} at step {wrong.idxmax()}"
             )
     flagged = trace.steps["nonfinite"]
     if (flagged > 0).any():
         steps = flagged.index[flagged > 0]
         report.notes.append(
-            f"{int(flagged.clip(0).sum())} kept entries in {len(steps)} steps are NaN or infinite, first step {steps[0]}"
+            f"{int(flagged.clip(0).sum())} kept entries in {len(steps)} steps are NaN or infinite, "
+            f"first step {steps[0]}"
         )
 
 

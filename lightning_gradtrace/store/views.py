@@ -45,7 +45,6 @@ class TopKView(ABC):
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
         self._index = trace.array(f"{self.group}/index")
-        self._shift = trace.array(f"{self.group}/shift")
 
     @property
     def k(self) -> int:
@@ -118,6 +117,9 @@ class TopKView(ABC):
         of_row = self._trace.occurrences["step"].to_numpy() if self.per == "sample" else known
         return np.flatnonzero(np.isin(of_row, chosen))
 
+    def _read(self, name: str, start: int, stop: int) -> np.ndarray:
+        return np.asarray(self._trace.array(f"{self.group}/{name}")[start:stop])
+
     @abstractmethod
     def _block(self, start: int, stop: int) -> Block:
         """Read rows start to stop."""
@@ -131,7 +133,8 @@ class TopKPerSample(TopKView):
 
     def _block(self, start: int, stop: int) -> Block:
         occurrence = np.repeat(np.arange(start, stop, dtype=np.int64), self.k)
-        return Block(occurrence, self._index[start:stop].reshape(-1), self._shift[start:stop].reshape(-1))
+        index, shift = self._read("index", start, stop), self._read("shift", start, stop)
+        return Block(occurrence, index.reshape(-1), shift.reshape(-1))
 
 
 class TopKPerStep(TopKView):
@@ -141,9 +144,9 @@ class TopKPerStep(TopKView):
     per = "step"
 
     def _block(self, start: int, stop: int) -> Block:
-        occurrence = self._trace.array("topk_step/occurrence")[start:stop]
+        occurrence = self._read("occurrence", start, stop)
         kept = occurrence >= 0
-        return Block(occurrence[kept], self._index[start:stop][kept], self._shift[start:stop][kept])
+        return Block(occurrence[kept], self._read("index", start, stop)[kept], self._read("shift", start, stop)[kept])
 
 
 def _runs(rows: np.ndarray) -> list[tuple[int, int]]:

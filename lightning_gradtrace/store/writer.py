@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,11 @@ from lightning_gradtrace.store.background import BackgroundThread
 from lightning_gradtrace.store.commit import Committer
 from lightning_gradtrace.store.opening import create_store
 from lightning_gradtrace.store.params import params_arrays, params_digest
+from lightning_gradtrace.store.rows import StepRows
 from lightning_gradtrace.store.schema import (
     ENCODING_TYPE,
     ENCODING_VERSION,
-    OCCURRENCE_SPECS,
     PARAM_SPECS,
-    STEP_SPECS,
     VOCAB_SPEC,
     ArraySpec,
 )
@@ -40,9 +37,9 @@ _RESERVED = ("encoding-type", "encoding-version", "params_digest", "complete", "
 class TraceWriter:
     """Writes one trace; every `append_step` is one atomic unit.
 
-    Appending checks names and shapes, queues the arrays and returns. A background thread compresses them, puts whole chunks
-    as they fill, and commits after `COMMIT_BYTES` or `COMMIT_SECONDS`. A run that is killed loses what came after the last
-    commit and no more. An exception in the thread is raised by the next call of any method.
+    Appending checks names and shapes, queues the arrays and returns. A background thread compresses them, puts whole
+    chunks as they fill, and commits after `COMMIT_BYTES` or `COMMIT_SECONDS`. A run that is killed loses what came
+    after the last commit and no more. An exception in the thread is raised by the next call of any method.
 
     Arrays handed over belong to the writer: don't change them afterwards.
 
@@ -81,31 +78,26 @@ class TraceWriter:
         if reserved:
             raise ValueError(f"`attrs` has {reserved}, which the writer sets itself; expected other names")
         table = params_arrays(params)
-        record_specs = {spec.path: spec for spec in specs}
-        _check_specs(specs)
         attrs = plain_attributes(attrs)
         self._name = describe(target)
-        self._n_groups = n_groups
-        self._step_specs = {spec.name: _sized(spec, n_groups) for spec in STEP_SPECS}
-        self._record_specs = record_specs
+        self._rows = StepRows(specs, n_groups)
         self._n_occurrences = 0
-        self._last_step = -1
         self._raised = False
         self._closed = self._ended = False
         self._commit_bytes, self._commit_seconds = commit_bytes, commit_seconds
 
         store = create_store(target, overwrite=overwrite)
         self._weights: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] | None = None
-        fixed = [*PARAM_SPECS, *self._step_specs.values(), *OCCURRENCE_SPECS, *specs]
+        fixed = [*PARAM_SPECS, *self._rows.specs]
         root = {"encoding-type": ENCODING_TYPE, "encoding-version": ENCODING_VERSION, **attrs}
         root |= {"params_digest": params_digest(table), "complete": False, "end_reason": None}
         self._committer = Committer(store, root, [*fixed, VOCAB_SPEC] if vocab is not None else fixed)
         try:
             # From here on the target counts as a trace, though one without params and steps.
-            self._committer.commit()
+            self._committer.announce()
             self._committer.append(table)
             if vocab is not None:
-                self._committer.append({VOCAB_SPEC.path: np.array(list(vocab), np.dtypes.StringDType())})
+                self._committer.append({VOCAB_SPEC.path: np.array(list(vocab), object)})
             self._committer.commit()
         except OSError as error:
             raise StoreError(f"`{self._name}` can't be written: {type(error).__name__}: {error}") from error
@@ -127,8 +119,8 @@ class TraceWriter:
         """Append one optimizer step.
 
         Args:
-            step: scalars by name of an array in ``steps/``; `step` is needed, `lr` is a sequence of n_groups numbers, what is
-                left out becomes padding.
+            step: scalars by name of an array in ``steps/``; `step` is needed, `lr` is a sequence of n_groups numbers,
+                what is left out becomes padding.
             occurrences: arrays of n rows by name of an array in ``occurrences/``; `step` may be left out.
             records: rows by path: n of them for arrays along "occurrence", one for arrays along "step".
 
@@ -137,14 +129,9 @@ class TraceWriter:
             ValueError: if names, types or shapes don't fit.
         """
         self._check_open()
-        number = _step_number(step, self._last_step)
-        rows = self._occurrence_rows(number, occurrences)
-        n = len(rows["occurrences/step"])
-        rows |= self._step_rows(step, n)
-        rows |= self._record_rows(records, n, number)
+        rows, n = self._rows.of(step, occurrences, records)
         self._put(lambda: self._write_rows(rows), sum(array.nbytes for array in rows.values()))
         self._n_occurrences += n
-        self._last_step = number
 
     def append_samples(self, sample_id: np.ndarray, tokens: np.ndarray, length: np.ndarray) -> None:
         """Append texts, each sample once.
@@ -186,8 +173,8 @@ class TraceWriter:
         if found != self._weights:
             differing = sorted(n for n in found.keys() | self._weights.keys() if found.get(n) != self._weights.get(n))
             raise ValueError(
-                f"snapshot of step {step} differs from the first one in {differing}; expected the same parameters, shapes "
-                "and types in every snapshot"
+                f"snapshot of step {step} differs from the first one in {differing}; "
+                "expected the same parameters, shapes and types in every snapshot"
             )
         self._put(lambda: self._write_weights(step, values), sum(value.nbytes for value in values.values()))
 
@@ -207,8 +194,8 @@ class TraceWriter:
     def close(self, *, complete: bool, end_reason: str | None = None) -> None:
         """Write what is left and end the trace; a second call does nothing.
 
-        After a failure of the thread only `end_reason` is written, and only if the store lets it; the trace then ends with its
-        last commit.
+        After a failure of the thread only `end_reason` is written, and only if the store lets it; the trace then ends
+        with its last commit.
 
         Args:
             complete: whether the training ran to its end.
@@ -267,76 +254,3 @@ class TraceWriter:
         overdue = time.monotonic() - self._committer.last_commit >= self._commit_seconds
         if pending >= self._commit_bytes or (pending and overdue):
             self._committer.commit()
-
-    def _occurrence_rows(self, number: int, occurrences: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = [spec.name for spec in OCCURRENCE_SPECS]
-        unknown = [name for name in occurrences if name not in names]
-        missing = [name for name in names if name not in occurrences and name != "step"]
-        if unknown or missing:
-            raise ValueError(f"`occurrences` of step {number} has {list(occurrences)}; expected {names}")
-        n = len(occurrences["sample_id"])
-        rows = {}
-        for spec in OCCURRENCE_SPECS:
-            column = np.asarray(occurrences.get(spec.name, np.full(n, number)), spec.dtype)
-            if column.shape != (n,):
-                raise ValueError(f"`{spec.path}` of step {number} has shape {column.shape}; expected ({n},)")
-            rows[spec.path] = column
-        return rows
-
-    def _step_rows(self, step: dict[str, Any], n: int) -> dict[str, np.ndarray]:
-        unknown = [name for name in step if name not in self._step_specs]
-        if unknown:
-            raise ValueError(f"`step` has {unknown}; expected names out of {list(self._step_specs)}")
-        values = {"nonfinite": 0, "skipped": False, "n_occurrences": n, **step}
-        rows = {}
-        for name, spec in self._step_specs.items():
-            row = np.full((1, *spec.shape_tail), spec.fill_value, spec.dtype)
-            if name in values:
-                value = np.asarray(values[name])
-                if value.shape not in ((), spec.shape_tail):
-                    raise ValueError(f"`{spec.path}` got shape {value.shape}; expected {spec.shape_tail}")
-                row[0] = value
-            rows[spec.path] = row
-        return rows
-
-    def _record_rows(self, records: dict[str, np.ndarray], n: int, number: int) -> dict[str, np.ndarray]:
-        if records.keys() != self._record_specs.keys():
-            raise ValueError(f"`records` of step {number} has {sorted(records)}; expected {sorted(self._record_specs)}")
-        rows = {}
-        for path, spec in self._record_specs.items():
-            array = np.asarray(records[path])
-            expected = (n if spec.axis == "occurrence" else 1, *spec.shape_tail)
-            if array.shape != expected or array.dtype != spec.dtype:
-                raise ValueError(
-                    f"`{path}` of step {number} has shape {array.shape} and dtype {array.dtype}; "
-                    f"expected {expected} and {spec.dtype}"
-                )
-            rows[path] = array
-        return rows
-
-
-def _sized(spec: ArraySpec, n_groups: int) -> ArraySpec:
-    return replace(spec, shape_tail=(n_groups,)) if spec.dims[1:] == ("group",) else spec
-
-
-def _step_number(step: dict[str, Any], last: int) -> int:
-    if "step" not in step:
-        raise ValueError(f"`step` has {list(step)}; expected at least `step`, the number of the optimizer step")
-    number = int(step["step"])
-    if number <= last:
-        raise ValueError(f"step {number} was appended after step {last}; expected rising numbers")
-    return number
-
-
-def _check_specs(specs: Sequence[ArraySpec]) -> None:
-    taken = {spec.path for spec in (*PARAM_SPECS, *STEP_SPECS, *OCCURRENCE_SPECS)}
-    for spec in specs:
-        if spec.axis not in ("occurrence", "step"):
-            raise ValueError(f"`{spec.path}` grows along `{spec.axis}`; expected `occurrence` or `step`")
-        if spec.path in taken:
-            raise ValueError(f"`{spec.path}` is declared twice; expected one record for each array")
-        if "/" not in spec.path or math.prod(spec.shape_tail) < 0:
-            raise ValueError(
-                f"`{spec.path}` of shape_tail {spec.shape_tail}; expected a path `group/name` and known lengths"
-            )
-        taken.add(spec.path)

@@ -11,6 +11,7 @@ from torch import nn
 from lightning_gradtrace.capture.check import check_sums, sum_errors
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
+from lightning_gradtrace.capture.placement import UnattributableError
 from lightning_gradtrace.capture.probe import probe
 from tests.cases import CASES, REDUCTIONS, Case
 
@@ -55,3 +56,49 @@ def test_every_share_is_the_gradient_of_its_sample_alone(case: Case, reduction: 
         assert_close(share.dense(), expected[name], name)
         assert_close(share.total()[None], gradients[name][None], name)
     check_sums(sum_errors([micro_batch], gradients), gradients)
+
+
+def test_an_input_that_is_changed_in_place_after_its_use_is_refused() -> None:
+    model = nn.Linear(3, 2)
+    engine = TapeEngine()
+    x = torch.randn(4, 3)
+    tape = engine.tape(dict(model.named_parameters()))
+    with tape:
+        loss = model(x).sum()
+    loss.backward()
+    x.zero_()
+    with pytest.raises(UnattributableError, match=r"the input of use 0 \(`linear` of `weight`, `bias`\) was changed in place"):
+        engine.collect(tape, 4, lambda: pytest.fail("sizes leave no doubt"))
+
+
+def test_a_use_in_a_pass_without_backward_is_left_out() -> None:
+    """A forward for logging, with gradients enabled, contributes nothing."""
+    model = nn.Linear(3, 2)
+    engine = TapeEngine()
+    x = torch.randn(4, 3)
+    tape = engine.tape(dict(model.named_parameters()))
+    with tape:
+        model(x * 100).sum()
+        loss = model(x).sum()
+        with torch.no_grad():
+            model(x)
+    loss.backward()
+    micro_batch = engine.collect(tape, 4, lambda: pytest.fail("sizes leave no doubt"))
+    torch.testing.assert_close(micro_batch.shares["weight"].total(), model.weight.grad)
+
+
+def test_placements_are_remembered_and_serve_a_last_batch_of_another_size() -> None:
+    case = next(case for case in CASES if case.name == "encoder, T = B, batch first")
+    model = case.build().double()
+    engine = TapeEngine()
+    capture(case, model, *case.batch(False), "mean", engine)
+    inputs, targets = (t[:3] for t in case.batch(False))
+    tape = engine.tape(dict(model.named_parameters()))
+    with tape:
+        loss = case.loss(model, inputs, targets, "sum", 1)
+    model.zero_grad()
+    loss.backward()
+    micro_batch = engine.collect(tape, 3, lambda: pytest.fail("the layout is known"))
+    expected = per_sample_gradients(case.contribution(model, inputs, targets, "sum"), 3, dict(model.named_parameters()))
+    for name, share in micro_batch.shares.items():
+        assert_close(share.dense(), expected[name], name)

@@ -1,0 +1,47 @@
+# Two commands do everything on a machine with Python and make: `make demo` and `make test`.
+# Set-up happens once, into .venv; no activation is needed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := runs/demo
+MAKEFLAGS += --no-print-directory
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help:
+	@echo "make demo    train and analyse experiment=english into $(DEMO)"
+	@echo "make test    run all tests and doctests"
+	@echo "make lint    ruff and mypy"
+	@echo "make format  let ruff rewrite the files"
+	@echo "make clean   remove the environment, caches and $(DEMO)"
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (once) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable ".[plot,xarray,data,dev]"
+	@touch $@
+
+demo: $(READY)
+	@$(BIN)/python -m examples.train experiment=english hydra.run.dir=$(DEMO) callbacks.gradtrace.overwrite=true
+	@$(BIN)/python -m examples.analyze run=$(DEMO)
+
+test: $(READY)
+	@$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY)
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis

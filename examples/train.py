@@ -1,0 +1,85 @@
+"""Train an experiment and record it: `python -m examples.train experiment=english`.
+
+The run directory holds the trace (`trace.zarr`), the trained model (`model.ckpt`), the resolved configuration
+(`config.yaml`, also inside the trace), perplexities (`metrics.yaml`) and what Hydra writes.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import hydra
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from examples.data.base import TextDataModule
+from lightning_gradtrace import GradTrace
+
+CONF = str(Path(__file__).resolve().parents[1] / "conf")
+
+
+def instantiate_callbacks(specs: DictConfig, config: Any, vocab: list[str]) -> list[L.Callback]:
+    """Make the callbacks of a configuration, each under a name of its own.
+
+    Args:
+        specs: the group `callbacks`.
+        config: the whole resolved configuration, which the trace keeps.
+        vocab: the words of the data, which the trace keeps.
+    """
+    callbacks = []
+    for spec in specs.values():
+        if "_target_" not in spec:  # an experiment's settings of a callback that `callbacks=none` has removed
+            continue
+        make = instantiate(spec, _partial_=True)
+        callbacks.append(make(config=config, vocab=vocab) if make.func is GradTrace else make())
+    return callbacks
+
+
+def train(cfg: DictConfig) -> L.Trainer:
+    """Train one run and write everything into its run directory.
+
+    Args:
+        cfg: as composed from `conf/config.yaml`.
+    """
+    run = Path(cfg.run_dir)
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    OmegaConf.save(OmegaConf.create(resolved), run / "config.yaml")
+    L.seed_everything(cfg.seed, workers=True, verbose=False)
+
+    data: TextDataModule = instantiate(cfg.data)
+    data.prepare_data()
+    data.setup("fit")
+    model = instantiate(cfg.model, n_tokens=len(data.vocabulary), **instantiate(cfg.optim))
+    callbacks = instantiate_callbacks(cfg.callbacks, resolved, data.vocabulary.words)
+    trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks)
+
+    started = time.perf_counter()
+    trainer.fit(model, datamodule=data)
+    seconds = time.perf_counter() - started
+    trainer.save_checkpoint(run / "model.ckpt", weights_only=True)
+    metrics = {"validation_perplexity": float(trainer.callback_metrics["val_perplexity"])}
+    if "test" in data.datasets:
+        trainer.test(model, datamodule=data, verbose=False)
+        metrics["test_perplexity"] = float(trainer.callback_metrics["test_perplexity"])
+    metrics["training_seconds"] = seconds
+    OmegaConf.save(OmegaConf.create(metrics), run / "metrics.yaml")
+    for name, value in metrics.items():
+        print(f"{name.replace('_', ' '):<22} {value:.2f}")
+    print(f"{'run directory':<22} {run}")
+    return trainer
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Compose the configuration and train."""
+    # Lightning's advice on speed; the texts are in memory, and workers are a choice of the configuration.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    train(cfg)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Tables of a trace, from the arrays of ``params/``, ``steps/`` and ``occurrences/``."""
+
+from __future__ import annotations
+
+import json
+from typing import cast
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from lightning_gradtrace.store.schema import OCCURRENCE_SPECS, PARAM_SPECS, STEP_SPECS
+
+
+def read_params(group: zarr.Group) -> pd.DataFrame:
+    """Read the tracked parameters.
+
+    Args:
+        group: root of the trace.
+
+    Returns:
+        Columns param, shape (tuples), numel, offset, kind, module.
+    """
+    columns: dict[str, object] = {}
+    for spec in PARAM_SPECS:
+        values = _read(group, spec.path, None)
+        columns[spec.name] = [str(value) for value in values] if spec.dtype == "str" else values
+    columns["shape"] = [tuple(json.loads(shape)) for shape in cast("list[str]", columns["shape"])]
+    return pd.DataFrame(columns).rename(columns={"name": "param"})
+
+
+def read_steps(group: zarr.Group, n_steps: int) -> pd.DataFrame:
+    """Read the committed steps.
+
+    Args:
+        group: root of the trace.
+        n_steps: committed rows.
+
+    Returns:
+        The columns of ``steps/`` by number of the step; learning rates of further parameter groups as lr_1, lr_2, ...
+    """
+    columns: dict[str, np.ndarray] = {}
+    for spec in STEP_SPECS:
+        values = _read(group, spec.path, n_steps)
+        if spec.name == "lr":
+            columns |= {f"lr_{i}" if i else "lr": values[:, i] for i in range(values.shape[1])}
+        else:
+            columns[spec.name] = values
+    return pd.DataFrame(columns).set_index("step")
+
+
+def read_occurrences(group: zarr.Group, n_occurrences: int) -> pd.DataFrame:
+    """Read the committed occurrences.
+
+    Args:
+        group: root of the trace.
+        n_occurrences: committed rows.
+
+    Returns:
+        Columns step, micro_batch, slot, rank, sample_id, by number of the occurrence.
+    """
+    columns = {spec.name: _read(group, spec.path, n_occurrences) for spec in OCCURRENCE_SPECS}
+    return pd.DataFrame(columns).rename_axis("occurrence")
+
+
+def locate_entries(params: pd.DataFrame, entry_numbers: np.ndarray) -> pd.DataFrame:
+    """Say which weights global entry numbers stand for.
+
+    Example:
+        >>> params = pd.DataFrame({"param": ["a", "b"], "offset": [0, 6], "numel": [6, 4]})
+        >>> locate_entries(params, np.array([5, 6])).to_dict("list")
+        {'param': ['a', 'b'], 'index': [5, 0]}
+
+    Args:
+        params: table of the tracked parameters.
+        entry_numbers: shape (n,).
+
+    Returns:
+        Columns param (categorical, in the order of `params`) and index (flat, inside the parameter).
+
+    Raises:
+        IndexError: if a number is out of range.
+    """
+    numbers = np.asarray(entry_numbers).astype(np.int64, copy=False)
+    n_entries = int(params["numel"].sum())
+    if len(numbers) and not (numbers.min() >= 0 and numbers.max() < n_entries):
+        raise IndexError(
+            f"entries {numbers.min()} to {numbers.max()} were asked for; the trace has 0 to {n_entries - 1}"
+        )
+    offset = params["offset"].to_numpy()
+    code = np.searchsorted(offset, numbers, side="right") - 1
+    param = pd.Categorical.from_codes(code, categories=pd.Index(params["param"]))
+    return pd.DataFrame({"param": param, "index": numbers - offset[code] if len(numbers) else numbers})
+
+
+def _read(group: zarr.Group, path: str, n_rows: int | None) -> np.ndarray:
+    return np.asarray(cast(zarr.Array, group[path])[:n_rows])

@@ -1,0 +1,179 @@
+"""TopK equals sorting the dense shifts, ties included, for every path of the selection."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share
+from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK
+from lightning_gradtrace.record import selection
+
+SHAPES = {"outer": (5, 4), "bias": (7,), "scaled": (6, 3), "embedding": (9, 2)}
+
+
+def make_infos() -> list[ParameterInfo]:
+    infos, offset = [], 0
+    for name, shape in SHAPES.items():
+        infos.append(ParameterInfo(name, shape, offset))
+        offset += infos[-1].numel
+    return infos
+
+
+N_ENTRIES = sum(info.numel for info in make_infos())
+
+
+def make_step(seed: int, sizes: list[int], positions: int, whole: bool, rate: float) -> StepShifts:
+    """Random shares of every form; whole numbers make ties, and most of them zero."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        if whole:
+            return torch.randint(-1, 2, shape, generator=generator).float()
+        return torch.randn(shape, generator=generator) * torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator)
+
+    parameters = []
+    for info in make_infos():
+        shares: list[Share | None] = []
+        for n in sizes:
+            if info.name in ("outer", "scaled"):
+                shares.append(OuterShare(draw(n, positions, info.shape[0]), draw(n, positions, info.shape[1])))
+            elif info.name == "bias":
+                shares.append(DenseShare(draw(n, *info.shape)))
+            else:
+                rows = torch.randint(info.shape[0], (n, positions), generator=generator)
+                shares.append(RowShare(rows, draw(n, positions, info.shape[1]), info.shape[0]))
+        scale = draw(*info.shape) if info.name == "scaled" else -rate
+        parameters.append(ParameterShifts(info, scale, shares))
+    return StepShifts(sizes, parameters)
+
+
+def dense(step: StepShifts) -> np.ndarray:
+    rows = [
+        torch.cat([p.shifts(m).flatten(1) for p in step.parameters], 1).numpy() for m in range(len(step.n_samples))
+    ]
+    return np.concatenate(rows)
+
+
+def sorted_per_sample(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.sort(np.argsort(-np.abs(values), axis=1, kind="stable")[:, :k], axis=1)
+    return order, np.take_along_axis(values, order, 1)
+
+
+def sorted_per_step(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    order = np.sort(np.argsort(-np.abs(values).ravel(), kind="stable")[:k])
+    return order // values.shape[1], order % values.shape[1], values.ravel()[order]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    k=st.integers(1, N_ENTRIES),
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=2),
+    whole=st.booleans(),
+    prune=st.booleans(),
+    per=st.sampled_from(["sample", "step"]),
+    workspace=st.sampled_from([1, 50, 1 << 18]),
+)
+def test_selection_equals_sorting_over_consecutive_steps(seed, k, sizes, whole, prune, per, workspace) -> None:
+    record = TopK(k, per=per, prune=prune)
+    record.specs(make_infos())
+    before, selection.WORKSPACE = selection.WORKSPACE, workspace
+    try:
+        for number, rate in enumerate((1.0, 0.5, 0.0, 2.0)):  # a rate of zero makes every shift a tie
+            step = make_step(seed + number, sizes, 1 + number, whole, rate)
+            rows = record.reduce(step, first_occurrence=100)
+            values = dense(step)
+            if per == "sample":
+                index, shift = sorted_per_sample(values, k)
+                np.testing.assert_array_equal(rows["topk/index"], index)
+                np.testing.assert_allclose(rows["topk/shift"], shift, rtol=1e-5, atol=1e-30)
+            else:
+                occurrence, index, shift = sorted_per_step(values, k)
+                m = len(shift)
+                np.testing.assert_array_equal(rows["topk_step/occurrence"][0, :m], occurrence + 100)
+                np.testing.assert_array_equal(rows["topk_step/index"][0, :m], index)
+                np.testing.assert_allclose(rows["topk_step/shift"][0, :m], shift, rtol=1e-5, atol=1e-30)
+                assert (rows["topk_step/occurrence"][0, m:] == -1).all()
+    finally:
+        selection.WORKSPACE = before
+
+
+@pytest.mark.parametrize("prune", [True, False])
+@pytest.mark.parametrize("trim", [1, 4])
+def test_selection_equals_sorting_at_the_size_of_a_real_layer(prune: bool, trim: int, monkeypatch) -> None:
+    monkeypatch.setattr(selection, "TRIM", trim)
+    infos = [ParameterInfo("a", (96, 64), 0), ParameterInfo("b", (64, 128), 96 * 64)]
+    record = TopK(50, prune=prune)
+    record.specs(infos)
+    torch.manual_seed(0)
+    for _ in range(4):
+        shares = [OuterShare(torch.randn(6, 9, i.shape[0]) ** 3, torch.randn(6, 9, i.shape[1]) ** 3) for i in infos]
+        step = StepShifts([6], [ParameterShifts(i, -0.1, [s]) for i, s in zip(infos, shares, strict=True)])
+        rows = record.reduce(step, 0)
+        index, shift = sorted_per_sample(dense(step), 50)
+        np.testing.assert_array_equal(rows["topk/index"], index)
+        np.testing.assert_allclose(rows["topk/shift"], shift, rtol=1e-4)
+
+
+def test_pruning_leaves_out_most_entries_when_few_rows_matter(monkeypatch) -> None:
+    """The bound does its work: with one strong row per sample, almost nothing else is formed."""
+    formed = []
+    original = selection._at_least
+    monkeypatch.setattr(selection, "_at_least", lambda v, *a: formed.append(v.numel()) or original(v, *a))
+    info = ParameterInfo("a", (100, 80), 0)
+    record = TopK(20)
+    record.specs([info])
+    torch.manual_seed(0)
+    for _ in range(3):
+        left = torch.randn(4, 5, 100) * 1e-3
+        left[:, :, 7] *= 1e4
+        formed.clear()
+        record.reduce(StepShifts([4], [ParameterShifts(info, 1.0, [OuterShare(left, torch.randn(4, 5, 80))])]), 0)
+    assert sum(formed) < 0.1 * 4 * info.numel
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("prune", [True, False])
+@pytest.mark.parametrize("per", ["sample", "step"])
+def test_shifts_that_are_not_finite_are_kept_first(bad: float, prune: bool, per: str) -> None:
+    record = TopK(6, per=per, prune=prune)
+    record.specs(make_infos())
+    for number in range(2):
+        step = make_step(number, [3], 2, whole=False, rate=1.0)
+        step.parameters[0].shares[0].left[1, 0, 2] = bad
+        rows = record.reduce(step, 0)
+        shift = rows["topk/shift"][1] if per == "sample" else rows["topk_step/shift"][0]
+        assert (~np.isfinite(shift)).sum() == 4  # row 2 of a (5, 4) matrix
+
+
+def test_more_entries_than_there_are_keeps_all_with_a_warning() -> None:
+    record = TopK(1000)
+    with pytest.warns(UserWarning, match=r"`TopK\(k=1000\)`: the tracked parameters have 63 entries; all of them"):
+        record.specs(make_infos())
+    rows = record.reduce(make_step(0, [2], 1, whole=False, rate=1.0), 0)
+    np.testing.assert_array_equal(rows["topk/index"], np.tile(np.arange(63), (2, 1)))
+
+
+def test_a_step_with_fewer_entries_than_k_is_padded() -> None:
+    record = TopK(100, per="step")
+    record.specs(make_infos())
+    rows = record.reduce(make_step(0, [1], 1, whole=False, rate=1.0), 5)
+    assert (rows["topk_step/occurrence"][0, :63] == 5).all()
+    assert (rows["topk_step/occurrence"][0, 63:] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"k": 0}, r"`TopK\(k=0\)`: expected a whole number of entries, at least 1"),
+        ({"k": 2.5}, r"`TopK\(k=2.5\)`"),
+        ({"k": 5, "per": "epoch"}, r"`TopK\(per='epoch'\)`: expected one of `sample`, `step`"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TopK(**arguments)
