@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -11,7 +12,7 @@ def planted_scores(notable: pd.DataFrame, topics: Mapping[str, Sequence[str]]) -
     """Compare notable tokens with the known topic words.
 
     Args:
-        notable: table of `notable_tokens`, with `entry`, `text` and `relative`.
+        notable: table of `notable_tokens`, with `entry` and `text`.
         topics: words by topic.
 
     Returns:
@@ -20,10 +21,12 @@ def planted_scores(notable: pd.DataFrame, topics: Mapping[str, Sequence[str]]) -
         `recall`: share of all topic words that are notable somewhere. NaN without notable tokens.
 
     Example:
-        >>> table = pd.DataFrame({"entry": [1, 1, 2], "text": ["ship", "sail", "the"], "relative": [2.0, 3.0, 1.0]})
+        >>> table = pd.DataFrame({"entry": [1, 1, 2], "text": ["ship", "sail", "the"]})
         >>> planted_scores(table, {"sea": ["ship", "sail", "tide"], "law": ["judge"]})["purity"]
         0.5
     """
+    if notable.empty:
+        return dict.fromkeys(("planted_share", "purity", "recall"), math.nan)
     topic_of = {word: topic for topic, words in topics.items() for word in words}
     topic = notable["text"].astype(str).map(topic_of)
     largest = topic.groupby(notable["entry"]).agg(lambda own: own.value_counts().max() if own.notna().any() else 0)
@@ -31,5 +34,5 @@ def planted_scores(notable: pd.DataFrame, topics: Mapping[str, Sequence[str]]) -
     return {
         "planted_share": float(topic.notna().mean()),
         "purity": float((largest / size).mean()),
-        "recall": topic.notna().sum() and len(set(notable["text"]) & set(topic_of)) / len(topic_of),
+        "recall": len(set(notable["text"]) & set(topic_of)) / len(topic_of),
     }

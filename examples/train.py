@@ -6,6 +6,7 @@ The run directory holds the trace (`trace.zarr`), the trained model (`model.ckpt
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from pathlib import Path
@@ -76,8 +77,11 @@ def train(cfg: DictConfig) -> L.Trainer:
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
 def main(cfg: DictConfig) -> None:
     """Compose the configuration and train."""
-    # Lightning's advice on speed; the texts are in memory, and workers are a choice of the configuration.
+    # Lightning's advice on speed (the texts are in memory, and workers are a choice of the configuration), its use of
+    # what torch 2.13 has deprecated, and its tips.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     train(cfg)
 
 

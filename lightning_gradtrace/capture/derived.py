@@ -91,8 +91,8 @@ class Derived:
         target = self.tensor
 
         def pull(cotangent: Tensor) -> dict[str, Tensor]:
-            _, vjp = torch.func.vjp(self.evaluate, values)
-            return vjp(cotangent.to(target.dtype))[0]  # type: ignore[no-any-return]
+            vjp = torch.func.vjp(self.evaluate, values)[1]
+            return vjp(cotangent.to(target.dtype))[0]
 
         pulled = torch.func.vmap(pull)(share.dense())
         return {name: DenseShare(value) for name, value in pulled.items()}
@@ -105,11 +105,15 @@ def _as_view_of(share: OuterShare, view: Tensor, root: Tensor) -> OuterShare | N
     """Return the share of a matrix for the share of its transpose or of a block of its rows, None for other views."""
     if root.dim() != 2 or view.dim() != 2 or view.untyped_storage().data_ptr() != root.untyped_storage().data_ptr():
         return None
-    if view.shape == root.T.shape and view.stride() == root.T.stride() and view.storage_offset() == root.storage_offset():
+    if (
+        view.shape == root.T.shape
+        and view.stride() == root.T.stride()
+        and view.storage_offset() == root.storage_offset()
+    ):
         return OuterShare(share.right, share.left)
     if view.stride() != root.stride() or view.shape[1] != root.shape[1] or root.stride(0) == 0:
         return None
-    first, odd = divmod(view.storage_offset() - root.storage_offset(), root.stride(0))
+    first, odd = divmod(int(view.storage_offset() - root.storage_offset()), root.stride(0))
     if odd:
         return None
     left = share.left.new_zeros((*share.left.shape[:2], root.shape[0]))

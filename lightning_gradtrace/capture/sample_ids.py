@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from typing_extensions import override
 
 
 class IdSource(ABC):
@@ -20,7 +22,6 @@ class IdSource(ABC):
     @abstractmethod
     def ids(self, batch: Any) -> np.ndarray | None:
         """Return the ids of the next batch, int64, shape (sample,); None if it can't tell and slots are numbered."""
-
 
     def items(self, ids: np.ndarray) -> list[Any]:
         """Return the items with these ids as the data set holds them; an empty list if that can't be known."""
@@ -79,6 +80,7 @@ class SamplerIds(IdSource):
             and getattr(loader, "in_order", True)
         )
 
+    @override
     def ids(self, batch: Any) -> np.ndarray | None:
         if not self._recorder.pending:
             raise RuntimeError(
@@ -87,6 +89,7 @@ class SamplerIds(IdSource):
             )
         return as_ids(self._recorder.pending.popleft(), "the batch sampler")
 
+    @override
     def items(self, ids: np.ndarray) -> list[Any]:
         # A data set may draw random numbers; training must not notice that it was asked.
         states = random.getstate(), np.random.get_state()
@@ -112,6 +115,7 @@ class KeyIds(IdSource):
     def __init__(self, key: str) -> None:
         self.key = key
 
+    @override
     def ids(self, batch: Any) -> np.ndarray | None:
         if not isinstance(batch, Mapping) or self.key not in batch:
             found = f"keys {sorted(map(str, batch))}" if isinstance(batch, Mapping) else f"a `{type(batch).__name__}`"
@@ -132,6 +136,7 @@ class CallableIds(IdSource):
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
 
+    @override
     def ids(self, batch: Any) -> np.ndarray | None:
         return as_ids(self.function(batch), "`sample_ids(batch)`")
 
@@ -139,8 +144,61 @@ class CallableIds(IdSource):
 class UnknownIds(IdSource):
     """No ids are known: every occurrence is numbered in the order of arrival, as a sample of its own."""
 
+    @override
     def ids(self, batch: Any) -> np.ndarray | None:
         return None
+
+
+class DataloaderWatch:
+    """Records the batch sampler of each training dataloader from its first batch on.
+
+    Lightning makes the first epoch's iterator, and workers begin to fetch, before `on_train_start`. The strategy's
+    ``process_dataloader`` is where a loader passes after Lightning has finished it and before it is iterated.
+    """
+
+    def __init__(self) -> None:
+        self._samplers: list[SamplerIds] = []
+        self._strategy: Any = None
+
+    def start(self, strategy: Any, is_training: Callable[[], bool]) -> None:
+        """Begin to watch.
+
+        Args:
+            strategy: Lightning's strategy; its ``process_dataloader`` is replaced on this one object until `stop`.
+            is_training: says whether the loader being processed is one for training.
+        """
+        self.stop()
+        original = strategy.process_dataloader
+
+        def process_dataloader(loader: object) -> object:
+            loader = original(loader)
+            if is_training() and SamplerIds.applies_to(loader):
+                self._samplers.append(SamplerIds(loader))  # type: ignore[arg-type]
+            return loader
+
+        strategy.process_dataloader = process_dataloader
+        self._strategy = strategy
+
+    def stop(self) -> None:
+        """Give the strategy and the dataloaders back what is theirs; idempotent."""
+        if self._strategy is not None:
+            self._strategy.__dict__.pop("process_dataloader", None)
+            self._strategy = None
+        for sampler in self._samplers:
+            sampler.restore()
+        self._samplers.clear()
+
+    def source(self) -> IdSource:
+        """Return the ids of the one dataloader seen; else, with a warning, numbers in order of arrival."""
+        if len(self._samplers) == 1:
+            return self._samplers[0]
+        what = "several training dataloaders" if self._samplers else "a training dataloader without dataset indices"
+        warnings.warn(
+            f"GradTrace: {what}: samples are numbered in the order of their arrival, every occurrence as a sample of "
+            "its own. Give `sample_ids=` a key of the batch or a callable(batch) -> ids to tell samples apart.",
+            stacklevel=2,
+        )
+        return UnknownIds()
 
 
 def as_ids(found: Any, where: str) -> np.ndarray:
@@ -158,27 +216,3 @@ def as_ids(found: Any, where: str) -> np.ndarray:
             f"{array.dtype} and shape {array.shape}. Give `sample_ids=` a callable(batch) -> whole numbers."
         )
     return array.astype(np.int64)
-
-
-def keys_of(vocab: Any) -> list[str] | None:
-    """Return a vocabulary as a list of strings.
-
-    Args:
-        vocab: None, a list of strings, or an object with ``decode([id]) -> str`` and a length or ``vocab_size``.
-
-    Raises:
-        TypeError: it is none of these.
-    """
-    if vocab is None:
-        return None
-    if hasattr(vocab, "decode"):
-        size = vocab.vocab_size if hasattr(vocab, "vocab_size") else len(vocab)
-        return [str(vocab.decode([i])) for i in range(int(size))]
-    if isinstance(vocab, (list, tuple)) and all(isinstance(word, str) for word in vocab):
-        return list(vocab)
-    raise TypeError(
-        f"GradTrace: `vocab` is a `{type(vocab).__name__}`, expected None, a list of strings, or an object with "
-        "decode([id]) and a length"
-    )
-
-

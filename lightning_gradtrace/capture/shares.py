@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -55,6 +56,7 @@ class OuterShare(Share):
         self.shape = torch.Size((self.left.shape[-1], self.right.shape[-1]))
 
     @property
+    @override
     def n_samples(self) -> int:
         return self.left.shape[0]
 
@@ -63,10 +65,12 @@ class OuterShare(Share):
         """Dtype in which products are formed."""
         return accumulation_dtype(torch.promote_types(self.left.dtype, self.right.dtype))
 
+    @override
     def dense(self, samples: slice = slice(None)) -> Tensor:
         left, right = self.left[samples].to(self.dtype), self.right[samples].to(self.dtype)
         return torch.bmm(left.transpose(1, 2), right)
 
+    @override
     def total(self) -> Tensor:
         return self.left.flatten(0, 1).to(self.dtype).T @ self.right.flatten(0, 1).to(self.dtype)
 
@@ -106,14 +110,17 @@ class RowShare(Share):
         self.shape = torch.Size((self.n_rows, self.values.shape[-1]))
 
     @property
+    @override
     def n_samples(self) -> int:
         return self.rows.shape[0]
 
+    @override
     def dense(self, samples: slice = slice(None)) -> Tensor:
         rows, values = self.rows[samples], self.values[samples]
         out = values.new_zeros((rows.shape[0], *self.shape), dtype=accumulation_dtype(values.dtype))
         return out.scatter_add_(1, rows.unsqueeze(-1).expand(values.shape), values.to(out.dtype))
 
+    @override
     def total(self) -> Tensor:
         out = self.values.new_zeros(self.shape, dtype=accumulation_dtype(self.values.dtype))
         return out.index_add_(0, self.rows.flatten(), self.values.flatten(0, 1).to(out.dtype))
@@ -133,13 +140,16 @@ class DenseShare(Share):
         self.shape = self.values.shape[1:]
 
     @property
+    @override
     def n_samples(self) -> int:
         return self.values.shape[0]
 
+    @override
     def dense(self, samples: slice = slice(None)) -> Tensor:
         values = self.values[samples]
         return values.to(accumulation_dtype(values.dtype))
 
+    @override
     def total(self) -> Tensor:
         return self.values.sum(0, dtype=accumulation_dtype(self.values.dtype))
 
@@ -154,15 +164,18 @@ class SumShare(Share):
         self.shape = self.parts[0].shape
 
     @property
+    @override
     def n_samples(self) -> int:
         return self.parts[0].n_samples
 
+    @override
     def dense(self, samples: slice = slice(None)) -> Tensor:
         out = self.parts[0].dense(samples)
         for part in self.parts[1:]:
             out = out + part.dense(samples)
         return out
 
+    @override
     def total(self) -> Tensor:
         out = self.parts[0].total()
         for part in self.parts[1:]:

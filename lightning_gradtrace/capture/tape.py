@@ -117,7 +117,9 @@ class Use:
         samples = named.get(self.rule.input)
         if not isinstance(samples, Operand) or not lineages.keys() <= self.rule.parameters:
             return None
-        values = {name: leaf.tensor if isinstance(leaf, (Root, Derived, Operand)) else leaf for name, leaf in named.items()}
+        values = {
+            name: leaf.tensor if isinstance(leaf, (Root, Derived, Operand)) else leaf for name, leaf in named.items()
+        }
         place = next(i for i, leaf in enumerate(self.leaves) if leaf is samples)
         return BoundUse(self.rule, values, lineages, place, self.rule.n_features(values))
 

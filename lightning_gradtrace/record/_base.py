@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -90,9 +89,15 @@ class StepShifts:
 
 
 class Record(ABC):
-    """One kind of record: its arrays and its reduction of a step."""
+    """One kind of record: its arrays and its reduction of a step.
 
-    group: ClassVar[str] | str
+    Records are plain classes, not dataclasses: Hydra takes dataclasses in a list for configurations.
+    """
+
+    @property
+    @abstractmethod
+    def group(self) -> str:
+        """Zarr group of the record's arrays."""
 
     @abstractmethod
     def specs(self, parameters: Sequence[ParameterInfo]) -> list[ArraySpec]:

@@ -29,10 +29,7 @@ class OuterBounds:
     def of(cls, share: OuterShare, scale: float | Tensor) -> OuterBounds:
         """Compute the bounds of a share whose shifts are ``scale * g``."""
         rows, columns = _norms(share.left.to(share.dtype)), _norms(share.right.to(share.dtype))
-        if isinstance(scale, Tensor):
-            rows = rows * scale.abs().amax(1)
-        else:
-            rows = rows * abs(scale)
+        rows = rows * (scale.abs().amax(1) if isinstance(scale, Tensor) else abs(scale))
         slack = 1.0 + (share.left.shape[1] + 16) * torch.finfo(share.dtype).eps
         return cls(_host(rows), _host(columns), slack)
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from typing_extensions import override
 
 from lightning_gradtrace.record._base import ParameterInfo, Record, StepShifts
 from lightning_gradtrace.record.selection import Candidates, Searcher, fill_with_zeros, largest
 from lightning_gradtrace.store.schema import ArraySpec
 
 
-@dataclass
 class TopK(Record):
     """Keeps the ``k`` largest absolute shifts over all tracked parameters (definitions.md, 4).
 
@@ -40,24 +39,28 @@ class TopK(Record):
         TopK(k=1000, per='sample', prune=True)
     """
 
-    k: int
-    per: Literal["sample", "step"] = "sample"
-    prune: bool = True
-    _searcher: Searcher | None = field(default=None, init=False, repr=False, compare=False)
-    _n_entries: int = field(default=0, init=False, repr=False, compare=False)
-    _kept: int = field(default=0, init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
+    def __init__(self, k: int, per: Literal["sample", "step"] = "sample", prune: bool = True) -> None:
+        self.k = k
+        self.per = per
+        self.prune = prune
+        self._searcher: Searcher | None = None
+        self._n_entries = 0
+        self._kept = 0
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise ValueError(f"`TopK(k={self.k!r})`: expected a whole number of entries, at least 1")
         if self.per not in ("sample", "step"):
             raise ValueError(f"`TopK(per={self.per!r})`: expected one of `sample`, `step`")
 
+    def __repr__(self) -> str:
+        return f"TopK(k={self.k}, per={self.per!r}, prune={self.prune})"
+
     @property
-    def group(self) -> str:  # type: ignore[override]
+    @override
+    def group(self) -> str:
         """Zarr group of the record's arrays."""
         return "topk" if self.per == "sample" else "topk_step"
 
+    @override
     def specs(self, parameters: Sequence[ParameterInfo]) -> list[ArraySpec]:
         self._n_entries = sum(p.numel for p in parameters)
         self._kept = self.k
@@ -80,6 +83,7 @@ class TopK(Record):
             specs.append(ArraySpec(name, dims, tail, "int64", "occurrence that moved the weight, -1 for none"))
         return specs
 
+    @override
     def reduce(self, step: StepShifts, first_occurrence: int) -> dict[str, np.ndarray]:
         if self._searcher is None:
             raise RuntimeError("`TopK.reduce` was called before `TopK.specs`, which says what the model tracks")

@@ -8,12 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_gradtrace.report.figures import FIGURES
 from lightning_gradtrace.report.summary import count_clear, neuron_summary, short_names
 from lightning_gradtrace.report.tables import Tables, check_tables, write_tables
 from lightning_gradtrace.report.text import layer_rows, neuron_rows, pooled_rows
-from lightning_gradtrace.report.theme import DARK, LIGHT, png, theme
+from lightning_gradtrace.report.theme import DARK, LIGHT, need_matplotlib, png, theme
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _MOST_ROWS = 40
 
@@ -51,6 +55,8 @@ def write_report(folder: str | os.PathLike[str], tables: Tables, title: str) -> 
         ValueError: a table or one of its columns is missing.
     """
     check_tables(tables)
+    need_matplotlib()
+    template = load_template()
     folder = Path(folder)
     written = write_tables(folder / "tables", tables)
     (folder / "figures").mkdir(exist_ok=True)
@@ -65,17 +71,12 @@ def write_report(folder: str | os.PathLike[str], tables: Tables, title: str) -> 
         text = str(draw.__doc__).splitlines()[0]
         figures[name] = Figure(_data_url(images[LIGHT]), _data_url(images[DARK]), text)
     page = folder / "index.html"
-    page.write_text(render_page(title, tables, figures), encoding="utf-8")
+    page.write_text(render_page(template, title, tables, figures), encoding="utf-8")
     return ReportFiles(page, files, written)
 
 
-def render_page(title: str, tables: Tables, figures: Mapping[str, Figure]) -> str:
-    """Return the page as HTML text.
-
-    Args:
-        title: heading.
-        tables: by name, see `TABLES`.
-        figures: by name, see `FIGURES`.
+def load_template() -> Template:
+    """Return the template of the page, with escaping on.
 
     Raises:
         ImportError: jinja2 is missing.
@@ -86,12 +87,24 @@ def render_page(title: str, tables: Tables, figures: Mapping[str, Figure]) -> st
         raise ImportError(
             "the page needs jinja2, which is not installed: `pip install 'lightning-gradtrace[plot]'`"
         ) from error
-    template = resources.files("lightning_gradtrace.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    text = resources.files("lightning_gradtrace.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(text)
+
+
+def render_page(template: Template, title: str, tables: Tables, figures: Mapping[str, Figure]) -> str:
+    """Return the page as HTML text.
+
+    Args:
+        template: from `load_template`.
+        title: heading.
+        tables: by name, see `TABLES`.
+        figures: by name, see `FIGURES`.
+    """
     summary = neuron_summary(tables["neurons"], tables["controls"])
     names = short_names(tables)
     above, below, known = count_clear(summary)
-    return environment.from_string(template).render(
+    return template.render(
         title=title,
         run=tables["run"].to_dict("records"),
         neurons=neuron_rows(summary.head(_MOST_ROWS), names),

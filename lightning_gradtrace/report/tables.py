@@ -116,9 +116,8 @@ def read_tables(folder: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
     for name, spec in TABLES.items():
         if not (folder / f"{name}.csv").is_file():
             continue
-        # A token may read "NA" or "null": what a converter sees is not taken for a missing value.
-        text = spec.columns if name == "run" else _TUPLES
-        table = pd.read_csv(folder / f"{name}.csv", converters={column: str for column in text})
+        # A token may read "NA" and a control is named "null": only an empty field is a missing value.
+        table = pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""])
         for column in _TUPLES:
             if column in spec.columns and name == "neurons":
                 table[column] = pd.Series([tuple(json.loads(v)) for v in table[column]], dtype=object)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +14,31 @@ from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
 from lightning_gradtrace.store.schema import ENCODING_TYPE, ENCODING_VERSION
-from lightning_gradtrace.store.target import ROOT, DurableLocalStore, StoreError, Target, describe, is_url, read_key
+from lightning_gradtrace.store.target import (
+    ROOT,
+    DurableLocalStore,
+    StoreError,
+    Target,
+    describe,
+    is_url,
+    key_exists,
+    read_key,
+)
 
 _HELP = "choose another path"
 
 
-def create_store(target: Target, *, overwrite: bool) -> Store:
-    """Open a target for a new trace.
+def create_store(target: Target, *, overwrite: bool) -> tuple[Store, list[str]]:
+    """Open a target for a new trace; nothing is changed yet.
 
-    A trace that is there is removed when `overwrite` says so; anything else that is there never is.
+    A trace that is there may be replaced when `overwrite` says so; anything else that is there never is.
 
     Args:
         target: path, URL (fsspec) or zarr Store.
         overwrite: whether an existing trace may be removed.
 
     Returns:
-        A writable store that holds no trace.
+        A writable store, and the groups of the old trace, for `remove_groups`.
 
     Raises:
         StoreError: if the target holds a trace and may not be overwritten, holds something else, or can't be written.
@@ -42,11 +53,28 @@ def create_store(target: Target, *, overwrite: bool) -> Store:
                 f"`{name}` already holds a trace ({state}, {attrs.get('committed', {}).get('step', 0)} steps); "
                 f"pass overwrite=True to replace it, or {_HELP}"
             )
-        if attrs is not None:
-            _remove_trace(store)
+        old = [] if attrs is None else _groups_of_trace(store)
     except OSError as error:
         raise StoreError(_not_writable(name, error)) from error
-    return store
+    return store, old
+
+
+def remove_groups(store: Store, groups: Iterable[str]) -> None:
+    """Remove groups of an old trace, after its root document was replaced; other people's files stay."""
+    for group in groups:
+        if isinstance(store, LocalStore):
+            shutil.rmtree(store.root / group)
+        else:
+            sync(store.delete_dir(group))
+
+
+def _groups_of_trace(store: Store) -> list[str]:
+    """Name the groups that the root of a trace lists and that are there: plain names only, and no links."""
+    root = json.loads(read_key(store, ROOT) or b"{}")
+    members = root.get("consolidated_metadata", {}).get("metadata", {})
+    names = sorted({path.partition("/")[0] for path in members})
+    names = [name for name in names if re.fullmatch(r"\w[\w.-]*", name) and key_exists(store, f"{name}/{ROOT}")]
+    return [name for name in names if not (isinstance(store, LocalStore) and (store.root / name).is_symlink())]
 
 
 def _writable(target: Target, name: str) -> Store:
@@ -107,21 +135,6 @@ def _attributes(data: bytes) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError):
         return None
     return attributes if isinstance(attributes, dict) else None
-
-
-def _remove_trace(store: Store) -> None:
-    """Remove the groups that the trace's root names, the root last; other people's files stay."""
-    data = read_key(store, ROOT)
-    root = json.loads(data) if data is not None else {}
-    members = root.get("consolidated_metadata", {}).get("metadata", {})
-    for group in sorted({path.partition("/")[0] for path in members}):
-        if isinstance(store, LocalStore):
-            directory = store.root / group
-            if directory.is_dir():
-                shutil.rmtree(directory)
-        else:
-            sync(store.delete_dir(group))
-    sync(store.delete(ROOT))
 
 
 def open_store(target: Target) -> tuple[Store, dict[str, Any]]:

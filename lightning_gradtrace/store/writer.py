@@ -13,7 +13,7 @@ import pandas as pd
 from lightning_gradtrace.store.attributes import plain_attributes
 from lightning_gradtrace.store.background import BackgroundThread
 from lightning_gradtrace.store.commit import Committer
-from lightning_gradtrace.store.opening import create_store
+from lightning_gradtrace.store.opening import create_store, remove_groups
 from lightning_gradtrace.store.params import params_arrays, params_digest
 from lightning_gradtrace.store.rows import StepRows
 from lightning_gradtrace.store.schema import (
@@ -86,7 +86,7 @@ class TraceWriter:
         self._closed = self._ended = False
         self._commit_bytes, self._commit_seconds = commit_bytes, commit_seconds
 
-        store = create_store(target, overwrite=overwrite)
+        store, old_groups = create_store(target, overwrite=overwrite)
         self._weights: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] | None = None
         fixed = [*PARAM_SPECS, *self._rows.specs]
         root = {"encoding-type": ENCODING_TYPE, "encoding-version": ENCODING_VERSION, **attrs}
@@ -95,6 +95,7 @@ class TraceWriter:
         try:
             # From here on the target counts as a trace, though one without params and steps.
             self._committer.announce()
+            remove_groups(store, old_groups)
             self._committer.append(table)
             if vocab is not None:
                 self._committer.append({VOCAB_SPEC.path: np.array(list(vocab), object)})

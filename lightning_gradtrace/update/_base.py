@@ -84,7 +84,7 @@ def rule_for(optimizer: Optimizer) -> UpdateRule | None:
 
     Only the exact class counts: a subclass may have another step.
     """
-    for cls in _subclasses(UpdateRule):
+    for cls in _subclasses(UpdateRule):  # type: ignore[type-abstract]
         if type(optimizer) in cls.optimizers:
             return cls()
     return None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_gradtrace.update._base import Split, UpdateRule, number
 
@@ -13,9 +14,11 @@ from lightning_gradtrace.update._base import Split, UpdateRule, number
 class GenericRule(UpdateRule):
     """``s[i] = -lr c g[i]``, nothing carried, nothing decayed (definitions.md, 3)."""
 
+    @override
     def remember(self, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool) -> dict[str, Any]:
         return {}
 
+    @override
     def split(
         self, group: Mapping[str, Any], state: Mapping[str, Any], memory: Mapping[str, Any], before: Tensor | None
     ) -> Split:

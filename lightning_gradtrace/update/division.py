@@ -50,7 +50,12 @@ class StepDivision:
 
     @classmethod
     def begin(
-        cls, optimizer: Optimizer, rule: UpdateRule, tracked: Mapping[str, Tensor], ledger: bool, loss_scale: float = 1.0
+        cls,
+        optimizer: Optimizer,
+        rule: UpdateRule,
+        tracked: Mapping[str, Tensor],
+        ledger: bool,
+        loss_scale: float = 1.0,
     ) -> StepDivision:
         """Keep what the division of the coming step needs.
 
@@ -84,7 +89,9 @@ class StepDivision:
         """Read off clipping and the optimizer's state after the step."""
         # A gradient that the step set to None is taken as not clipped.
         changed = [p for p in self._parameters.values() if p.tensor.grad is not None]
-        factors = clip_factors([p.gradient for p in changed], [p.tensor.grad for p in changed if p.tensor.grad is not None])
+        factors = clip_factors(
+            [p.gradient for p in changed], [p.tensor.grad for p in changed if p.tensor.grad is not None]
+        )
         for p, factor in zip(changed, factors, strict=True):
             p.clip = factor
         for p in self._parameters.values():

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lightning_gradtrace.update._base import Split, UpdateRule, number
 
@@ -19,10 +20,12 @@ class SGDRule(UpdateRule):
 
     optimizers: ClassVar = (torch.optim.SGD,)
 
+    @override
     def remember(self, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool) -> dict[str, Any]:
         buffer = state.get("momentum_buffer")
         return {"first": buffer is None, "buffer": buffer.clone() if ledger and buffer is not None else None}
 
+    @override
     def split(
         self, group: Mapping[str, Any], state: Mapping[str, Any], memory: Mapping[str, Any], before: Tensor | None
     ) -> Split:

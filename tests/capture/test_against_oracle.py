@@ -18,7 +18,9 @@ from tests.cases import CASES, REDUCTIONS, Case
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
-def capture(case: Case, model: nn.Module, inputs, targets, reduction: str, engine: TapeEngine | None = None) -> MicroBatch:
+def capture(
+    case: Case, model: nn.Module, inputs, targets, reduction: str, engine: TapeEngine | None = None
+) -> MicroBatch:
     """Run one taped forward and backward pass."""
     engine = engine or TapeEngine()
     parameters = dict(model.named_parameters())
@@ -67,7 +69,9 @@ def test_an_input_that_is_changed_in_place_after_its_use_is_refused() -> None:
         loss = model(x).sum()
     loss.backward()
     x.zero_()
-    with pytest.raises(UnattributableError, match=r"the input of use 0 \(`linear` of `weight`, `bias`\) was changed in place"):
+    with pytest.raises(
+        UnattributableError, match=r"the input of use 0 \(`linear` of `weight`, `bias`\) was changed in place"
+    ):
         engine.collect(tape, 4, lambda: pytest.fail("sizes leave no doubt"))
 
 

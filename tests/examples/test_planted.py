@@ -54,9 +54,7 @@ def test_permuted_links_find_chance(trace: Trace, entries: pd.DataFrame, within:
     assert planted_scores(anything, WORDS)["purity"] < planted_scores(informed, WORDS)["purity"] - 0.2
 
 
-def test_analysis_writes_tables_figures_and_page(
-    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_analysis_writes_tables_figures_and_page(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = {"n_neurons": 2, "n_samples": 40, "n_other_neurons": 2, "n_resamples": 99}
     tables = analyze(run, tmp_path / "out", few)
     assert len(tables["ablation"]) == 2

@@ -77,5 +77,7 @@ def test_wikitext2_trains_and_tests_on_local_files(run_experiment: Run, tmp_path
 
 def test_unfinished_run_is_named_by_the_analysis(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(FileNotFoundError, match=r"lacks \['metrics.yaml', 'model.ckpt', 'trace.zarr'\]; expected the run"):
+    with pytest.raises(
+        FileNotFoundError, match=r"lacks \['metrics.yaml', 'model.ckpt', 'trace.zarr'\]; expected the run"
+    ):
         load_run(tmp_path)

@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share
-from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK
-from lightning_gradtrace.record import selection
+from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK, selection
 
 SHAPES = {"outer": (5, 4), "bias": (7,), "scaled": (6, 3), "embedding": (9, 2)}
 
@@ -33,7 +32,9 @@ def make_step(seed: int, sizes: list[int], positions: int, whole: bool, rate: fl
     def draw(*shape: int) -> torch.Tensor:
         if whole:
             return torch.randint(-1, 2, shape, generator=generator).float()
-        return torch.randn(shape, generator=generator) * torch.rand(shape[0], *[1] * (len(shape) - 1), generator=generator)
+        return torch.randn(shape, generator=generator) * torch.rand(
+            shape[0], *[1] * (len(shape) - 1), generator=generator
+        )
 
     parameters = []
     for info in make_infos():
@@ -52,9 +53,7 @@ def make_step(seed: int, sizes: list[int], positions: int, whole: bool, rate: fl
 
 
 def dense(step: StepShifts) -> np.ndarray:
-    rows = [
-        torch.cat([p.shifts(m).flatten(1) for p in step.parameters], 1).numpy() for m in range(len(step.n_samples))
-    ]
+    rows = [torch.cat([p.shifts(m).flatten(1) for p in step.parameters], 1).numpy() for m in range(len(step.n_samples))]
     return np.concatenate(rows)
 
 

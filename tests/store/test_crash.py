@@ -80,7 +80,11 @@ def test_trace_cut_off_after_any_put_holds_whole_steps(order):
 
 
 WRITER = """
-import os, sys
+import os, sys, types
+# The store alone needs neither torch nor Lightning, which take long to import.
+package = types.ModuleType("lightning_gradtrace")
+package.__path__ = ["lightning_gradtrace"]
+sys.modules["lightning_gradtrace"] = package
 from tests.synthetic import write_trace
 
 os.fsync = lambda descriptor: None  # only a power loss tells the difference; this way there are more commits

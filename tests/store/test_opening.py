@@ -56,18 +56,34 @@ def test_overwrite_leaves_files_that_are_not_of_the_trace(tmp_path):
     assert (tmp_path / "a.zarr" / "figures" / "1.png").read_bytes() == b"mine"
 
 
-def test_overwrite_follows_no_path_out_of_the_trace(tmp_path):
+@pytest.mark.parametrize("name", ["..", "../precious", ".", "", "/", "absolute", "precious/x", "precious", "a.zarr"])
+def test_overwrite_follows_no_path_out_of_the_trace(tmp_path, name):
     path = tmp_path / "a.zarr"
-    write_trace(path)
+    write_trace(path, n_steps=1)
     (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "thesis.tex").write_text("mine")
+    (tmp_path / "precious" / "zarr.json").write_text("mine")
+    (path / "mine.txt").write_text("mine")
     root = json.loads((path / "zarr.json").read_text())
-    members = root["consolidated_metadata"]["metadata"]
-    members |= {"../precious": {}, "..": {}, str(tmp_path / "precious"): {}, ".": {}, "precious/x": {}}
+    root["consolidated_metadata"]["metadata"][str(tmp_path / "precious") if name == "absolute" else name] = {}
     (path / "zarr.json").write_text(json.dumps(root))
     os.symlink(tmp_path / "precious", path / "precious")
-    write_trace(path, writer={"overwrite": True})
-    assert (tmp_path / "precious" / "thesis.tex").read_text() == "mine"
+    write_trace(path, n_steps=1, writer={"overwrite": True})
+    assert (tmp_path / "precious" / "zarr.json").read_text() == "mine"
+    assert (path / "mine.txt").read_text() == "mine"
+
+
+def test_overwriting_that_is_cut_off_leaves_a_readable_trace(tmp_path, monkeypatch):
+    path = tmp_path / "a.zarr"
+    write_trace(path)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_gradtrace.store.writer.remove_groups", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_trace(path, writer={"overwrite": True})
+    trace = open_trace(path)
+    assert trace.n_steps == 0 and trace.verify().ok and not trace.attrs["complete"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

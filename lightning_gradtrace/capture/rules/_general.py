@@ -47,9 +47,9 @@ def general_shares(
             result = use.function(*args, **kwargs)
             return (result,) if isinstance(result, Tensor) else tuple(result[i] for i in outputs)
 
-        _, vjp = torch.func.vjp(call, roots)
+        vjp = torch.func.vjp(call, roots)[1]
         seeds = tuple(_restore(cotangent[i], axis) for i, axis in outputs.items())
-        return vjp(seeds)[0]  # type: ignore[no-any-return]
+        return vjp(seeds)[0]
 
     pulled = torch.func.vmap(single)(batched, cotangents)
     return {name: DenseShare(value) for name, value in pulled.items()}

@@ -1,0 +1,1 @@
+"""Side-by-side measurements; each file is a command that prints a table."""

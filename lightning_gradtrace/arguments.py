@@ -1,0 +1,30 @@
+"""Checks of a user's arguments; every error names the argument, what was found and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """Check that an argument of GradTrace is one of a few values.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not any(value is choice or (value == choice and type(value) is type(choice)) for choice in allowed):
+        listed = ", ".join(f"`{choice}`" for choice in allowed)
+        raise ValueError(f"`GradTrace({name}={value!r})`: expected one of {listed}")
+
+
+def check_interval(name: str, value: Any, *, optional: bool) -> None:
+    """Check that an argument of GradTrace is a number of steps.
+
+    Raises:
+        ValueError: it is no whole number of at least 1, nor None where that is allowed.
+    """
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        expected = "a whole number of steps, at least 1" + (", or None" if optional else "")
+        raise ValueError(f"`GradTrace({name}={value!r})`: expected {expected}")

@@ -1,0 +1,95 @@
+"""Tables as the analysis makes them, with awkward tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lightning_gradtrace.report import TABLES
+
+AWKWARD = ("<script>alert('x')</script>", "$x^$", 'a,"b"', "NA", "naïve")
+WEIGHTS = ("net.layers.0.linear1.weight", "net.layers.1.linear2.weight")
+Tables = dict[str, pd.DataFrame]
+
+
+def make_controls() -> pd.DataFrame:
+    rows = []
+    measures = {"random": "notable_flip_rate", "neuron": "notable_flip_rate", "frequency": "proportion"}
+    for neuron in (3, 5, 8):
+        for control, measure in {**measures, "null": "notable_share"}.items():
+            row = {"param": WEIGHTS[1], "module": "net.layers.1.linear2", "axis": "in", "neuron": neuron}
+            row |= {"control": control, "measure": measure, "value": 0.5, "control_value": 0.2, "effect": 0.3}
+            row |= {"low": -0.1 if neuron == 5 else 0.1, "high": 0.4, "n": 40, "n_control": 40}
+            if neuron == 8 and control == "random":
+                row |= dict.fromkeys(("value", "control_value", "effect", "low", "high"), np.nan)
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def make_tables() -> Tables:
+    """Return a whole set of tables."""
+    controls = make_controls()
+    pooled = controls.groupby(["control", "measure"], sort=False, as_index=False)[
+        ["value", "control_value", "effect", "low", "high"]
+    ].mean()
+    neurons = pd.DataFrame(
+        {
+            "param": WEIGHTS[1],
+            "module": "net.layers.1.linear2",
+            "axis": "in",
+            "neuron": [3, 5, 8, 9],
+            "n_entries": [4, 2, 1, 1],
+            "n_occurrences": [400, 200, 100, 50],
+            "n_samples": [1200, 20, 10, 5],
+            "n_notable": [5, 1, 1, 0],
+            "tokens": [(1, 2, 3, 4, 5), (2,), (3,), ()],
+            "text": [AWKWARD, ("$x^$",), ("plain",), ()],
+        }
+    )
+    steps = pd.DataFrame(
+        {
+            "step": range(100),
+            "epoch": 0,
+            "loss": np.linspace(6, 4, 100),
+            "residual": [1e-6 if s % 25 == 0 else np.nan for s in range(100)],
+            "sum_error": [2e-7 if s % 25 == 0 else np.nan for s in range(100)],
+            "nonfinite": 0,
+            "skipped": False,
+            "n_occurrences": 20,
+        }
+    )
+    return {
+        "run": pd.DataFrame({"name": ["experiment", "null"], "value": ["<b>bold</b>", "NA"]}),
+        "steps": steps,
+        "frequencies": pd.DataFrame({"count": [50, 10, 1], "entries": [2, 10, 500]}),
+        "entries": pd.DataFrame({"entry": [7, 3], "param": WEIGHTS[::-1], "index": [1, 3], "count": [50, 10]}),
+        "notable": pd.DataFrame({"entry": [7], "token": [4], "text": ["NA"], "count": [30], "relative": [3.5]}),
+        "neurons": neurons,
+        "ablation": pd.DataFrame(
+            {
+                "param": WEIGHTS[1],
+                "axis": "in",
+                "neuron": [3, 5, 8],
+                "n_samples": [40, 20, 10],
+                "flips": [20, 3, 0],
+                "flipped_tokens": [9, 2, 0],
+                "notable_flipped": [4, 1, 0],
+            }
+        ),
+        "controls": controls,
+        "pooled": pooled.assign(neurons=3),
+        "layers": pd.DataFrame(
+            {"param": [WEIGHTS[1]], "neurons": [3], "mean_flipped_tokens": [3.67], "notable_share": [0.472222]}
+        ),
+    }
+
+
+@pytest.fixture
+def tables() -> Tables:
+    return make_tables()
+
+
+@pytest.fixture
+def empty() -> Tables:
+    return {name: pd.DataFrame(columns=list(spec.columns)) for name, spec in TABLES.items()}
