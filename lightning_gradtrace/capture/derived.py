@@ -6,7 +6,9 @@ received and then pulled back to the parameters it came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,11 +96,20 @@ class Derived:
             vjp = torch.func.vjp(self.evaluate, values)[1]
             return vjp(cotangent.to(target.dtype))[0]
 
-        pulled = torch.func.vmap(pull)(share.dense())
+        with quiet_vmap():
+            pulled = torch.func.vmap(pull)(share.dense())
         return {name: DenseShare(value) for name, value in pulled.items()}
 
 
 Lineage = Root | Derived
+
+
+@contextmanager
+def quiet_vmap() -> Iterator[None]:
+    """Keep vmap's advice to itself: where torch has no batching rule the loop it runs instead is right, only slower."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="There is a performance drop because we have not yet implemented")
+        yield
 
 
 def _as_view_of(share: OuterShare, view: Tensor, root: Tensor) -> OuterShare | None:

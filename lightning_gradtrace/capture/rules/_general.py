@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis
-from lightning_gradtrace.capture.derived import Derived, Root
+from lightning_gradtrace.capture.derived import Derived, Root, quiet_vmap
 from lightning_gradtrace.capture.shares import DenseShare, Share
 from lightning_gradtrace.capture.tape import Operand, Use
 
@@ -51,7 +51,8 @@ def general_shares(
         seeds = tuple(_restore(cotangent[i], axis) for i, axis in outputs.items())
         return vjp(seeds)[0]
 
-    pulled = torch.func.vmap(single)(batched, cotangents)
+    with quiet_vmap():
+        pulled = torch.func.vmap(single)(batched, cotangents)
     return {name: DenseShare(value) for name, value in pulled.items()}
 
 

@@ -1,0 +1,199 @@
+"""The examples of docs/extending.md work, and every rule, optimizer family and record that exists is tested."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_gradtrace import GradTrace, open_trace, record
+from lightning_gradtrace.capture import rules
+from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
+from lightning_gradtrace.capture.oracle import per_sample_gradients
+from lightning_gradtrace.capture.probe import probe
+from lightning_gradtrace.capture.rules import _base
+from lightning_gradtrace.record import Record, TopK
+from lightning_gradtrace.update import UpdateRule
+from lightning_gradtrace.update._base import _subclasses
+from lightning_gradtrace.update.division import StepDivision, explain
+from tests.analysis.traces import random_trace
+from tests.cases import CASES, Case
+from tests.docs.pages import blocks
+from tests.test_callback import fit, make
+
+PAGE = "docs/extending.md"
+
+
+def example(name: str) -> dict:
+    (block,) = blocks(PAGE, name=name)
+    return block.run({"__name__": f"example_{name}"})
+
+
+@pytest.fixture
+def rule_registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget afterwards what an example registers."""
+    monkeypatch.setattr(_base, "_RULES", dict(_base._RULES))
+
+
+@pytest.fixture
+def adagrad() -> Iterator[None]:
+    """Explain Adagrad as the page does, for one test."""
+    rule = example("optimizer")["AdagradRule"]
+    yield
+    rule.optimizers = ()  # subclasses can't be taken back
+
+
+def test_every_python_block_of_the_page_is_an_example_of_this_test() -> None:
+    assert [block.name for block in blocks(PAGE)] == ["rule", "optimizer", "record", "analysis"]
+
+
+# --- layer rules ------------------------------------------------------------------------------------------------------
+
+
+class Normed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.norm = nn.RMSNorm(8)
+        self.head = nn.Linear(8, 11)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.head(self.norm(self.embedding(tokens)))
+
+
+def capture(case: Case, model: nn.Module, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[MicroBatch, set]:
+    """Return the shares of one pass, and the rules that its uses were given."""
+    engine, named = TapeEngine(), dict(model.named_parameters())
+    tape = engine.tape(named)
+    with tape:
+        loss = case.loss(model, inputs, targets, "mean", int((targets != -100).sum()))
+    loss.backward()
+    used = {use.rule.function for use in tape.uses if use.rule is not None}
+    look = functools.partial(probe, model, named, model, inputs, case.n_samples, case.batch_axis)
+    return engine.collect(tape, case.n_samples, look), used
+
+
+def test_the_rule_equals_the_oracle_and_the_general_rule(rule_registry: None) -> None:
+    torch.manual_seed(0)
+    encoder = CASES[1]
+    case = Case("rms norm", Normed, encoder.batch, encoder.batch_axis, encoder.n_samples)
+    model = case.build().double()
+    nn.init.uniform_(model.norm.weight)
+    inputs, targets = case.batch(True)
+    general, used = capture(case, model, inputs, targets)
+    assert torch.rms_norm not in used
+    example("rule")
+    model.zero_grad()
+    ruled, used = capture(case, model, inputs, targets)
+    assert torch.rms_norm in used
+    contribution = case.contribution(model, inputs, targets, "mean")
+    expected = per_sample_gradients(contribution, case.n_samples, dict(model.named_parameters()))
+    for name, g in expected.items():
+        torch.testing.assert_close(ruled.shares[name].dense(), g, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(general.shares[name].dense(), g, rtol=1e-10, atol=1e-12)
+
+
+def test_every_registered_rule_is_used_by_a_case() -> None:
+    seen: set = set()
+    for case in CASES:
+        torch.manual_seed(0)
+        seen |= capture(case, case.build(), *case.batch(False))[1]
+    missing = [function.__name__ for function in rules.registered() if function not in seen]
+    assert not missing, f"add a case that uses {missing} to CASES in tests/cases.py"
+
+
+# --- optimizer families -----------------------------------------------------------------------------------------------
+
+
+def ledger_of(cls: type[torch.optim.Optimizer], how: str | None, **settings: float) -> float:
+    """Return the largest residual over some steps in float64."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    optimizer = cls(model.parameters(), lr=0.1, **settings)  # type: ignore[call-arg]
+    rule, named, worst = explain(optimizer), dict(model.named_parameters()), 0.0
+    for _ in range(5):
+        optimizer.zero_grad()
+        x, y = torch.randn(9, 5, dtype=torch.float64), torch.randint(3, (9,))
+        nn.functional.cross_entropy(model(x), y).backward()
+        division = StepDivision.begin(optimizer, rule, named, ledger=True)
+        gradients = {name: g.clone() for name, g in division.gradients.items()}
+        if how == "norm":
+            nn.utils.clip_grad_norm_(model.parameters(), 0.2)
+        elif how == "value":
+            nn.utils.clip_grad_value_(model.parameters(), 0.02)
+        optimizer.step()
+        division.complete()
+        worst = max(worst, division.residual({name: gradients[name] * division.scale(name) for name in named}))
+    return worst
+
+
+FAMILIES = [optimizer for family in _subclasses(UpdateRule) for optimizer in family.optimizers]
+
+
+@pytest.mark.parametrize("how", [None, "norm", "value"])
+@pytest.mark.parametrize("cls", FAMILIES, ids=lambda cls: cls.__name__)
+def test_the_ledger_closes_for_every_optimizer_with_a_rule(cls: type[torch.optim.Optimizer], how: str | None) -> None:
+    assert ledger_of(cls, how) < 1e-12
+
+
+@pytest.mark.parametrize("how", [None, "norm", "value"])
+@pytest.mark.parametrize("settings", [{}, {"weight_decay": 0.1}, {"lr_decay": 0.3, "maximize": True}], ids=str)
+def test_the_ledger_closes_for_the_example(adagrad: None, settings: dict, how: str | None) -> None:
+    assert ledger_of(torch.optim.Adagrad, how, **settings) < 1e-12
+
+
+# --- records ----------------------------------------------------------------------------------------------------------
+
+
+def makers() -> dict[str, type[Record]]:
+    exported = [getattr(record, name) for name in dir(record)]
+    classes = [c for c in exported if isinstance(c, type) and issubclass(c, Record) and c is not Record]
+    return {c.__name__: c for c in classes}
+
+
+@pytest.mark.parametrize("name", sorted(makers()))
+def test_every_exported_record_runs_in_a_training(name: str, tmp_path: Path) -> None:
+    cls = makers()[name]
+    fit(make(), GradTrace(tmp_path / "a.zarr", cls(5) if cls is TopK else cls(), ledger_every_n_steps=1))
+    report = open_trace(tmp_path / "a.zarr").verify()
+    assert report.ok, str(report)
+
+
+def test_the_record_keeps_the_norms_of_all_shifts(tmp_path: Path) -> None:
+    norms = example("record")["ParameterNorms"]()
+    model = make()
+    names = [n for n, p in model.named_parameters() if p.dim() > 1 and "encoder" in n]
+    n_entries = sum(p.numel() for n, p in model.named_parameters() if n in names)
+    fit(model, GradTrace(tmp_path / "a.zarr", [TopK(n_entries), norms]), accumulate_grad_batches=2)
+    trace = open_trace(tmp_path / "a.zarr")
+    assert trace.verify().ok
+    assert trace.params["param"].tolist() == names
+    squares = trace.topk.frame().assign(square=lambda f: f["shift"].astype(float) ** 2)
+    expected = squares.pivot_table("square", "occurrence", "param", "sum", observed=True)[names].to_numpy() ** 0.5
+    np.testing.assert_allclose(trace.array("parameter_norms/norm")[:], expected, rtol=1e-4)
+    assert trace.to_xarray()["parameter_norms"]["norm"].dims == ("occurrence", "param")
+
+
+# --- analyses ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("per", ["sample", "step"])
+def test_the_analysis_sums_what_the_lists_say(per: str) -> None:
+    raw = random_trace(per=per)
+    sums: dict[int, float] = {}
+    frame = raw.trace.topk.frame()
+    finite = frame[np.isfinite(frame["shift"])]
+    for sample, shift in zip(finite["sample_id"].tolist(), finite["shift"].tolist(), strict=True):
+        sums[sample] = sums.get(sample, 0.0) + abs(shift)
+    bad = set(frame.loc[~np.isfinite(frame["shift"]), "sample_id"].tolist())
+    found = example("analysis")["heaviest_samples"](raw.trace, n_samples=100)
+    assert dict(zip(found["sample_id"], found["occurrences"], strict=True)) == {
+        sample: raw.sample_id.count(sample) for sample in set(raw.sample_id)
+    }
+    for sample, moved in zip(found["sample_id"].tolist(), found["moved"].tolist(), strict=True):
+        assert sample in bad or moved == pytest.approx(sums[sample])
