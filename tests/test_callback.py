@@ -148,6 +148,25 @@ def test_selected_shifts_add_up_to_the_change_of_the_weights(tmp_path: Path) -> 
             assert np.linalg.norm(found - expected) < 3e-5 * np.linalg.norm(expected)
 
 
+def test_the_ledger_closes_for_adamw_and_its_shifts_are_selected_exactly(tmp_path: Path) -> None:
+    """The denominators differ from weight to weight: selection must see them, not only the gradients."""
+
+    class Adaptive(Model):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.parameters(), lr=0.05, weight_decay=0.1)
+
+    everything, few = tmp_path / "everything.zarr", tmp_path / "few.zarr"
+    for path, record in ((everything, TopK(96)), (few, TopK(10))):
+        pl.seed_everything(3, verbose=False)
+        fit(Adaptive(), GradTrace(path, record, params="encoder.layers.1.linear1.weight", ledger_every_n_steps=1))
+    steps = open_trace(few).steps
+    assert (steps["residual"] < 1e-5).all()
+    dense = np.stack([block.shift.reshape(-1, 96) for block in open_trace(everything).topk.blocks()][:1])[0]
+    order = np.sort(np.argsort(-np.abs(dense), axis=1, kind="stable")[:, :10], axis=1)
+    found = next(iter(open_trace(few).topk.blocks()))
+    np.testing.assert_array_equal(found.entry.reshape(-1, 10), order)
+
+
 def test_gradients_are_recorded_when_asked_for(tmp_path: Path) -> None:
     shift, gradient = tmp_path / "shift.zarr", tmp_path / "gradient.zarr"
     for path, quantity in ((shift, "shift"), (gradient, "gradient")):

@@ -75,8 +75,8 @@ def _shares(use: Use, placement: Placement, n_samples: int) -> dict[str, Share]:
         except RuntimeError as error:
             names = ", ".join(f"`{name}`" for name in use.site.parameters)
             raise UnattributableError(
-                f"GradTrace: can't attribute {names}: {use.site} has no closed-form rule, and the general rule can't run "
-                f"it sample by sample ({error}). Leave the parameter out with `GradTrace(params=...)`."
+                f"GradTrace: can't attribute {names}: {use.site} has no closed-form rule, and the general rule can't "
+                f"run it sample by sample ({error}). Leave the parameter out with `GradTrace(params=...)`."
             ) from error
     samples = placement.inputs[bound.place].samples_first(bound.values[bound.rule.input], n_samples)
     cotangent = placement.outputs[0].samples_first(use.cotangents[0], n_samples)

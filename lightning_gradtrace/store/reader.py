@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -67,6 +68,7 @@ class Trace:
         self._attrs: dict[str, Any] = root["attributes"]
         committed = self._attrs.get("committed") or {}
         self._committed = {axis: int(committed.get(axis, 0)) for axis in AXES}
+        self._chosen: str | None = None
 
     def __repr__(self) -> str:
         """Name the trace and its size."""
@@ -182,8 +184,24 @@ class Trace:
 
     @property
     def topk(self) -> TopKView:
-        """The TopK record: per sample, or per step where only that exists."""
-        return self._view(TopKPerSample if "topk" in self.records or "topk_step" not in self.records else TopKPerStep)
+        """The TopK record: per sample if there is one, else per step; or the one chosen with `using`."""
+        group = self._chosen or ("topk" if "topk" in self.records or "topk_step" not in self.records else "topk_step")
+        return self._view(TopKPerStep if group == "topk_step" else TopKPerSample)
+
+    def using(self, record: str) -> Trace:
+        """Return the same trace with another of its TopK records as `topk`, for analyses to read.
+
+        Args:
+            record: "topk" (per sample) or "topk_step" (per step).
+
+        Raises:
+            AttributeError: the trace holds no such record.
+        """
+        if record not in ("topk", "topk_step") or record not in self.records:
+            raise self._no_record(f"`{record}`")
+        other = copy.copy(self)
+        other._chosen = record
+        return other
 
     @property
     def topk_step(self) -> TopKView:

@@ -17,7 +17,7 @@ from tests.synthetic import write_trace
 
 @pytest.mark.parametrize("mark", TABLES)
 def test_tables_are_those_of_the_schema(mark: str) -> None:
-    assert between(PAGE, mark) == TABLES[mark](), f"`python -m tests.docs.format_tables` writes the table of {mark} anew"
+    assert between(PAGE, mark) == TABLES[mark](), "`python -m tests.docs.format_tables` writes it anew"
 
 
 def test_the_text_names_the_constants_of_the_code() -> None:

@@ -47,7 +47,9 @@ def test_by_hand_means_about_thirty_lines() -> None:
     assert len(lines) <= 40
 
 
-@pytest.mark.parametrize(("name", "module", "config"), [("train", "train", "config"), ("analyze", "analyze", "analyze")])
+@pytest.mark.parametrize(
+    ("name", "module", "config"), [("train", "train", "config"), ("analyze", "analyze", "analyze")]
+)
 def test_commands_compose(name: str, module: str, config: str) -> None:
     (block,) = blocks(PAGE, "bash", name)
     python, flag, target, *overrides = shlex.split(block.text)

@@ -81,7 +81,7 @@ def test_page_says_how_many_intervals_are_clear_and_how_many_chance_gives(reader
     text = re.sub(r"\s+", " ", reader.text)
     assert "3 neurons were switched off. For 1 of the 2 with an interval" in text
     assert "for 0 less often" in text
-    assert "+0.300 [+0.100,\u00a0+0.400]" in reader.text
+    assert "+0.300 [+0.100, +0.400]" in text
     assert "0.472222" in text
     assert "1,200" in text
 

@@ -18,6 +18,14 @@ SETTINGS = [
 ]
 
 
+ADAM_SETTINGS = [
+    {"cls": cls, "amsgrad": a, "weight_decay": w, "maximize": x}
+    for cls, a, w, x in itertools.product(
+        (torch.optim.Adam, torch.optim.AdamW), (False, True), (0.0, 0.1), (False, True)
+    )
+] + [{"cls": torch.optim.AdamW, "weight_decay": 0.1, how: True} for how in ("fused", "foreach")]
+
+
 def clip(parameters, how: str | None) -> None:
     if how == "norm":
         nn.utils.clip_grad_norm_(parameters, 0.5)
@@ -27,12 +35,14 @@ def clip(parameters, how: str | None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("how", [None, "norm", "value"])
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
-def test_the_ledger_closes_for_sgd(setting: dict, how: str | None, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("setting", SETTINGS + ADAM_SETTINGS, ids=str)
+def test_the_ledger_closes(setting: dict, how: str | None, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Tanh(), nn.Linear(7, 3)).to(dtype)
     first, rest = list(model[0].parameters()), [p for layer in model[1:] for p in layer.parameters()]
-    optimizer = torch.optim.SGD([{"params": first, "lr": 0.3}, {"params": rest}], lr=0.1, **setting)
+    setting = dict(setting)
+    cls = setting.pop("cls", torch.optim.SGD)
+    optimizer = cls([{"params": first, "lr": 0.3}, {"params": rest}], lr=0.1, **setting)
     rule = explain(optimizer)
     named = dict(model.named_parameters())
     for _ in range(20):
