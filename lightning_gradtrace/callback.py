@@ -33,11 +33,11 @@ from lightning_gradtrace.arguments import check_choice, check_interval
 from lightning_gradtrace.capture.batch import count_samples, find_batch_axis
 from lightning_gradtrace.capture.inputs import InputFilter, vocabulary
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
-from lightning_gradtrace.capture.probe import probe
+from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.rehearsal import rehearse
 from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds, UnknownIds
 from lightning_gradtrace.capture.tape import Tape, deactivate
-from lightning_gradtrace.provenance import describe_model, describe_optimizers, plain, versions
+from lightning_gradtrace.provenance import trace_attributes
 from lightning_gradtrace.record import Record, TopK
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.tracer import Position, Tracer, parameter_infos, parameter_table
@@ -176,6 +176,11 @@ class GradTrace(Callback):
             raise ValueError(
                 f"GradTrace records one process, but the Trainer runs {trainer.world_size}. Use `Trainer(devices=1)`."
             )
+        if str(trainer.precision).startswith("16"):
+            raise ValueError(
+                f"GradTrace does not undo the loss scaling of `Trainer(precision={trainer.precision!r})` yet; use "
+                "`bf16-mixed` or `32-true`."
+            )
         select_parameters(pl_module, self.params)  # a filter that matches nothing is said before any data is loaded
         if self.sample_ids == "auto":
             self._watch.start(trainer.strategy, lambda: bool(trainer.training))
@@ -196,7 +201,7 @@ class GradTrace(Callback):
             self.path,
             params=parameter_table(infos),
             specs=[spec for record in self.records for spec in record.specs(infos)],
-            attrs=self._attributes(trainer, pl_module),
+            attrs=trace_attributes(trainer, pl_module, self._settings(), self.config),
             n_groups=groups,
             overwrite=self.overwrite,
             vocab=self.vocab,
@@ -213,28 +218,10 @@ class GradTrace(Callback):
         for optimizer in trainer.optimizers:
             self._hooks.append(optimizer.register_step_post_hook(self._after_optimizer_step))
 
-    def _attributes(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
-        names = [*inspect.signature(GradTrace).parameters]
-        for elsewhere in ("path", "record", "vocab", "overwrite", "config"):
-            names.remove(elsewhere)
-        arguments = {name: getattr(self, name) for name in names}
-        settings = {**arguments, "record": [repr(record) for record in self.records]}
-        trainer_settings = {
-            "max_epochs": trainer.max_epochs,
-            "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "gradient_clip_val": trainer.gradient_clip_val,
-            "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
-            "precision": trainer.precision,
-        }
-        return {
-            "quantity": self.quantity,
-            "versions": versions(),
-            "model": describe_model(pl_module),
-            "optimizer": describe_optimizers(trainer.optimizers),
-            "config": plain(
-                {"gradtrace": settings, "trainer": trainer_settings, "hparams": pl_module.hparams, "user": self.config}
-            ),
-        }
+    def _settings(self) -> dict[str, Any]:
+        elsewhere = ("path", "record", "vocab", "overwrite", "config")
+        named = {name: getattr(self, name) for name in inspect.signature(GradTrace).parameters if name not in elsewhere}
+        return {**named, "record": [repr(record) for record in self.records]}
 
     # --- a training step ----------------------------------------------------------------------------------------
 
@@ -292,7 +279,7 @@ class GradTrace(Callback):
         assert self._tracer is not None
         batch, batch_idx, ids, axis = self._batch
         run = functools.partial(rehearse, trainer, pl_module, batch_idx)
-        look = functools.partial(probe, pl_module, self._tracer.parameters(), run, batch, len(ids), axis)
+        look = PermutationProbe(pl_module, self._tracer.parameters(), run, batch, len(ids), axis)
         self._tracer.add_micro_batch(self._tape, self._loss, ids, look)
         self._tape, self._batch, self._loss = None, None, None
 

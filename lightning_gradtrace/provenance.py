@@ -56,3 +56,28 @@ def plain(value: Any) -> Any:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, ValueError):
         return str(value)
+
+
+def trace_attributes(trainer: Any, module: Any, settings: Mapping[str, Any], user: Any) -> dict[str, Any]:
+    """Return the attributes that a trace carries from its beginning.
+
+    Args:
+        trainer: Lightning's trainer.
+        module: the LightningModule.
+        settings: the arguments of GradTrace; ``quantity`` among them.
+        user: what the user wants to be kept.
+    """
+    names = ("max_epochs", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision")
+    config = {
+        "gradtrace": settings,
+        "trainer": {name: getattr(trainer, name) for name in names},
+        "hparams": module.hparams,
+        "user": user,
+    }
+    return {
+        "quantity": settings["quantity"],
+        "versions": versions(),
+        "model": describe_model(module),
+        "optimizer": describe_optimizers(trainer.optimizers),
+        "config": plain(config),
+    }

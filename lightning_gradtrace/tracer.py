@@ -86,7 +86,7 @@ class Tracer:
     _losses: list[Tensor] = field(default_factory=list, init=False)
     _division: StepDivision | None = field(default=None, init=False)
     _rules: dict[int, UpdateRule] = field(default_factory=dict, init=False)
-    _n_ledgers: int = field(default=0, init=False)
+    _last_ledger: int | None = field(default=None, init=False)
     _stored_step: int | None = field(default=None, init=False)
     _norm: float = field(default=float("nan"), init=False)
     _sum_error: float = field(default=float("nan"), init=False)
@@ -110,7 +110,7 @@ class Tracer:
             tape: the tape that was active in its forward pass.
             loss: the loss that was back-propagated.
             sample_ids: int64, shape (sample,), in slot order.
-            probe: runs the model on the batch and on the batch permuted, see `capture.probe.probe`.
+            probe: runs the model on the batch and on the batch permuted, see `capture.probe.PermutationProbe`.
         """
         micro_batch = self._engine.collect(tape, len(sample_ids), probe)
         micro_batch.sample_ids = sample_ids
@@ -134,13 +134,14 @@ class Tracer:
         if id(optimizer) not in self._rules:
             self._rules[id(optimizer)] = explain(optimizer)
         every = self.ledger_every_n_steps
-        ledger = every is not None and (self._n_ledgers == 0 or position.step % every == 0)
-        check = self._n_ledgers == 0 or ledger
+        first = self._last_ledger is None
+        ledger = every is not None and (self._last_ledger is None or position.step - self._last_ledger >= every)
         rule = self._rules[id(optimizer)]
         self._division = StepDivision.begin(optimizer, rule, self.parameters(), ledger, loss_scale)
         self._norm = gradient_norm(optimizer)
-        self._sum_error = self._check(self._division.gradients, loss_scale) if check else float("nan")
-        self._n_ledgers += 1
+        self._sum_error = self._check(self._division.gradients, loss_scale) if first or ledger else float("nan")
+        if first or ledger:
+            self._last_ledger = position.step
 
     def after_step(self, position: Position) -> None:
         """Divide the step that was just made, reduce it, and append it to the trace."""
@@ -192,7 +193,7 @@ class Tracer:
                 "`GradTrace(params=...)` takes globs on names, or a predicate(name, parameter)."
             )
         unused = [f"`{p.name}`" for p in self.tracked if p.name not in used]
-        if unused and self._n_ledgers == 0:
+        if unused and self._last_ledger is None:
             warnings.warn(
                 f"GradTrace: {', '.join(unused[:5])}{', ...' if len(unused) > 5 else ''} took no part in the loss of "
                 "the first captured step; their shifts are zero until they do",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -12,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
+from lightning_gradtrace.capture.parameters import select_parameters
 from lightning_gradtrace.capture.placement import UnattributableError
 from tests.test_callback import Model, Sentences, fit, make
 
@@ -213,3 +216,59 @@ def test_a_gradient_that_the_tape_did_not_see_is_noticed(tmp_path: Path) -> None
 
     with pytest.raises(UnattributableError, match=r"`encoder.layers.0.linear1.weight` \(relative error .*don't add up"):
         fit(Hidden(), GradTrace(tmp_path / "a.zarr", TopK(3)))
+
+
+def test_positions_that_are_as_many_as_the_samples_are_not_taken_for_samples(tmp_path: Path) -> None:
+    """A layer on a fixed table never meets the batch; its rows must not be taken for samples when T = B."""
+
+    class Positions(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.randn(6, 3))
+            self.place = nn.Linear(3, 8)
+
+        def forward(self, tokens):
+            return self.head(self.encoder(self.embedding(tokens) + self.place(self.table)))
+
+    for n in (5, 6):
+        with pytest.raises(UnattributableError, match=r"can't attribute `place.weight`.*no axis holds the"):
+            loader = DataLoader(Sentences(), batch_size=n)
+            fit(Positions(), GradTrace(tmp_path / f"{n}.zarr", TopK(3)), loader=loader)
+
+
+def test_the_probe_leaves_other_random_numbers_alone(tmp_path: Path) -> None:
+    """T = B makes the probe run `training_step` twice more in the first step; later draws must be the same."""
+
+    class Drawing(Model):
+        def training_step(self, batch, batch_idx):
+            if torch.is_grad_enabled():
+                drawn.append((np.random.rand(), random.random()))
+            else:
+                probed.append((np.random.rand(), random.random()))
+            return super().training_step(batch, batch_idx)
+
+    draws, probed = [], []
+    for callbacks in ([], [GradTrace(tmp_path / "a.zarr", TopK(3))]):
+        drawn: list[tuple[float, float]] = []
+        pl.seed_everything(3, verbose=False)
+        fit(Drawing(), *callbacks, max_epochs=1, loader=DataLoader(Sentences(), batch_size=6))
+        draws.append(drawn)
+    assert len(probed) == 2
+    assert draws[0] == draws[1]
+
+
+def test_a_layer_as_wide_as_a_position_table_is_long_is_tracked() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.positions = nn.Embedding(100, 16), nn.Embedding(32, 16)
+            self.wide, self.head = nn.Linear(16, 32), nn.Linear(16, 100)
+
+    assert [p.name for p in select_parameters(Two(), None)] == ["wide.weight"]
+
+
+def test_half_precision_with_loss_scaling_is_refused() -> None:
+    callback = GradTrace("unused.zarr", TopK(3))
+    trainer = SimpleNamespace(world_size=1, precision="16-mixed")
+    with pytest.raises(ValueError, match="does not undo the loss scaling of `Trainer\\(precision='16-mixed'\\)` yet"):
+        callback.setup(trainer, make(), "fit")

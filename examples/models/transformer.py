@@ -43,7 +43,7 @@ class PositionEncoding(nn.Module):
 
 
 class ReferenceTransformer(nn.Module):
-    """Post-norm `nn.TransformerEncoder` language model, position first (definitions.md, 6).
+    """Post-norm `nn.TransformerEncoder` language model, position first (docs/concepts.md, 6).
 
     With the defaults and 28,782 tokens it has 12,267,582 parameters, 726,000 of them outside embedding and head.
 

@@ -1,6 +1,6 @@
 """From a trace to tables: functions of a `Trace` that return tidy DataFrames.
 
-In the order of the method (definitions.md, 5): `frequent_entries`, `notable_tokens`, `neurons`, `neuron_ablation`,
+In the order of the method (docs/concepts.md, 5): `frequent_entries`, `notable_tokens`, `neurons`, `neuron_ablation`,
 the controls, `layer_table`. None of them needs a Trainer or a GPU; only ablations need the model.
 """
 

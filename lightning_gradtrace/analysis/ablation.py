@@ -1,4 +1,4 @@
-"""What does the model predict without a neuron (definitions.md, 5, zero ablation)?"""
+"""What does the model predict without a neuron (docs/concepts.md, 5, zero ablation)?"""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def neuron_ablation(
     Raises:
         ValueError: no `TopK` record or inputs, neurons that the trace or the model doesn't have.
 
-    Source: definitions.md, 5; the post's neuron 173 of 3.2 has 18 notable among 28 flipped tokens.
+    Source: docs/concepts.md, 5; the post's neuron 173 of 3.2 has 18 notable among 28 flipped tokens.
     """
     predictor = predictor_of(trace, model, batch_size, forward)
     rows = []

@@ -1,4 +1,4 @@
-"""How often was each weight among the most shifted ones (definitions.md, 5, step 1)?"""
+"""How often was each weight among the most shifted ones (docs/concepts.md, 5, step 1)?"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ POSITIONS, FLIPS, NOTABLE, NOTABLE_FLIPS = range(4)
 
 
 def count_flips(pred: IntArray, ablated: IntArray, vocab: Sequence[str] | None = None) -> pd.DataFrame:
-    """Count flips per token: flips(t) / count(t) over all positions (definitions.md, 5).
+    """Count flips per token: flips(t) / count(t) over all positions (docs/concepts.md, 5).
 
     flips(t) = #(pred != ablated and t in {pred, ablated}), count(t) = #(t in {pred, ablated}). A flipped position
     counts for two tokens and an unflipped one for a single token, so the proportion of any set of tokens is larger

@@ -1,4 +1,4 @@
-"""The post's layer table: how far do flips follow the notable tokens, layer by layer (definitions.md, 5)?"""
+"""The post's layer table: how far do flips follow the notable tokens, layer by layer (docs/concepts.md, 5)?"""
 
 from __future__ import annotations
 

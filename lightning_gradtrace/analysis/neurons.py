@@ -1,4 +1,4 @@
-"""From entries to neurons: entries of a weight that share a column or a row (definitions.md, 5, step 4)."""
+"""From entries to neurons: entries of a weight that share a column or a row (docs/concepts.md, 5, step 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which tokens do the samples share that moved one weight (definitions.md, 5, steps 2 and 3)?"""
+"""Which tokens do the samples share that moved one weight (docs/concepts.md, 5, steps 2 and 3)?"""
 
 from __future__ import annotations
 

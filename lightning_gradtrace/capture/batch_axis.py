@@ -1,4 +1,4 @@
-"""Which axis of the tensors of a use holds the samples (definitions.md, 2).
+"""Which axis of the tensors of a use holds the samples (docs/concepts.md, 2).
 
 Inside one model the answer differs from use to use: `torch.nn.MultiheadAttention` works on (T, B, E) whatever its
 ``batch_first`` says, and its output projection sees rows of T * B, where the sample is a factor of an axis. Sizes

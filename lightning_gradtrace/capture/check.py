@@ -1,4 +1,4 @@
-"""Do the shares add up to the gradient that autograd left (definitions.md, 2)?"""
+"""Do the shares add up to the gradient that autograd left (docs/concepts.md, 2)?"""
 
 from __future__ import annotations
 

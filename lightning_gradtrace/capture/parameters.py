@@ -34,20 +34,21 @@ class TrackedParameter:
 def describe_parameters(module: nn.Module) -> list[TrackedParameter]:
     """List all parameters of a module that require gradients, in the order of ``named_parameters()``.
 
-    The output head is a matrix with one row per entry of some embedding, or one that is tied to it: it maps to the
-    vocabulary. A model without embeddings has no head in this sense.
+    The output head is a matrix of the shape of the largest embedding, the vocabulary, or one that is tied to it. A
+    model without embeddings has no head in this sense.
     """
-    vocabularies = {m.num_embeddings for m in module.modules() if isinstance(m, _EMBEDDINGS)}
+    shapes = [tuple(m.weight.shape) for m in module.modules() if isinstance(m, _EMBEDDINGS)]
+    vocabulary = max(shapes, default=None)
     owners = dict(module.named_modules())
     found = []
     for name, tensor in module.named_parameters():
         if tensor.requires_grad:
             owner, _, leaf = name.rpartition(".")
-            found.append(TrackedParameter(name, tensor, _kind(owners[owner], leaf, tensor, vocabularies, name), owner))
+            found.append(TrackedParameter(name, tensor, _kind(owners[owner], leaf, tensor, vocabulary), owner))
     return found
 
 
-def _kind(owner: nn.Module, leaf: str, tensor: Tensor, vocabularies: set[int], name: str) -> str:
+def _kind(owner: nn.Module, leaf: str, tensor: Tensor, vocabulary: tuple[int, ...] | None) -> str:
     if isinstance(owner, _EMBEDDINGS):
         return "embedding"
     if isinstance(owner, _NORMS):
@@ -58,7 +59,7 @@ def _kind(owner: nn.Module, leaf: str, tensor: Tensor, vocabularies: set[int], n
         return "attention.in"
     if isinstance(owner, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "attention.out"
-    if tensor.shape[0] in vocabularies:
+    if tuple(tensor.shape) == vocabulary:
         return "head"
     return "linear" if isinstance(owner, nn.Linear) else "other"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -40,11 +42,20 @@ class UnattributableError(RuntimeError):
 
 # (is an input?, place) -> options; one option each means that there is no doubt.
 Options = dict[tuple[bool, int], list[SampleAxis]]
-Probe = Callable[[], tuple[Sequence[Use], Sequence[Use], Tensor]]
+
+
+class Probe(Protocol):
+    """What the placer asks; see `lightning_gradtrace.capture.probe.PermutationProbe`."""
+
+    def coincides(self) -> bool:
+        """Say whether something else than samples is as numerous as they are."""
+
+    def __call__(self) -> tuple[Sequence[Use], Sequence[Use], Tensor]:
+        """Return the uses of a run, those of the run on the permuted batch, and the order of its samples."""
 
 
 class Placer:
-    """Remembers the placement of every site of a model; sizes, views and the probe decide each of them once."""
+    """Remembers the placement of every site of a model; sizes propose, the probe confirms or chooses, once."""
 
     def __init__(self) -> None:
         self._known: dict[Site, Placement] = {}
@@ -55,8 +66,7 @@ class Placer:
         Args:
             uses: uses of one micro-batch, with cotangents.
             n_samples: number of samples of the micro-batch.
-            probe: runs the model on the batch and on the batch permuted; returns both lists of uses and the order.
-                Called at most once, and only if sizes leave doubt.
+            probe: asked about sites that were not seen before, if sizes leave doubt or may mislead.
 
         Returns:
             A placement per use.
@@ -65,12 +75,9 @@ class Placer:
             UnattributableError: the samples of a use can't be found.
         """
         options = {use.site: self._options(use, n_samples) for use in uses if not self._is_known(use, n_samples)}
-        if any(len(o) > 1 for by_place in options.values() for o in by_place.values()):
-            first, second, order = probe()
-            known = {use.site: use for use in second}
-            for use in first:
-                if use.site in options and use.site in known:
-                    options[use.site] = _settle(use, known[use.site], options[use.site], order)
+        doubtful = any(len(found) > 1 for by_place in options.values() for found in by_place.values())
+        if n_samples > 1 and (doubtful or (options and probe.coincides())):
+            options = self._confirm(options, probe, doubtful)
         found = {}
         for use in uses:
             if use.site in options:
@@ -78,6 +85,26 @@ class Placer:
         if n_samples > 1:  # one sample fits everywhere and teaches nothing about later batches
             self._known.update(found)
         return [found.get(use.site) or self._known[use.site] for use in uses]
+
+    def _confirm(self, options: dict[Site, Options], probe: Probe, doubtful: bool) -> dict[Site, Options]:
+        """Let the probe choose where sizes leave doubt, and contradict them where they mislead."""
+        try:
+            first, second, order = probe()
+        except Exception as error:
+            if doubtful:
+                raise
+            warnings.warn(
+                "GradTrace: the forward pass could not be repeated to confirm which axis of each layer's input holds "
+                f"the samples ({type(error).__name__}: {error}). Sizes alone decide; they leave no doubt.",
+                stacklevel=2,
+            )
+            return options
+        permuted = {use.site: use for use in second}
+        settled = dict(options)
+        for use in first:
+            if use.site in options and use.site in permuted:
+                settled[use.site] = _settle(use, permuted[use.site], options[use.site], order)
+        return settled
 
     def _is_known(self, use: Use, n_samples: int) -> bool:
         known = self._known.get(use.site)
@@ -114,19 +141,26 @@ class Placer:
 
 
 def _settle(first: Use, second: Use, options: Options, order: Tensor) -> Options:
-    """Keep the places along which the permuted run's tensors are the first run's tensors, permuted."""
+    """Keep the places along which the permuted run's tensors are the first run's tensors, permuted.
+
+    A place that size alone allows is dropped only if the tensor stays as it is, whatever the order of the samples: it
+    holds something else of the same number, such as positions. Any other difference may be chance in the model.
+    """
     settled: Options = {}
     for (is_input, i), found in options.items():
-        if len(found) < 2:
+        if not found:
             settled[is_input, i] = found
             continue
         a = first.operands.get(i) if is_input else first.outputs[i]
         b = second.operands.get(i) if is_input else second.outputs[i]
         if a is None or b is None or a.tensor.shape != b.tensor.shape:
-            settled[is_input, i] = []
+            settled[is_input, i] = found if len(found) == 1 else []
             continue
         order = order.to(a.tensor.device)
-        settled[is_input, i] = [o for o in found if _same(o.permute(a.tensor, order), b.tensor)]
+        fitting = [o for o in found if _same(o.permute(a.tensor, order), b.tensor)]
+        if not fitting and len(found) == 1 and not _same(a.tensor, b.tensor):
+            fitting = found
+        settled[is_input, i] = fitting
     return settled
 
 
@@ -147,7 +181,8 @@ def _complaint(use: Use, place: tuple[bool, int], options: Sequence[SampleAxis],
     names = ", ".join(f"`{name}`" for name in use.site.parameters)
     return (
         f"GradTrace: can't attribute {names}: in {use.site} {found} the {n_samples} samples of the batch "
-        f"(tensor of shape {shape}). Leave the parameter out with `GradTrace(params=...)`, or train with a batch size "
+        f"(tensor of shape {shape}). What is computed from parameters and constants alone, or from a mixture of "
+        "samples, can't be split. Leave the parameter out with `GradTrace(params=...)`, or train with a batch size "
         "that is no size of another axis, or give `batch_axis=` if the batch itself was misread."
     )
 

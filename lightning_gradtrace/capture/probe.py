@@ -1,19 +1,22 @@
 """Run a model on a batch and on the same batch permuted, leaving no trace of it in the model.
 
 The two runs are made in evaluation mode without gradients; along the right axis, what a use receives in the second
-run is what it received in the first, permuted (definitions.md, 2).
+run is what it received in the first, permuted (docs/concepts.md, 2).
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_gradtrace.capture.batch import permute_samples
+from lightning_gradtrace.capture.batch import permute_samples, sample_axis_of, tensors
 from lightning_gradtrace.capture.tape import Tape, Use
 
 
@@ -25,36 +28,49 @@ def permutation(n_samples: int) -> Tensor:
     return order if n_samples < 2 or not torch.equal(order, identity) else identity.roll(1)
 
 
-def probe(
-    module: nn.Module,
-    parameters: Mapping[str, Tensor],
-    run: Callable[[Any], Any],
-    batch: Any,
-    n_samples: int,
-    batch_axis: int,
-) -> tuple[list[Use], list[Use], Tensor]:
-    """Record the uses of two runs, on the batch and on the batch permuted.
+@dataclass(frozen=True)
+class PermutationProbe:
+    """Runs a model on a batch and on the batch permuted, when asked.
 
-    Args:
+    Attributes:
         module: the module whose modes, buffers and other tensors are restored afterwards.
         parameters: tracked parameters by name.
         run: runs the model's training forward on a batch.
         batch: the batch.
         n_samples: number of samples in it.
         batch_axis: axis of the samples in the batch's tensors.
-
-    Returns:
-        Uses of the first run, uses of the second, and the order of the samples in the second.
     """
-    order = permutation(n_samples)
-    permuted = permute_samples(batch, order, n_samples, batch_axis)
-    found = []
-    with undisturbed(module):
-        for data in (batch, permuted):
-            with torch.no_grad(), Tape(parameters, probing=True) as tape:
-                run(data)
-            found.append(tape.uses)
-    return found[0], found[1], order
+
+    module: nn.Module
+    parameters: Mapping[str, Tensor]
+    run: Callable[[Any], Any]
+    batch: Any
+    n_samples: int
+    batch_axis: int
+
+    def coincides(self) -> bool:
+        """Say whether something else than samples is as numerous: positions, features, rows of a table."""
+        sizes = {size for tensor in (*self.module.parameters(), *self.module.buffers()) for size in tensor.shape}
+        for tensor in tensors(self.batch):
+            samples = sample_axis_of(tensor, self.n_samples, self.batch_axis)
+            sizes |= {size for axis, size in enumerate(tensor.shape) if axis != samples}
+        return self.n_samples in sizes
+
+    def __call__(self) -> tuple[list[Use], list[Use], Tensor]:
+        """Record the uses of both runs.
+
+        Returns:
+            Uses of the run on the batch, uses of the run on the permuted batch, and the order of its samples.
+        """
+        order = permutation(self.n_samples)
+        permuted = permute_samples(self.batch, order, self.n_samples, self.batch_axis)
+        found = []
+        with undisturbed(self.module):
+            for data in (self.batch, permuted):
+                with torch.no_grad(), Tape(self.parameters, probing=True) as tape:
+                    self.run(data)
+                found.append(tape.uses)
+        return found[0], found[1], order
 
 
 @contextmanager
@@ -68,6 +84,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     buffers = {buffer: buffer.clone() for buffer in module.buffers()}
     attributes = {m: _copy_state(m) for m in module.modules()}
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=cuda):
         module.eval()
         try:
@@ -77,9 +94,12 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
                 m.training = training
             for m, saved in attributes.items():
                 m.__dict__.update(saved)
+            random.setstate(python)
+            np.random.set_state(numpy)
             with torch.no_grad():
                 for buffer, value in buffers.items():
-                    buffer.copy_(value)
+                    if not torch.equal(buffer, value):  # writing would count as a change in place
+                        buffer.copy_(value)
 
 
 def _copy_state(module: nn.Module) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """How the per-sample gradients of a parameter are held until they are needed.
 
 A share stands for ``g[i]``, the part of every sample ``i`` of a micro-batch in the gradient of one parameter
-(definitions.md, 2). It is kept in the form in which the backward pass left it - for a linear layer the two factors
+(docs/concepts.md, 2). It is kept in the form in which the backward pass left it - for a linear layer the two factors
 of an outer product - and is written out only for as many samples at a time as the reader asks for.
 """
 
@@ -184,7 +184,7 @@ class SumShare(Share):
 
 
 def add_shares(shares: Sequence[Share]) -> Share:
-    """Add the shares of all uses of one parameter in one micro-batch (definitions.md, 2: tied or reused weights).
+    """Add the shares of all uses of one parameter in one micro-batch (docs/concepts.md, 2: tied or reused weights).
 
     Args:
         shares: one or more shares of the same parameter and the same samples.

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 from torch.utils._pytree import tree_unflatten
@@ -161,8 +160,7 @@ class Tape(TorchFunctionMode):
             with self:
                 return opened(func)(*args, **kwargs)
         result = func(*args, **kwargs)
-        if self._probing or torch.is_grad_enabled():
-            self._record(func, rule, args, kwargs, result)
+        self._record(func, rule, args, kwargs, result)
         return result
 
     def _is_tracked(self, values: Iterable[Any]) -> bool:
@@ -179,7 +177,7 @@ class Tape(TorchFunctionMode):
     ) -> None:
         outputs = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, (list, tuple)) else []
         live = [(i, t) for i, t in enumerate(outputs) if isinstance(t, Tensor) and (self._probing or t.requires_grad)]
-        if not live:
+        if not any(isinstance(t, Tensor) for t in outputs):
             return
         leaves, structure = flatten_call(args, kwargs)
         leaves = [self._lineage.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
@@ -192,7 +190,9 @@ class Tape(TorchFunctionMode):
         operands = [Operand.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         names = [name for leaf in leaves if isinstance(leaf, (Root, Derived)) for name in leaf.roots()]
         site = Site(self._count, getattr(func, "__name__", str(func)), tuple(dict.fromkeys(names)))
-        self._count += 1
+        self._count += 1  # uses without gradients count too, so that a pass without gradients numbers them alike
+        if not live:
+            return
         kept = [Operand.of(t) if self._probing and isinstance(t, Tensor) else None for t in outputs]
         use = Use(site, func, rule, operands, structure, kept)
         self.uses.append(use)

@@ -1,4 +1,4 @@
-"""Cauchy-Schwarz bounds on shifts: ``|s[i][r, c]| <= |scale[r, c]| |d[i][:, r]| |a[i][:, c]|`` (definitions.md, 4)."""
+"""Cauchy-Schwarz bounds (docs/concepts.md, 4): ``|s[i][r, c]| <= |scale[r, c]| |d[i][:, r]| |a[i][:, c]|``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact selection of the largest shifts without writing them all out (definitions.md, 4).
+"""Exact selection of the largest shifts without writing them all out (docs/concepts.md, 4).
 
 Every occurrence (or the whole step) has a threshold, a guess of its k-th largest value made from the last step.
 Entries at or above it are candidates. By Cauchy-Schwarz ``|g[i][r, c]| <= |d[i][:, r]| |a[i][:, c]|``, so rows and

@@ -15,7 +15,7 @@ from lightning_gradtrace.store.schema import ArraySpec
 
 
 class TopK(Record):
-    """Keeps the ``k`` largest absolute shifts over all tracked parameters (definitions.md, 4).
+    """Keeps the ``k`` largest absolute shifts over all tracked parameters (docs/concepts.md, 4).
 
     The outcome is exact: equal to sorting the dense shifts by size, ties broken by occurrence, then by entry number.
     Shifts that are not finite count as the largest, so that they are always kept, and the step's ``nonfinite`` column

@@ -13,7 +13,7 @@ from zarr.abc.store import Store
 
 from lightning_gradtrace.store.inputs import Inputs
 from lightning_gradtrace.store.opening import open_store
-from lightning_gradtrace.store.schema import AXES, escape
+from lightning_gradtrace.store.schema import AXES, CORE_SPECS, escape
 from lightning_gradtrace.store.tables import locate_entries, read_occurrences, read_params, read_steps
 from lightning_gradtrace.store.target import StoreError, Target, describe
 from lightning_gradtrace.store.views import TopKPerSample, TopKPerStep, TopKView
@@ -114,7 +114,8 @@ class Trace:
     @property
     def records(self) -> list[str]:
         """Groups of the records that the trace holds."""
-        return [name for name in _RECORDS if name in self._group]
+        fixed = {spec.group.partition("/")[0] for spec in CORE_SPECS}
+        return sorted(name for name in self._group.group_keys() if name not in fixed)
 
     def array(self, path: str) -> zarr.Array:
         """Give access to any array, lazily, as zarr reads it.

@@ -50,7 +50,7 @@ class VerifyReport:
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
-def verify(trace: Trace, *, residual_tolerance: float = 1e-3) -> VerifyReport:
+def verify(trace: Trace, *, residual_tolerance: float | None = None) -> VerifyReport:
     """Read a whole trace and check it.
 
     Checked are: lengths of all arrays against the commit mark; that every chunk is there and matches its checksum; the
@@ -59,7 +59,8 @@ def verify(trace: Trace, *, residual_tolerance: float = 1e-3) -> VerifyReport:
 
     Args:
         trace: the trace.
-        residual_tolerance: largest relative residual of the ledger that is no problem.
+        residual_tolerance: largest relative residual of the ledger that is no problem. Default: 1e-3, or 5e-2 where the
+            run was computed in half precision.
 
     Returns:
         The report.
@@ -90,12 +91,20 @@ def verify(trace: Trace, *, residual_tolerance: float = 1e-3) -> VerifyReport:
         if group in trace.group and not broken & {group, "params", "steps", "occurrences"}:
             check(trace, report)
     if not broken & {"steps"}:
-        _check_ledger(trace, report, residual_tolerance)
+        tolerance = _usual_tolerance(trace) if residual_tolerance is None else residual_tolerance
+        _check_ledger(trace, report, tolerance)
     if not trace.attrs.get("complete"):
         report.notes.append(
             f"the run did not end normally: {trace.attrs.get('end_reason') or 'it was killed or still runs'}"
         )
     return report
+
+
+def _usual_tolerance(trace: Trace) -> float:
+    config = trace.attrs.get("config")
+    trainer = config.get("trainer") if isinstance(config, dict) else None
+    precision = trainer.get("precision") if isinstance(trainer, dict) else None
+    return 5e-2 if "16" in str(precision) else 1e-3
 
 
 def _check_chunks(trace: Trace, path: str, array: zarr.Array, report: VerifyReport) -> Iterator[str]:

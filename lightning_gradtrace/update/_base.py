@@ -17,7 +17,7 @@ Number = float | Tensor
 
 @dataclass
 class Split:
-    """Division of one parameter's change in one optimizer step (definitions.md, 3).
+    """Division of one parameter's change in one optimizer step (docs/concepts.md, 3).
 
     ``W_after - W_before = sum_i gain * e[i] + carry + decay``, where ``e[i]`` is the clipped, unscaled per-sample
     gradient.

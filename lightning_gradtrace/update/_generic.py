@@ -12,7 +12,7 @@ from lightning_gradtrace.update._base import Split, UpdateRule, number
 
 
 class GenericRule(UpdateRule):
-    """``s[i] = -lr c g[i]``, nothing carried, nothing decayed (definitions.md, 3)."""
+    """``s[i] = -lr c g[i]``, nothing carried, nothing decayed (docs/concepts.md, 3)."""
 
     @override
     def remember(self, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ class AdamRule(UpdateRule):
     """``dW = -lr / (1 - b1^t) m_t / den`` with ``m_t = b1 m_prev + (1 - b1) e``, ``den`` as realised at the step.
 
     ``den = sqrt(v_t) / sqrt(1 - b2^t) + eps`` depends on all samples; the split holds it fixed at its realised value.
-    With L2 decay ``e = c g + w W``; decoupled, ``-lr w W`` is a term of its own (definitions.md, 3).
+    With L2 decay ``e = c g + w W``; decoupled, ``-lr w W`` is a term of its own (docs/concepts.md, 3).
     """
 
     optimizers: ClassVar = (torch.optim.Adam, torch.optim.AdamW)

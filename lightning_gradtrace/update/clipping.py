@@ -1,7 +1,7 @@
 """What clipping did to the gradients, measured rather than assumed.
 
 Lightning clips by norm or by value, users override `configure_gradient_clipping`, and callbacks change gradients as
-they like. All of it is read off the gradients before and after (definitions.md, 3: the factor c).
+they like. All of it is read off the gradients before and after (docs/concepts.md, 3: the factor c).
 """
 
 from __future__ import annotations

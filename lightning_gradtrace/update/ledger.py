@@ -1,4 +1,4 @@
-"""The ledger: do shifts, carry and decay add up to what happened to the weights (definitions.md, 3)?"""
+"""The ledger: do shifts, carry and decay add up to what happened to the weights (docs/concepts.md, 3)?"""
 
 from __future__ import annotations
 

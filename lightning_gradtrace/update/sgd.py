@@ -15,7 +15,7 @@ from lightning_gradtrace.update._base import Split, UpdateRule, number
 class SGDRule(UpdateRule):
     """With ``e = c g + w W``: ``buf = m buf_prev + (1 - t) e`` (first step ``buf = e``), ``dW = -lr buf``.
 
-    Nesterov: ``dW = -lr (e + m buf)``. Each of e's parts enters with the same factor k (definitions.md, 3).
+    Nesterov: ``dW = -lr (e + m buf)``. Each of e's parts enters with the same factor k (docs/concepts.md, 3).
     """
 
     optimizers: ClassVar = (torch.optim.SGD,)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from torch import nn
@@ -12,8 +10,19 @@ from lightning_gradtrace.capture.check import check_sums, sum_errors
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placement import UnattributableError
-from lightning_gradtrace.capture.probe import probe
+from lightning_gradtrace.capture.probe import PermutationProbe
 from tests.cases import CASES, REDUCTIONS, Case
+
+
+class NoProbe:
+    """Sizes leave no doubt, and the layout is known from then on."""
+
+    def coincides(self) -> bool:
+        return False
+
+    def __call__(self):
+        pytest.fail("the probe was asked")
+
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 
@@ -29,7 +38,7 @@ def capture(
     with tape:
         loss = case.loss(model, inputs, targets, reduction, n_targets)
     loss.backward()
-    look = functools.partial(probe, model, parameters, model, inputs, case.n_samples, case.batch_axis)
+    look = PermutationProbe(model, parameters, model, inputs, case.n_samples, case.batch_axis)
     return engine.collect(tape, case.n_samples, look)
 
 
@@ -72,7 +81,7 @@ def test_an_input_that_is_changed_in_place_after_its_use_is_refused() -> None:
     with pytest.raises(
         UnattributableError, match=r"the input of use 0 \(`linear` of `weight`, `bias`\) was changed in place"
     ):
-        engine.collect(tape, 4, lambda: pytest.fail("sizes leave no doubt"))
+        engine.collect(tape, 4, NoProbe())
 
 
 def test_a_use_in_a_pass_without_backward_is_left_out() -> None:
@@ -87,7 +96,7 @@ def test_a_use_in_a_pass_without_backward_is_left_out() -> None:
         with torch.no_grad():
             model(x)
     loss.backward()
-    micro_batch = engine.collect(tape, 4, lambda: pytest.fail("sizes leave no doubt"))
+    micro_batch = engine.collect(tape, 4, NoProbe())
     torch.testing.assert_close(micro_batch.shares["weight"].total(), model.weight.grad)
 
 
@@ -102,7 +111,7 @@ def test_placements_are_remembered_and_serve_a_last_batch_of_another_size() -> N
         loss = case.loss(model, inputs, targets, "sum", 1)
     model.zero_grad()
     loss.backward()
-    micro_batch = engine.collect(tape, 3, lambda: pytest.fail("the layout is known"))
+    micro_batch = engine.collect(tape, 3, NoProbe())
     expected = per_sample_gradients(case.contribution(model, inputs, targets, "sum"), 3, dict(model.named_parameters()))
     for name, share in micro_batch.shares.items():
         assert_close(share.dense(), expected[name], name)

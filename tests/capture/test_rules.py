@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placement import UnattributableError
-from lightning_gradtrace.capture.probe import probe
+from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.rules import registered
 
 N = 3
@@ -22,7 +21,7 @@ N = 3
 USES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], int]] = {
     "linear, rows only": (lambda: nn.Linear(4, 5), lambda: torch.randn(N, 4), 0),
     "linear, four axes": (lambda: nn.Linear(4, 5), lambda: torch.randn(N, 2, 5, 4), 0),
-    "linear, samples third": (lambda: nn.Linear(4, 5), lambda: torch.randn(2, 5, N, 4), 2),
+    "linear, samples third": (lambda: _Third(nn.Linear(4, 5)), lambda: torch.randn(N, 2, 5, 4), 0),
     "linear, no bias": (lambda: nn.Linear(4, 5, bias=False), lambda: torch.randn(N, 7, 4), 0),
     "embedding, rows only": (lambda: nn.Embedding(9, 4), lambda: torch.randint(9, (N,)), 0),
     "embedding, repeated and padded": (
@@ -56,6 +55,15 @@ class _Twice(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x, x.cos())
+
+
+class _Third(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.movedim(0, 2))
 
 
 class _Heads(nn.Module):
@@ -113,7 +121,7 @@ def capture(model: nn.Module, x: Tensor, axis: int = 0) -> MicroBatch:
     with tape:
         loss = model(x).square().sum()
     loss.backward()
-    return engine.collect(tape, N, functools.partial(probe, model, parameters, model, x, N, axis))
+    return engine.collect(tape, N, PermutationProbe(model, parameters, model, x, N, axis))
 
 
 @pytest.mark.parametrize("name", USES)
@@ -137,7 +145,7 @@ def test_shares_equal_the_oracle(name: str) -> None:
 
 
 def test_embedding_scaled_by_frequency_adds_up_to_its_gradient() -> None:
-    """With `scale_grad_by_freq` samples are coupled; the share is that of the decomposition (definitions.md, 2)."""
+    """With `scale_grad_by_freq` samples are coupled; the share is that of the decomposition (docs/concepts.md, 2)."""
     torch.manual_seed(0)
     model = nn.Embedding(5, 3, scale_grad_by_freq=True).double()
     micro_batch = capture(model, torch.randint(5, (N, 7)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ from lightning_gradtrace import GradTrace, open_trace, record
 from lightning_gradtrace.capture import rules
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.capture.probe import probe
+from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.rules import _base
 from lightning_gradtrace.record import Record, TopK
 from lightning_gradtrace.update import UpdateRule
@@ -75,7 +74,7 @@ def capture(case: Case, model: nn.Module, inputs: torch.Tensor, targets: torch.T
         loss = case.loss(model, inputs, targets, "mean", int((targets != -100).sum()))
     loss.backward()
     used = {use.rule.function for use in tape.uses if use.rule is not None}
-    look = functools.partial(probe, model, named, model, inputs, case.n_samples, case.batch_axis)
+    look = PermutationProbe(model, named, model, inputs, case.n_samples, case.batch_axis)
     return engine.collect(tape, case.n_samples, look), used
 
 

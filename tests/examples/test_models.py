@@ -1,4 +1,4 @@
-"""The reference network is what definitions.md, 6 says."""
+"""The reference network is what docs/concepts.md, 6 says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The general rule: vmap of a use's vector-Jacobian product over its samples (definitions.md, 2).
+"""The general rule: vmap of a use's vector-Jacobian product over its samples (docs/concepts.md, 2).
 
 It serves every function without a closed form. It needs the parameters as they were in the forward pass, so it is
 evaluated at the end of the backward pass, and it writes the shares out: ``n_samples * numel`` numbers per parameter.

@@ -21,7 +21,7 @@ def sum_positions(cotangent: Tensor) -> Tensor:
     torch.nn.functional.linear, arguments="input weight bias", input="input", parameters="weight bias", n_features=1
 )
 def linear(arguments: Arguments, input: Tensor, cotangent: Tensor, wanted: frozenset[str]) -> dict[str, Share]:
-    """``g[i] = d[i]^T a[i]`` for the weight, ``sum_t d[i, t]`` for the bias (definitions.md, 2)."""
+    """``g[i] = d[i]^T a[i]`` for the weight, ``sum_t d[i, t]`` for the bias (docs/concepts.md, 2)."""
     shares: dict[str, Share] = {}
     if "weight" in wanted:
         n, out, features = input.shape[0], cotangent.shape[-1], input.shape[-1]
