@@ -11,18 +11,7 @@ from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placement import UnattributableError
 from lightning_gradtrace.capture.probe import PermutationProbe
-from tests.cases import CASES, REDUCTIONS, Case
-
-
-class NoProbe:
-    """Sizes leave no doubt, and the layout is known from then on."""
-
-    def coincides(self) -> bool:
-        return False
-
-    def __call__(self):
-        pytest.fail("the probe was asked")
-
+from tests.cases import CASES, REDUCTIONS, Case, NoProbe
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 

@@ -9,6 +9,7 @@ from torch import nn
 from lightning_gradtrace.capture.engine import TapeEngine
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK
 from lightning_gradtrace.update.division import StepDivision, explain
+from tests.cases import NoProbe
 from tests.docs.pages import between, table_rows
 
 PAGE = "docs/concepts.md"
@@ -29,7 +30,7 @@ def step() -> tuple[StepDivision, StepShifts, dict[str, list[float]]]:
     with tape:
         loss = ((model(a) - target) ** 2 / 2).mean()
     loss.backward()
-    share = engine.collect(tape, 2, lambda: pytest.fail("the input is (sample, feature)")).shares["weight"]
+    share = engine.collect(tape, 2, NoProbe()).shares["weight"]
     before = model.weight.detach().clone()
     division = StepDivision.begin(optimizer, explain(optimizer), {"weight": model.weight}, ledger=True)
     nn.utils.clip_grad_norm_(model.parameters(), 2.5)
