@@ -133,21 +133,32 @@ class _Task:
         occurrence, entry = np.divmod(position, info.numel)
         return Candidates(occurrence + (self.samples.start + samples.start), entry + info.offset, shift)
 
-    def block(self, sample: int, rows: np.ndarray, columns: np.ndarray, threshold: np.ndarray) -> Candidates:
-        """Write out some rows and columns of one sample of an outer product; entries at or above its threshold."""
+    def block(self, samples: np.ndarray, rows: np.ndarray, columns: np.ndarray, threshold: np.ndarray) -> Candidates:
+        """Write out some rows and columns of outer products; entries at or above their threshold.
+
+        Args:
+            samples: numbers of the samples, shape (n,), ascending.
+            rows: the rows of each, shape (n, r), ascending.
+            columns: the columns of each, shape (n, c), ascending.
+            threshold: one per occurrence of the step.
+
+        Returns:
+            Candidates by occurrence.
+        """
         share, info, scale = self.share, self.parameter.info, self.parameter.scale
         assert isinstance(share, OuterShare)
-        device = share.left.device
-        r, c = torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device)
-        left = share.left[sample].index_select(1, r).to(share.dtype)
-        right = share.right[sample].index_select(1, c).to(share.dtype)
+        pick, r, c = (torch.from_numpy(x).to(share.left.device) for x in (samples, rows, columns))
+        left = _gather_features(share.left.index_select(0, pick), r).to(share.dtype)
+        right = _gather_features(share.right.index_select(0, pick), c).to(share.dtype)
+        values = torch.bmm(left.transpose(1, 2), right).flatten(1)
         if isinstance(scale, Tensor):
-            scale = scale.index_select(0, r).index_select(1, c).flatten()
-        occurrence = self.samples.start + sample
-        position, shift = _at_least((left.T @ right).flatten()[None], scale, threshold[occurrence : occurrence + 1])
-        row, column = np.divmod(position, len(columns))
-        entry = rows[row] * info.shape[1] + columns[column] + info.offset
-        return Candidates(np.full(len(entry), occurrence), entry, shift)
+            scale = scale.flatten()[(r[:, :, None] * info.shape[1] + c[:, None, :]).flatten(1)]
+        occurrence = self.samples.start + samples
+        position, shift = _at_least(values, scale, threshold[occurrence])
+        sample, place = np.divmod(position, values.shape[1])
+        row, column = np.divmod(place, columns.shape[1])
+        entry = rows[sample, row] * info.shape[1] + columns[sample, column] + info.offset
+        return Candidates(occurrence[sample], entry, shift)
 
 
 @dataclass
@@ -228,28 +239,45 @@ class Searcher:
                 reach = rows.sum(1) * columns.sum(1) / task.share.shape.numel()
                 few = dense & (reach < PRUNE_BELOW)
                 dense &= ~few
-                for i in np.flatnonzero(few & (reach > 0)):
-                    block = task.block(int(i), np.flatnonzero(rows[i]), np.flatnonzero(columns[i]), threshold)
-                    parts.append(self._trim(block, threshold))
+                some = np.flatnonzero(few & (reach > 0))
+                if len(some):
+                    r, c = _first_of(rows[some]), _first_of(columns[some])
+                    chunk = max(1, WORKSPACE // (r.shape[1] * c.shape[1]))
+                    for start in range(0, len(some), chunk):
+                        part = slice(start, start + chunk)
+                        parts += self._trim(task.block(some[part], r[part], c[part], threshold), threshold)
             for samples in _runs(dense, max(1, WORKSPACE // task.parameter.info.numel)):
-                found = task.samples_dense(samples, threshold)
-                if self.pool or len(found.shift) <= TRIM * self.k:
-                    parts.append(self._trim(found, threshold))
-                else:
-                    parts += [self._trim(one, threshold) for one in found.by_occurrence()]
+                parts += self._trim(task.samples_dense(samples, threshold), threshold)
         return Candidates.join(parts)
 
-    def _trim(self, found: Candidates, threshold: np.ndarray) -> Candidates:
+    def _trim(self, found: Candidates, threshold: np.ndarray) -> list[Candidates]:
         """Keep the k largest, and ties, of candidates that compete, and raise their threshold, if they are many."""
         if len(found.shift) <= TRIM * self.k:
-            return found
-        size = magnitude(found.shift)
-        least = kth_largest(found.shift, self.k)
-        owners: Any = slice(None) if self.pool else found.occurrence[0]
-        if np.isfinite(least):
-            threshold[owners] = np.where(np.isfinite(threshold[owners]), np.maximum(threshold[owners], least), np.inf)
-        keep = size >= least
-        return Candidates(found.occurrence[keep], found.entry[keep], found.shift[keep])
+            return [found]
+        kept = []
+        for one in [found] if self.pool else found.by_occurrence():
+            if len(one.shift) > TRIM * self.k:
+                least = kth_largest(one.shift, self.k)
+                owners: Any = slice(None) if self.pool else one.occurrence[0]
+                if np.isfinite(least):
+                    raised = np.maximum(threshold[owners], least)
+                    threshold[owners] = np.where(np.isfinite(threshold[owners]), raised, np.inf)
+                keep = magnitude(one.shift) >= least
+                one = Candidates(one.occurrence[keep], one.entry[keep], one.shift[keep])
+            kept.append(one)
+        return kept
+
+
+def _first_of(wanted: np.ndarray) -> np.ndarray:
+    """Return the numbers of the wanted features of every sample, filled up with others to the same count, ascending."""
+    most = int(wanted.sum(1).max())
+    picked = np.argsort(~wanted, axis=1, kind="stable")[:, :most]
+    return np.sort(picked, axis=1)
+
+
+def _gather_features(factor: Tensor, features: Tensor) -> Tensor:
+    """Return some features of every sample: (sample, position, all), (sample, some) -> (sample, position, some)."""
+    return factor.gather(2, features[:, None, :].expand(-1, factor.shape[1], -1))
 
 
 def _runs(wanted: np.ndarray, longest: int) -> Iterator[slice]:
