@@ -129,6 +129,19 @@ def test_training_is_the_same_bit_for_bit_and_the_ledger_closes(options: dict, t
     assert not _get_current_function_mode_stack()
 
 
+@pytest.mark.parametrize(("precision", "bound"), [("bf16-mixed", 1e-2), ("64-true", 1e-12)])
+def test_other_precisions_change_nothing_and_close_the_ledger(precision: str, bound: float, tmp_path: Path) -> None:
+    """In bfloat16 autocast the layers round their gradients themselves; the shares are summed in single precision."""
+    plain, path = make(), tmp_path / "a.zarr"
+    fit(plain, precision=precision)
+    traced = make()
+    fit(traced, GradTrace(path, TopK(5), ledger_every_n_steps=1), precision=precision)
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), traced.parameters(), strict=True))
+    trace = open_trace(path)
+    assert (trace.steps["residual"] < bound).all()
+    assert trace.verify().ok
+
+
 def test_selected_shifts_add_up_to_the_change_of_the_weights(tmp_path: Path) -> None:
     """With every entry kept, the shifts of a step add up to W_after - W_before, read off snapshots."""
     path = tmp_path / "a.zarr"
