@@ -6,6 +6,7 @@ holds both selections, per sample and per step, their most frequent entries and 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,8 +35,8 @@ def markdown(table: pd.DataFrame, digits: int = 4) -> str:
     shown = table.copy()
     for column in shown.select_dtypes("float"):
         shown[column] = [f"{value:.{digits}f}" for value in shown[column]]
-    rows = [list(map(str, shown.columns)), ["---"] * len(shown.columns), *shown.astype(str).to_numpy().tolist()]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+    rows = [list(shown.columns), ["---"] * len(shown.columns), *shown.to_numpy(dtype=object).tolist()]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def size_table(trace: Trace, path: Path) -> pd.DataFrame:
@@ -85,7 +86,10 @@ def compare_selections(trace: Trace, thresholds: dict[str, Any], n_entries: int,
 def sections(run: Path) -> Iterator[tuple[str, str]]:
     """Yield title and text of every section."""
     trace, cfg = open_trace(run / "trace.zarr"), _load(run / "config.yaml")["analysis"]
-    tables = {file.stem: pd.read_csv(file) for file in sorted((run / "analysis").rglob("*.csv"))}
+    tables = {
+        file.stem: pd.read_csv(file, keep_default_na=False, na_values=[""])
+        for file in sorted((run / "analysis").rglob("*.csv"))
+    }
     metrics = _load(run / "metrics.yaml")
     yield "Run", "\n".join(f"- {name.replace('_', ' ')}: {value:.2f}" for name, value in metrics.items())
     steps = trace.steps
@@ -101,6 +105,7 @@ def sections(run: Path) -> Iterator[tuple[str, str]]:
     yield "Layers", markdown(tables["layers"])
     best = tables["ablation"].sort_values("notable_flip_rate", ascending=False)
     named = best.merge(tables["neurons"][["param", "neuron", "axis", "text"]], on=["param", "neuron", "axis"])
+    named["text"] = [", ".join(json.loads(text)) for text in named["text"]]
     columns = ["param", "neuron", "n_samples", "flip_rate", "notable_flip_rate", "flipped_tokens", "share", "text"]
     yield "Ten neurons with the largest flip rate of their notable tokens", markdown(named[columns].head(10))
     yield "Controls, pooled over the neurons", markdown(tables["pooled"])
