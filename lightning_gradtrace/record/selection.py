@@ -26,7 +26,11 @@ WORKSPACE = 1 << 18
 # Rows and columns are left out when fewer than this part of the entries can reach the threshold.
 PRUNE_BELOW = 0.5
 # A guess aims below last step's smallest k-th value (relative to the occurrence's size) by this factor.
-CAUTION = 0.9
+CAUTION = 0.85
+# The smallest ratio seen is forgotten by this factor per step, so that one odd step does not loosen the guess for good.
+FORGET = 1.02
+# A guess that was too high is first lowered by this factor; only if that is too high as well, the search starts anew.
+RETRY = 0.6
 # Candidates that compete are cut down to the k largest once there are this many times k.
 TRIM = 4
 _TINY = float(np.finfo(np.float32).tiny)
@@ -192,13 +196,15 @@ class Searcher:
             guess = np.maximum(sizes * self._ratio, floor)
             guess = np.where(np.isfinite(guess), guess, floor)
         found = self._gather(tasks, guess.copy())
-        counts = np.bincount(found.occurrence, minlength=step.n_occurrences)
-        short = np.full(len(counts), counts.sum() < self.k) if self.pool else counts < self.k
-        short &= guess > floor
-        if short.any():
+        for lower in (guess * RETRY, floor):
+            counts = np.bincount(found.occurrence, minlength=step.n_occurrences)
+            short = np.full(len(counts), counts.sum() < self.k) if self.pool else counts < self.k
+            short &= guess > floor
+            if not short.any():
+                break
             keep = ~short[found.occurrence]
             kept = Candidates(found.occurrence[keep], found.entry[keep], found.shift[keep])
-            found = Candidates.join([kept, self._gather(tasks, np.where(short, floor, np.inf))])
+            found = Candidates.join([kept, self._gather(tasks, np.where(short, np.maximum(lower, floor), np.inf))])
         self._learn(found, sizes)
         return found
 
@@ -227,7 +233,11 @@ class Searcher:
             if b - a >= self.k and np.isfinite(size) and size > 0
         ]
         ratios = [ratio for ratio in ratios if np.isfinite(ratio)]
-        self._ratio = CAUTION * min(ratios) if ratios else None
+        if not ratios:
+            self._ratio = None
+            return
+        least = CAUTION * min(ratios)
+        self._ratio = least if self._ratio is None else min(least, self._ratio * FORGET)
 
     def _gather(self, tasks: list[_Task], threshold: np.ndarray) -> Candidates:
         """Collect all entries at or above the threshold of their occurrence (inf skips it); may raise thresholds."""
