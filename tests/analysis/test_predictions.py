@@ -93,6 +93,7 @@ def test_model_stays_trainable_afterwards():
     model = Caching()
     predict(model, ragged())
     model.train()(torch.zeros(1, 3, dtype=torch.long)).sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
 @pytest.mark.parametrize("length", [6, 4])

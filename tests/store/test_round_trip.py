@@ -240,8 +240,10 @@ def test_metadata_is_strict_json(tmp_path):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    for path in (tmp_path / "a.zarr").rglob("zarr.json"):
-        json.loads(path.read_text(), parse_constant=refuse)
+    documents = list((tmp_path / "a.zarr").rglob("zarr.json"))
+    assert len(documents) > 10
+    for path in documents:
+        assert json.loads(path.read_text(), parse_constant=refuse)["zarr_format"] == 3
 
 
 def test_no_temporary_files_are_left(tmp_path):
