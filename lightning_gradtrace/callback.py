@@ -249,7 +249,7 @@ class GradTrace(Callback):
         if found is not None:
             self._tracer.writer.append_samples(*found)
         self._batch = (batch, batch_idx, ids, axis)
-        self._tape = self._tracer.tape()
+        self._tape = self._tracer.tape(batch, n_samples)
         self._tape.__enter__()
 
     @override
