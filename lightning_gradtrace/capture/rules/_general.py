@@ -30,10 +30,11 @@ from lightning_gradtrace.capture.derived import (
     quiet_vmap,
 )
 from lightning_gradtrace.capture.replay import run
+from lightning_gradtrace.capture.routing import Rows
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, Share
 from lightning_gradtrace.capture.use import Use
 
-Places = Mapping[int, SampleAxis]
+Places = Mapping[int, SampleAxis | Rows]
 
 
 def sliced_shares(
@@ -209,6 +210,6 @@ class UnrepeatableError(Exception):
     """A second run of a random function gave other numbers than the first."""
 
 
-def _restore(sample: Tensor, axis: SampleAxis) -> Tensor:
+def _restore(sample: Tensor, axis: SampleAxis | Rows) -> Tensor:
     """Give one sample its axis back: of size 1, or, where axes were merged, the positions that share the axis."""
     return sample.unsqueeze(axis.axis) if axis.factor == "whole" else sample
