@@ -200,7 +200,7 @@ class GradTrace(Callback):
         writer = TraceWriter(
             self.path,
             params=parameter_table(infos),
-            specs=[spec for record in self.records for spec in record.specs(infos)],
+            specs=[spec for record in self.records for spec in record.arrays(infos)],
             attrs=trace_attributes(trainer, pl_module, self._settings(), self.config),
             n_groups=groups,
             overwrite=self.overwrite,
@@ -241,7 +241,8 @@ class GradTrace(Callback):
         if ids is None:
             ids = np.arange(self._n_arrived, self._n_arrived + n_samples)
         self._n_arrived += n_samples
-        if trainer.global_step % self.every_n_steps:
+        step = trainer.global_step
+        if step % self.every_n_steps or not any(record.due(step) for record in self.records):
             return
         assert self._tracer is not None
         self._store_weights(trainer.global_step)
