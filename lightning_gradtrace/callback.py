@@ -147,7 +147,7 @@ class GradTrace(Callback):
         writer = TraceWriter(
             self.path,
             params=parameter_table(infos),
-            specs=[spec for record in self.records for spec in record.specs(infos)],
+            specs=[spec for record in self.records for spec in record.arrays(infos)],
             attrs=trace_attributes(trainer, pl_module, self._settings(), self.config),
             n_groups=max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1),
             overwrite=self.overwrite,

@@ -41,7 +41,7 @@ class Run:
     def begin_batch(self, batch: Any, number: int, step: int) -> None:
         """Read a batch and start the tape, if the coming optimizer step is to be recorded."""
         arrival = self.reader.read(batch, number)
-        if step % self.every_n_steps:
+        if step % self.every_n_steps or not any(record.due(step) for record in self.tracer.records):
             return
         self.store_weights(step)
         found = self.reader.new_inputs(arrival)
