@@ -20,7 +20,7 @@ from lightning_gradtrace.capture.check import check_sums, sum_errors
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe, UnattributableError
-from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.capture.shares import Share, accumulation_dtype
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.store.writer import TraceWriter
@@ -34,7 +34,8 @@ def parameter_infos(tracked: Sequence[TrackedParameter]) -> list[ParameterInfo]:
     """Number the entries of the tracked parameters: the rows of the params table."""
     infos, offset = [], 0
     for p in tracked:
-        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module))
+        dtype = str(accumulation_dtype(p.tensor.dtype)).removeprefix("torch.")
+        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module, dtype))
         offset += infos[-1].numel
     return infos
 
@@ -150,10 +151,14 @@ class Tracer:
             return
         division.complete()
         shifts = self._shifts(division, self.quantity)
+        shifts.number = position.step
         first = self.writer.n_occurrences
         rows: dict[str, np.ndarray] = {}
-        for record in self.records:
-            rows.update(record.reduce(shifts, first))
+        # By name, so that TopK per step comes after TopK per sample and takes over what that found.
+        for record in sorted(self.records, key=lambda record: record.group):
+            if record.due(position.step):
+                self.writer.declare(record.later_specs(shifts))
+                rows.update(record.rows(shifts, first))
         moved = shifts if self.quantity == "shift" or not division.ledger else self._shifts(division, "shift")
         totals = {p.info.name: p.total() for p in moved.parameters} if division.ledger else {}
         residual = division.residual({name: total for name, total in totals.items() if total is not None})
