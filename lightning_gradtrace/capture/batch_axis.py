@@ -8,7 +8,7 @@ running the model on the batch with its samples permuted (`probe.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,19 +55,19 @@ class SampleAxis:
         return tensor.index_select(self.axis, rows.flatten())
 
 
-def candidates(shape: Sequence[int], n_samples: int, n_features: int = 0) -> list[SampleAxis]:
+def candidates(shape: Sequence[int], n_samples: int, among: Collection[int] | None = None) -> list[SampleAxis]:
     """Return every place where a tensor of this shape could hold the samples.
 
     Args:
         shape: shape of the tensor.
         n_samples: number of samples of the micro-batch.
-        n_features: number of trailing axes that a function consumes as features and that hold no samples.
+        among: the axes that may hold samples, because the function does not consume them; all if None.
 
     Returns:
         Axes of the right size first, then both factors of axes whose size is a multiple. With one sample every axis
         of size 1, or else any merged one, means the same, and only the first is returned.
     """
-    leading = list(enumerate(shape))[: len(shape) - n_features]
+    leading = [(axis, size) for axis, size in enumerate(shape) if among is None or axis in among]
     found = [SampleAxis(axis) for axis, size in leading if size == n_samples]
     if n_samples == 1:
         return found[:1] or [SampleAxis(axis, "outer") for axis, _ in leading[:1]]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from lightning_gradtrace.capture.placement import Placement, Placer, Probe, UnattributableError
+from lightning_gradtrace.capture.rules import Call
 from lightning_gradtrace.capture.rules._general import general_shares
 from lightning_gradtrace.capture.shares import Share, add_shares
-from lightning_gradtrace.capture.tape import Operand, Tape, Use
+from lightning_gradtrace.capture.tape import Tape, Use
 
 
 @dataclass
@@ -67,20 +68,35 @@ class TapeEngine:
 
 
 def _shares(use: Use, placement: Placement, n_samples: int) -> dict[str, Share]:
-    _check_untouched(use)
+    shares = _closed_form(use, placement, n_samples)
+    if shares is not None:
+        return shares
+    _check_untouched(use, use.operands)
+    try:
+        return general_shares(use, placement.inputs, placement.outputs, n_samples)
+    except RuntimeError as error:
+        names = ", ".join(f"`{name}`" for name in use.site.parameters)
+        raise UnattributableError(
+            f"GradTrace: can't attribute {names}: {use.site} has no closed-form rule, and the general rule can't "
+            f"run it sample by sample ({error}). Leave the parameter out with `GradTrace(params=...)`."
+        ) from error
+
+
+def _closed_form(use: Use, placement: Placement, n_samples: int) -> dict[str, Share] | None:
+    """Return the shares by the use's rule, None if it has none or the rule leaves this layout to the general rule."""
     bound = use.bound()
-    if bound is None:
-        try:
-            return general_shares(use, placement.inputs, placement.outputs, n_samples)
-        except RuntimeError as error:
-            names = ", ".join(f"`{name}`" for name in use.site.parameters)
-            raise UnattributableError(
-                f"GradTrace: can't attribute {names}: {use.site} has no closed-form rule, and the general rule can't "
-                f"run it sample by sample ({error}). Leave the parameter out with `GradTrace(params=...)`."
-            ) from error
-    samples = placement.inputs[bound.place].samples_first(bound.values[bound.rule.input], n_samples)
-    cotangent = placement.outputs[0].samples_first(use.cotangents[0], n_samples)
-    shares = bound.rule.shares(bound.values, samples, cotangent, frozenset(bound.lineages))
+    if bound is None or use.cotangents.keys() != {0}:
+        return None
+    _check_untouched(use, bound.reads)
+    axis = placement.outputs[0]
+    cotangent = axis.samples_first(use.cotangents[0], n_samples)
+    samples = cotangent
+    if bound.place is not None:
+        samples = placement.inputs[bound.place].samples_first(bound.values[bound.source], n_samples)
+    wanted = frozenset(bound.lineages)
+    shares = bound.rule.shares(Call(bound.values, bound.source, samples, cotangent, axis, n_samples, wanted))
+    if shares is None:
+        return None
     result: dict[str, Share] = {}
     for argument, share in shares.items():
         for name, pulled in bound.lineages[argument].pull_back(share).items():
@@ -88,10 +104,11 @@ def _shares(use: Use, placement: Placement, n_samples: int) -> dict[str, Share]:
     return result
 
 
-def _check_untouched(use: Use) -> None:
+def _check_untouched(use: Use, places: Iterable[int]) -> None:
     """Refuse inputs that were overwritten in place after the use: the share would be that of other numbers."""
-    for leaf in use.leaves:
-        if isinstance(leaf, Operand) and leaf.tensor._version != leaf.version:
+    for i in places:
+        operand = use.leaves[i]
+        if operand.tensor._version != operand.version:
             names = ", ".join(f"`{name}`" for name in use.site.parameters)
             raise UnattributableError(
                 f"GradTrace: the input of {use.site} was changed in place after it was used, so the share of {names} "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -116,27 +116,29 @@ class Placer:
         for i, operand in use.operands.items():
             if bound is None or i == bound.place:
                 shape = operand.tensor.shape
-                found = candidates(shape, n_samples, bound.n_features if bound else 0)
+                found = candidates(shape, n_samples, among=bound.axes if bound else None)
                 options[True, i] = narrow(found, shape, operand.before, n_samples)
-        if bound is None:
+        if bound is None or bound.place is None:
             for i, cotangent in use.cotangents.items():
-                found = candidates(cotangent.shape, n_samples)
+                found = candidates(cotangent.shape, n_samples, among=bound.axes if bound else None)
                 options[False, i] = narrow(found, cotangent.shape, shape_before_view(cotangent), n_samples)
         return options
 
     def _decide(self, use: Use, options: Options, n_samples: int) -> Placement:
         bound = use.bound()
-        must = [(True, bound.place)] if bound else [(False, i) for i in use.cotangents]
+        source = bound.place if bound else None
+        must = [(True, source)] if source is not None else [(False, i) for i in use.cotangents]
         for place in must:
             if len(options[place]) != 1:
                 raise UnattributableError(_complaint(use, place, options[place], n_samples))
         chosen = {place: found[0] for place, found in options.items() if len(found) == 1}
         inputs = {i: axis for (is_input, i), axis in chosen.items() if is_input}
-        if not inputs:
+        if not inputs and not bound:
             raise UnattributableError(_complaint(use, (True, 0), [], n_samples))
         outputs = {i: axis for (is_input, i), axis in chosen.items() if not is_input}
-        if bound:
-            outputs = dict.fromkeys(use.cotangents, inputs[bound.place])
+        if bound and source is not None:
+            axis = replace(inputs[source], axis=bound.axes[inputs[source].axis])
+            outputs = dict.fromkeys(use.cotangents, axis)
         return Placement(inputs, outputs)
 
 

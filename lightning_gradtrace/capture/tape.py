@@ -68,15 +68,19 @@ class BoundUse:
         rule: the rule.
         values: arguments by name.
         lineages: the tracked ones among them.
-        place: where the argument that holds the samples is among the leaves.
-        n_features: number of its trailing feature axes.
+        source: name of the argument that holds the samples, empty if the rule looks for them in the output.
+        place: where that argument is among the leaves, None without one.
+        axes: where samples may be: axis of that argument (or of the output) to axis of the output.
+        reads: places among the leaves of the tensors whose values the rule reads.
     """
 
     rule: Rule
     values: dict[str, Any]
     lineages: dict[str, Lineage]
-    place: int
-    n_features: int
+    source: str
+    place: int | None
+    axes: Mapping[int, int]
+    reads: tuple[int, ...]
 
 
 @dataclass
@@ -112,15 +116,24 @@ class Use:
             return None
         args, kwargs = tree_unflatten(self.leaves, self.structure)
         named = self.rule.bind(args, kwargs)
+        if named is None:
+            return None
         lineages = {name: leaf for name, leaf in named.items() if isinstance(leaf, (Root, Derived))}
-        samples = named.get(self.rule.input)
-        if not isinstance(samples, Operand) or not lineages.keys() <= self.rule.parameters:
+        operands = {name: leaf for name, leaf in named.items() if isinstance(leaf, Operand)}
+        source = next((name for name in self.rule.inputs if name in operands), "")
+        if (self.rule.inputs and not source) or not lineages.keys() <= self.rule.parameters:
             return None
         values = {
             name: leaf.tensor if isinstance(leaf, (Root, Derived, Operand)) else leaf for name, leaf in named.items()
         }
-        place = next(i for i, leaf in enumerate(self.leaves) if leaf is samples)
-        return BoundUse(self.rule, values, lineages, place, self.rule.n_features(values))
+        if any(isinstance(value, Tensor) and value.is_complex() for value in values.values()):
+            return None
+        axes = self.rule.axes(values, source)
+        if not axes:
+            return None
+        places = {name: i for name in operands for i, leaf in enumerate(self.leaves) if leaf is operands[name]}
+        reads = tuple(places[name] for name in operands if name in self.rule.reads)
+        return BoundUse(self.rule, values, lineages, source, places.get(source), axes, reads)
 
     def receive(self, output: int, cotangent: Tensor) -> None:
         """Keep the cotangent of one output; a second backward pass through it adds up."""
