@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_gradtrace.capture import convolution
 from lightning_gradtrace.capture import engine as engine_module
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
@@ -149,6 +150,21 @@ def test_batch_norm_in_training_is_split_by_the_samples_of_its_output(shape, axi
         assert torch.equal(found, expected), name
     for name, expected in masked_gradients(model, x, axis, lambda: model(x)).items():
         torch.testing.assert_close(shares[name].dense(), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_convolution_is_written_out_in_a_bounded_workspace(monkeypatch) -> None:
+    seen = []
+    original = convolution.ConvolutionShare.factors
+    monkeypatch.setattr(convolution, "WORKSPACE", 300)
+    monkeypatch.setattr(
+        convolution.ConvolutionShare, "factors", lambda self, s: seen.append(original(self, s)) or seen[-1]
+    )
+    torch.manual_seed(0)
+    model = nn.Conv2d(2, 4, 3).double()
+    x = torch.randn(N, 2, 4, 6, dtype=torch.float64)
+    share = capture(model, x).shares["weight"]
+    assert [right.shape for _, right in seen] == [(1, 18, 8)] * N
+    torch.testing.assert_close(share.total(), model.weight.grad)
 
 
 @pytest.mark.parametrize(

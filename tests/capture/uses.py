@@ -338,7 +338,7 @@ CONV = [
         dilation=2,
         padding=4,
     ),
-    _conv("conv2d: many places", 2, (N, 2, 8, 7), "ConvolutionShare", in_channels=2, out_channels=4, kernel_size=3),
+    _conv("conv2d: many places", 2, (N, 2, 8, 7), "DenseShare", in_channels=2, out_channels=4, kernel_size=3),
     _conv("conv2d: patches", 2, (N, 2, 8, 8), "OuterView", in_channels=2, out_channels=16, kernel_size=4, stride=4),
     _conv(
         "conv2d: odd left over",
@@ -361,6 +361,27 @@ CONV = [
         padding="same",
     ),
     _conv("conv2d: valid", 2, (N, 2, 7, 5), in_channels=2, out_channels=4, kernel_size=2, padding="valid", bias=False),
+    _conv("conv2d: wide", 2, (N, 16, 7, 7), "ConvolutionShare", in_channels=16, out_channels=16, kernel_size=3),
+    _conv(
+        "conv2d: wide groups",
+        2,
+        (N, 16, 5, 5),
+        "ConvolutionShare",
+        in_channels=16,
+        out_channels=32,
+        kernel_size=3,
+        groups=2,
+    ),
+    layer(
+        "conv2d: wide groups, several images",
+        on(lambda: nn.Conv2d(16, 32, 3, groups=2), lambda m, x: m(x.flatten(0, 1))),
+        (2, N, 16, 5, 5),
+        axis=1,
+        share="ConvolutionShare",
+    ),
+    _conv(
+        "conv_transpose2d: wide", 2, (N, 16, 5, 4), "ConvolutionShare", in_channels=16, out_channels=16, kernel_size=3
+    ),
     _conv("conv2d: groups", 2, (N, 4, 5, 5), in_channels=4, out_channels=8, kernel_size=3, groups=2, padding=1),
     _conv("conv2d: depthwise", 2, (N, 4, 5, 5), in_channels=4, out_channels=8, kernel_size=3, groups=4),
     _conv(
