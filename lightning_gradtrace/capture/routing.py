@@ -22,26 +22,27 @@ import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
-from lightning_gradtrace.capture.functions import Facts
+from lightning_gradtrace.capture.functions import Facts, names_of
 
-_PICKS = frozenset("__getitem__ index_select masked_select gather take_along_dim repeat_interleave".split())
-_MOVES = frozenset(
-    "view reshape flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze expand T mT t select narrow "
-    "split chunk unbind tensor_split repeat flip roll view_as split_with_sizes tile swapdims moveaxis __iter__".split()
+_PICKS = names_of("__getitem__ index_select masked_select gather take_along_dim repeat_interleave")
+_MOVES = names_of(
+    "view reshape flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze expand T mT t select "
+    "narrow split chunk unbind tensor_split repeat flip roll view_as split_with_sizes tile swapdims moveaxis "
+    "__iter__"
 )
-_KEEPS = frozenset(
+_KEEPS = names_of(
     "clone contiguous detach to float double half bfloat16 type dropout layer_norm rms_norm type_as normalize "
-    "requires_grad_ alpha_dropout feature_dropout scatter_ scatter_add_ index_add_ index_put_ index_copy_".split()
+    "requires_grad_ alpha_dropout feature_dropout scatter_ scatter_add_ index_add_ index_put_ index_copy_"
 )
-_ALONG = frozenset("softmax log_softmax cumsum".split())
-_REDUCES = frozenset("sum mean amax amin norm logsumexp prod".split())
-_ROWS = frozenset("linear matmul __matmul__ mm".split())
-_WRITES = frozenset(
-    "__setitem__ index_add_ index_add scatter_ scatter scatter_add_ scatter_add index_put_ index_put index_copy_ "
-    "index_copy scatter_reduce scatter_reduce_ masked_scatter masked_scatter_".split()
+_ALONG = names_of("softmax log_softmax cumsum")
+_REDUCES = names_of("sum mean amax amin norm logsumexp prod")
+_ROWS = names_of("linear matmul __matmul__ mm")
+_WRITES = names_of(
+    "__setitem__ index_add_ index_add scatter_ scatter scatter_add_ scatter_add index_put_ index_put "
+    "index_copy_ index_copy scatter_reduce scatter_reduce_ masked_scatter masked_scatter_"
 )
-_IMAGES = frozenset("conv1d conv2d conv3d max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool2d".split())
-_RECURRENT = frozenset("lstm gru rnn_tanh rnn_relu".split())
+_IMAGES = names_of("conv1d conv2d conv3d max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool2d")
+_RECURRENT = names_of("lstm gru rnn_tanh rnn_relu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +146,9 @@ class Routes:
             return
         tensors = [t for t in _tensors((*args, *kwargs.values()))]
         routed = [t for t in tensors if self(t) is not None]
-        if picks and args and isinstance(args[0], Tensor) and not isinstance(result, tuple) or known.name[:5] == "_pack":
+        if (picks and args and isinstance(args[0], Tensor) and not isinstance(result, tuple)) or known.name[
+            :5
+        ] == "_pack":
             if routed or self._picks_samples(known.name, args, kwargs):
                 self._set(result, self._pick(function, args, kwargs, result))
             return
@@ -275,7 +278,11 @@ class Routes:
         return LOST
 
     def _set(self, result: Any, routes: Any) -> None:
-        pairs = zip(result, routes, strict=False) if isinstance(result, (tuple, list)) and isinstance(routes, list) else [(result, routes)]
+        pairs = (
+            zip(result, routes, strict=False)
+            if isinstance(result, (tuple, list)) and isinstance(routes, list)
+            else [(result, routes)]
+        )
         for tensor, route in pairs:
             if isinstance(tensor, (tuple, list)):
                 for item in tensor:
