@@ -231,12 +231,13 @@ def test_positions_that_are_as_many_as_the_samples_are_not_taken_for_samples(tmp
             return self.head(self.encoder(self.embedding(tokens) + self.place(self.table)))
 
     for n in (5, 6):
-        path, numel = tmp_path / f"{n}.zarr", 3 * 8
+        path, numel = tmp_path / f"{n}.zarr", 3 * 8 + 8 * 17
         loader = DataLoader(Sentences(), batch_size=n)
-        fit(Positions(), GradTrace(path, TopK(numel), params="place.weight", ledger_every_n_steps=1), loader=loader)
+        callback = GradTrace(path, TopK(numel), params=["place.weight", "head.weight"], quantity="gradient")
+        fit(Positions(), callback, loader=loader)
         trace = open_trace(path)
-        assert (trace.steps["residual"] < 1e-4).all()
         shifts = trace.topk.frame(steps=[0])
+        shifts = shifts[shifts["param"] == "place.weight"]
         sizes = shifts["shift"].abs().groupby(shifts["sample_id"]).sum()
         assert sizes.nunique() == n  # every sample has shares of its own
 
