@@ -69,7 +69,13 @@ class Taint:
 
     def any(self, values: Iterable[Any]) -> bool:
         """Say whether any tensor among values, or in lists and tuples among them, is batched."""
-        return any(self(v) if isinstance(v, Tensor) else isinstance(v, (tuple, list)) and self.any(v) for v in values)
+        for value in values:
+            if isinstance(value, Tensor):
+                if self(value):
+                    return True
+            elif isinstance(value, (tuple, list)) and self.any(value):
+                return True
+        return False
 
     def after(self, known: Facts, args: tuple[Any, ...], batched: bool, result: Any) -> bool:
         """Take note of the result of a function without tracked arguments.
@@ -83,6 +89,9 @@ class Taint:
         Returns:
             Whether the result is batched.
         """
+        if not known.in_place and not isinstance(result, (Tensor, tuple, list)):
+            self._left_torch |= batched and known.name in _LEAVES_TORCH
+            return False
         if known.fresh:
             batched = False
         elif batched and known.shape_only:

@@ -90,15 +90,14 @@ class Tape(TorchFunctionMode):
         known = facts(func)
         if not (self._probing or torch.is_grad_enabled()):
             return self._untracked(known, func, args, kwargs)
-        around = Surroundings.now(func, self._device(args, kwargs)) if known.random else None
-        call = self._leaves(known, args, kwargs) if known.in_place else None
+        # What a call overwrites, or draws, is known only before it.
+        call = self._call(known, func, args, kwargs) if known.in_place or known.random else None
         result = func(*args, **kwargs)
         outputs = outputs_of(known.in_place, args, result)
         if not self._live(known, outputs):
             self._taint.after(known, args, self._is_batched(args, kwargs), result)
         elif known.in_place or not any(id(t) in self._lineage for t in outputs):  # `W.to(W.dtype)` is W
-            leaves, structure = call or self._leaves(known, args, kwargs)
-            around = around or Surroundings.now(func, self._device(args, kwargs))
+            leaves, structure, around = call or self._call(known, func, args, kwargs)
             use = self._record(func, rule, leaves, structure, around, outputs)
             if use is not None:
                 self._routes.after(known, func, args, kwargs, result, self._taint)
@@ -118,8 +117,12 @@ class Tape(TorchFunctionMode):
     def _is_batched(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         return self._taint.any(args) or bool(kwargs and self._taint.any(kwargs.values()))
 
-    def _device(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
-        return next(leaf.device for leaf in flatten_call(args, kwargs)[0] if id(leaf) in self._lineage)
+    def _call(
+        self, known: Facts, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[list[Any], Any, Surroundings]:
+        leaves, structure = self._leaves(known, args, kwargs)
+        tracked = next(leaf for leaf in leaves if isinstance(leaf, (Root, Derived)))
+        return leaves, structure, Surroundings.now(func, tracked.tensor.device)
 
     def _is_tracked(self, values: Iterable[Any]) -> bool:
         lineage = self._lineage

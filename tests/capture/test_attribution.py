@@ -169,6 +169,59 @@ def test_tensors_made_from_numbers_of_the_batch_count_as_batched() -> None:
     torch.testing.assert_close(shares["table.weight"].dense(), expected["table.weight"])
 
 
+@pytest.mark.parametrize("kind", ["item", "view", "method"])
+def test_what_is_written_into_a_tensor_makes_it_batched(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Net(first=(3,), second=(2, 3)).double()
+    x = torch.randn(N, 3).double()
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        out = torch.zeros(len(x), 2, 3, dtype=x.dtype)
+        if kind == "item":
+            out[:, 0] = x * m.first
+            out[:, 1] = x
+        elif kind == "view":
+            out[:, 1].copy_(x.detach() * m.first)
+            out[:, 0].add_(x)
+        else:
+            out.index_copy_(1, torch.tensor([1, 0]), torch.stack([x * m.first, x], 1))
+        return (out * m.second).pow(2).sum()
+
+    shares = capture(model, x, loss).shares
+    expected = per_sample_gradients(lambda i: loss(model, x[i : i + 1]), N, dict(model.named_parameters()))
+    for name, g in expected.items():
+        torch.testing.assert_close(shares[name].dense(), g)
+
+
+def test_tracked_tensors_that_are_filled_in_place_stay_tracked() -> None:
+    """A kernel matrix assembled from a parameter, then met by the batch; a table into which samples are written."""
+    torch.manual_seed(0)
+    model = Net(diagonal=(5,), table=(N, 5)).double()
+    x = torch.randn(N, 5).double()
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        kernel = torch.zeros(5, 5, dtype=x.dtype)
+        kernel[torch.arange(5), torch.arange(5)] = m.diagonal.exp()
+        kernel[0] += m.diagonal * 2
+        table = m.table[: len(x)] * 1
+        table[:, 1:3] = x[:, 1:3]
+        return (F.linear(x, kernel) * table).pow(2).sum()
+
+    shares = capture(model, x, loss).shares
+    full = (F.linear(x, kernel_of(model)) * filled(model, x)).pow(2)
+    for name, parameter in model.named_parameters():
+        expected = [torch.autograd.grad(full[i].sum(), parameter, retain_graph=True)[0] for i in range(N)]
+        torch.testing.assert_close(shares[name].dense(), torch.stack(expected))
+
+
+def kernel_of(m: nn.Module) -> Tensor:
+    return torch.diag(m.diagonal.exp()) + F.pad((m.diagonal * 2)[None], (0, 0, 0, 4))
+
+
+def filled(m: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([m.table[:, :1], x[:, 1:3], m.table[:, 3:]], 1)
+
+
 @dataclass
 class Record:
     x: Tensor
