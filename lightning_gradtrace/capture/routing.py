@@ -36,7 +36,7 @@ _KEEPS = names_of(
 )
 _ALONG = names_of("softmax log_softmax cumsum")
 _REDUCES = names_of("sum mean amax amin norm logsumexp prod")
-_ROWS = names_of("linear matmul __matmul__ mm")
+_ROWS = names_of("linear matmul __matmul__ mm grouped_mm _grouped_mm")
 _WRITES = names_of(
     "__setitem__ index_add_ index_add scatter_ scatter scatter_add_ scatter_add index_put_ index_put "
     "index_copy_ index_copy scatter_reduce scatter_reduce_ masked_scatter masked_scatter_"
@@ -146,14 +146,14 @@ class Routes:
             return
         tensors = [t for t in _tensors((*args, *kwargs.values()))]
         routed = [t for t in tensors if self(t) is not None]
-        if (picks and args and isinstance(args[0], Tensor) and not isinstance(result, tuple)) or known.name[
-            :5
-        ] == "_pack":
-            if routed or self._picks_samples(known.name, args, kwargs):
-                self._set(result, self._pick(function, args, kwargs, result))
-            return
-        if routed:
-            self._set(result, self._follow(known, function, args, kwargs, result, routed, is_batched))
+        try:
+            if picks and args and isinstance(args[0], Tensor):
+                if routed or self._picks_samples(known.name, args, kwargs):
+                    self._set(result, self._pick(function, args, kwargs))
+            elif routed:
+                self._set(result, self._follow(known, function, args, kwargs, result, routed, is_batched))
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
+            self._set(result, LOST)  # a call that labels can't follow is no reason to stop the user's forward pass
 
     def _picks_samples(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Say whether an index selects along an axis that could hold samples."""
@@ -188,7 +188,7 @@ class Routes:
         dim = args[position] if len(args) > position else kwargs.get(names[name])
         return dim is None or (dim % max(len(shape), 1)) in among
 
-    def _pick(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Any:
+    def _pick(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         route = self(args[0])
         if route is LOST:
             return LOST
@@ -258,7 +258,7 @@ class Routes:
                 if name in _ALONG:
                     return Route(source, labels)
                 keep = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
-                return Route(source, labels.amin(dims, keepdim=bool(keep)))
+                return _unless_ordinary(Route(source, labels.amin(dims, keepdim=bool(keep))))
         if name in _ROWS and labels.dim() > 1 and _constant(labels, last) and result.shape[:-1] == labels.shape[:-1]:
             return Route(source, labels[..., :1].expand(result.shape))
         if name == "embedding" and result.shape[:-1] == labels.shape:
