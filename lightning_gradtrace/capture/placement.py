@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, narrow, shape_before_view
-from lightning_gradtrace.capture.tape import BoundUse, Site, Use
+from lightning_gradtrace.capture.use import Site, Use
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,7 @@ class Placer:
         return options
 
     def _decide(self, use: Use, options: Options, n_samples: int) -> Placement:
+        """Choose the places; those of the outputs are needed, those of other arguments than a rule's are not."""
         bound = use.bound()
         source = bound.place if bound else None
         must = [(True, source)] if source is not None else [(False, i) for i in use.cotangents]
@@ -133,11 +135,10 @@ class Placer:
                 raise UnattributableError(_complaint(use, place, options[place], n_samples))
         chosen = {place: found[0] for place, found in options.items() if len(found) == 1}
         inputs = {i: axis for (is_input, i), axis in chosen.items() if is_input}
-        if not inputs and not bound:
-            raise UnattributableError(_complaint(use, (True, 0), [], n_samples))
         outputs = {i: axis for (is_input, i), axis in chosen.items() if not is_input}
         if bound and source is not None:
-            axis = replace(inputs[source], axis=bound.axes[inputs[source].axis])
+            taken = inputs[source]
+            axis = taken if taken.factor == "single" else replace(taken, axis=bound.axes[taken.axis])
             outputs = dict.fromkeys(use.cotangents, axis)
         return Placement(inputs, outputs)
 
@@ -160,6 +161,13 @@ def _settle(first: Use, second: Use, options: Options, order: Tensor) -> Options
             continue
         order = order.to(a.tensor.device)
         fitting = [o for o in found if _same(o.permute(a.tensor, order), b.tensor)]
+        whole = [o for o in found if o.factor == "whole"]
+        if not fitting and len(whole) > 1:  # samples against samples: it is split by the first of the two axes
+            fitting = [
+                first
+                for first, other in itertools.combinations(whole, 2)
+                if _same(other.permute(first.permute(a.tensor, order), order), b.tensor)
+            ]
         if not fitting and len(found) == 1 and not _same(a.tensor, b.tensor):
             fitting = found
         settled[is_input, i] = fitting
@@ -189,4 +197,4 @@ def _complaint(use: Use, place: tuple[bool, int], options: Sequence[SampleAxis],
     )
 
 
-__all__ = ["BoundUse", "Placement", "Placer", "Probe", "UnattributableError"]
+__all__ = ["Placement", "Placer", "Probe", "UnattributableError"]
