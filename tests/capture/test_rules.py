@@ -114,6 +114,14 @@ def test_shares_in_half_precision_are_summed_in_single_precision(case: UseCase) 
         assert float((share.total() - gradient).abs().amax()) <= 0.05 * float(size) + 1e-6, name
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rms_norm_takes_the_eps_of_torch_for_small_inputs(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = nn.RMSNorm(8, dtype=dtype), (torch.randn(N, 2, 8) * 1e-3).to(dtype)
+    share = capture(model, x).shares["weight"]
+    torch.testing.assert_close(share.total(), model.weight.grad.float(), rtol=2e-2, atol=1e-2)
+
+
 def masked_gradients(model: nn.Module, x: Tensor, axis: int, run) -> dict[str, Tensor]:
     """Return the decomposition by output: gradients for the cotangent of one sample's part of the output at a time."""
     rows = []
