@@ -209,4 +209,4 @@ def test_a_complex_parameter_is_left_to_the_general_rule(served: list[tuple[str,
 def test_every_rule_is_exercised() -> None:
     names = {function.__name__ for function in registered()}
     tested = {case.name.split(":")[0] for case in USES if case.closed}
-    assert names == tested, "add the new rule's uses to uses.py"
+    assert names == tested, "add the new rule's uses to tests/capture/uses"
