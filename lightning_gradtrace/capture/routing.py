@@ -145,7 +145,9 @@ class Routes:
             return
         tensors = [t for t in _tensors((*args, *kwargs.values()))]
         routed = [t for t in tensors if self(t) is not None]
-        if picks and args and isinstance(args[0], Tensor) and not isinstance(result, tuple) or known.name[:5] == "_pack":
+        # A table of parameters or constants has rows, not samples, however many there are.
+        from_samples = picks and bool(args) and isinstance(args[0], Tensor) and is_batched(args[0])
+        if (from_samples and not isinstance(result, tuple)) or known.name[:5] == "_pack":
             if routed or self._picks_samples(known.name, args, kwargs):
                 self._set(result, self._pick(function, args, kwargs, result))
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.capture.uses._base import N, layer, on
+from tests.capture.uses._base import N, layer, on, use
 
 
 def _bags(m: nn.Module, x: Tensor) -> Tensor:
@@ -29,6 +29,10 @@ EMBEDDING = [
         classes=4,
         share="RowShare",
     ),
+    use("__getitem__: rows of a bare table", {"w": (9, 4)}, lambda m, x: m.w[x], (N, 7), classes=9, share="RowShare"),
+    use("__getitem__: from the end", {"w": (9, 4)}, lambda m, x: m.w[x - 9], (7, N), axis=1, classes=9),
+    use("__getitem__: three axes", {"w": (9, 4, 2)}, lambda m, x: m.w[x], (N, 7), classes=9, closed=False),
+    use("__getitem__: tuple", {"w": (9, 4)}, lambda m, x: m.w[x, 2], (N, 7), classes=9, closed=False),
     layer("embedding: renormalised", lambda: nn.Embedding(4, 5, max_norm=1.0), (N, 8), classes=4),
     *[
         layer(
