@@ -147,7 +147,8 @@ class Routes:
         tensors = [t for t in _tensors((*args, *kwargs.values()))]
         routed = [t for t in tensors if self(t) is not None]
         try:
-            if picks and args and isinstance(args[0], Tensor):
+            # A table of parameters or constants has rows, not samples, however many there are.
+            if picks and args and isinstance(args[0], Tensor) and is_batched(args[0]):
                 if routed or self._picks_samples(known.name, args, kwargs):
                     self._set(result, self._pick(function, args, kwargs))
             elif routed:

@@ -13,7 +13,7 @@ tensor is noticed.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -30,9 +30,11 @@ class Taint:
     Args:
         batch: the batch; None if it is unknown, then every tensor counts as batched.
         n_samples: its number of samples.
+        tracked: the tracked tensors, by identity; these are never batched.
     """
 
-    def __init__(self, batch: Any, n_samples: int | None) -> None:
+    def __init__(self, batch: Any, n_samples: int | None, tracked: Container[int] = ()) -> None:
+        self._tracked = tracked
         self.n_samples = n_samples
         self._everything = batch is None
         self._left_torch = batch is not None and not holds_only_tensors(batch)
@@ -57,6 +59,8 @@ class Taint:
 
     def __call__(self, tensor: Tensor) -> bool:
         """Say whether a tensor is batched."""
+        if id(tensor) in self._tracked:
+            return False
         if self._everything:
             return True
         known = self._batched.get(id(tensor))

@@ -51,13 +51,13 @@ class Tape(TorchFunctionMode):
         super().__init__()
         self.uses: list[Use] = []
         self._probing = probing
-        self._taint = Taint(batch, n_samples)
         self._routes = Routes(n_samples)
         self._n_samples = n_samples
         self._counts: dict[tuple[str, tuple[str, ...]], int] = {}
         self._mixtures: dict[Derived, Mixture] = {}
         # Lineages hold their tensors, so that an id is not given to another tensor while the tape lives.
         self._lineage: dict[int, Lineage] = {id(p): Root(name, p) for name, p in parameters.items()}
+        self._taint = Taint(batch, n_samples, self._lineage)
 
     def unattributable(self) -> Mixture | None:
         """Return a mixture of samples from which the loss is computed directly, None if there is none.

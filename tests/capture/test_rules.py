@@ -87,8 +87,8 @@ def test_one_sample_has_the_whole_gradient(case: UseCase) -> None:
         torch.testing.assert_close(shares[name].dense(), parameter.grad[None], rtol=1e-10, atol=1e-12)
 
 
-# What the general rule can't run: bags of unlike sizes, results that were or inputs that are overwritten.
-NOT_GENERAL = ("embedding_bag", "add_:", "sub_:", "subtract_:", "add: the input is changed")
+# What the general rules can't run: results or inputs that are overwritten.
+NOT_GENERAL = ("add_:", "sub_:", "subtract_:", "add: the input is changed")
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -112,6 +112,14 @@ def test_shares_in_half_precision_are_summed_in_single_precision(case: UseCase) 
         assert share.dense().dtype == share.total().dtype == torch.float32
         size = gradient.abs().amax()
         assert float((share.total() - gradient).abs().amax()) <= 0.05 * float(size) + 1e-6, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rms_norm_takes_the_eps_of_torch_for_small_inputs(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model, x = nn.RMSNorm(8, dtype=dtype), (torch.randn(N, 2, 8) * 1e-3).to(dtype)
+    share = capture(model, x).shares["weight"]
+    torch.testing.assert_close(share.total(), model.weight.grad.float(), rtol=2e-2, atol=1e-2)
 
 
 def masked_gradients(model: nn.Module, x: Tensor, axis: int, run) -> dict[str, Tensor]:
@@ -170,8 +178,10 @@ def test_a_convolution_is_written_out_in_a_bounded_workspace(monkeypatch) -> Non
     [
         lambda: nn.Embedding(5, 3, scale_grad_by_freq=True),
         lambda: nn.Embedding(5, 3, scale_grad_by_freq=True, padding_idx=1),
+        lambda: nn.EmbeddingBag(5, 3, mode="sum", scale_grad_by_freq=True),
+        lambda: nn.EmbeddingBag(5, 3, mode="mean", scale_grad_by_freq=True),
     ],
-    ids=["embedding", "padded"],
+    ids=["embedding", "padded", "bag sum", "bag mean"],
 )
 def test_embeddings_scaled_by_frequency_add_up_to_their_gradient(build) -> None:
     """With `scale_grad_by_freq` samples are coupled; the share is that of the decomposition (docs/concepts.md, 2)."""
@@ -199,4 +209,4 @@ def test_a_complex_parameter_is_left_to_the_general_rule(served: list[tuple[str,
 def test_every_rule_is_exercised() -> None:
     names = {function.__name__ for function in registered()}
     tested = {case.name.split(":")[0] for case in USES if case.closed}
-    assert names == tested, "add the new rule's uses to uses.py"
+    assert names == tested, "add the new rule's uses to tests/capture/uses"

@@ -75,14 +75,16 @@ def rsub(call: Call) -> Shares:
     return _sums(call, input=lambda: d * -alpha, other=lambda: d)
 
 
-@_elementwise("mul", "multiply")
+@_elementwise("mul", "mul_", "multiply", "multiply_")
 def mul(call: Call) -> Shares:
     """``y = a w``: ``g[i] = d[i] a[i]``, summed to the shape of the parameter."""
     product = _wide(call.cotangent) * _other_operand(call)
     return _sums(call, input=lambda: product, other=lambda: product)
 
 
-@_elementwise("div", "divide", "true_divide", arguments="input other rounding_mode")
+@_elementwise(
+    *("div", "div_", "divide", "divide_", "true_divide", "true_divide_"), arguments="input other rounding_mode"
+)
 def div(call: Call) -> Shares:
     """``y = a / w``: ``g[i] = -d[i] a[i] / w^2``; ``y = w / a``: ``g[i] = d[i] / a[i]``."""
     if call.arguments.get("rounding_mode") is not None:

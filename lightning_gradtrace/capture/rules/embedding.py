@@ -35,6 +35,17 @@ def embedding(call: Call) -> Shares:
     return {"weight": RowShare(rows, values, weight.shape[0])}
 
 
+@register(torch.Tensor.__getitem__, arguments="weight indices", input="indices", parameters="weight", reads="indices")
+def look_up(call: Call) -> Shares:
+    """``weight[indices]``, the look-up in a table that is a bare parameter; not for masks."""
+    weight = call.arguments["weight"]
+    if weight.dim() != 2 or call.input.dtype in (torch.bool, torch.uint8):
+        return None
+    rows = call.input.reshape(call.n_samples, -1).long()
+    values = call.cotangent.reshape(call.n_samples, -1, weight.shape[1])
+    return {"weight": RowShare(rows.where(rows >= 0, rows + weight.shape[0]), values, weight.shape[0])}
+
+
 def _bags(arguments: Arguments, name: str) -> Mapping[int, int]:
     return {0: 0}
 
