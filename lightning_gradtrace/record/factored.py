@@ -236,7 +236,7 @@ def _join(parts: list[np.ndarray], spec: ArraySpec) -> np.ndarray:
     joined = np.concatenate(parts)
     if not np.can_cast(joined.dtype, spec.dtype, "safe"):
         raise ValueError(
-            f"`{spec.path}` was {spec.dtype} at the first recorded step and is {joined.dtype} now; Factored keeps factors "
-            "exactly, so their precision may not grow during a run"
+            f"`{spec.path}` was {spec.dtype} at the first recorded step and is {joined.dtype} now; Factored keeps "
+            "factors exactly, so their precision may not grow during a run"
         )
     return joined.astype(spec.dtype, copy=False)

@@ -92,7 +92,7 @@ def squared_norms(parameter: ParameterShifts, micro_batch: int) -> Tensor:
     for samples, _, block in shift_blocks(parameter, micro_batch):
         if total is None:
             total = torch.zeros(share.n_samples, dtype=torch.float64, device=block.device)
-        total[samples] += block.flatten(1).double().square().sum(1)
+        total[samples] += block.reshape(len(block), -1).double().square().sum(1)
     assert total is not None
     return total
 

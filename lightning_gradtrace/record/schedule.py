@@ -79,27 +79,27 @@ class StepRanges(Schedule):
     """
 
     def __init__(self, ranges: Sequence[Sequence[int | None]]) -> None:
-        self.ranges = [tuple(pair) for pair in ranges]
+        self.ranges: list[tuple[int, int | None]] = []
         end: int | None = 0
-        for pair in self.ranges:
-            fits = len(pair) == 2 and isinstance(pair[0], int) and end is not None and pair[0] >= end
-            if not fits or (pair[1] is not None and pair[1] <= pair[0]):  # type: ignore[operator]
+        for pair in ranges:
+            start, stop = pair if len(pair) == 2 else (None, None)
+            if start is None or end is None or start < end or (stop is not None and stop <= start):
                 raise ValueError(
                     f"`StepRanges({list(ranges)})`: expected pairs (start, stop) of steps, start below stop, that "
                     "rise and don't overlap; the last stop may be None"
                 )
-            end = pair[1]
+            self.ranges.append((start, stop))
+            end = stop
         if not self.ranges:
             raise ValueError("`StepRanges([])`: expected at least one pair (start, stop) of steps")
 
     @override
     def due(self, step: int) -> bool:
-        return any(a <= step and (b is None or step < b) for a, b in self.ranges)  # type: ignore[operator]
+        return any(start <= step and (stop is None or step < stop) for start, stop in self.ranges)
 
     @override
     def count(self, n_steps: int) -> int:
-        ends = [(a, n_steps if b is None else min(b, n_steps)) for a, b in self.ranges]
-        return sum(max(0, b - a) for a, b in ends)  # type: ignore[operator]
+        return sum(max(0, min(n_steps, n_steps if stop is None else stop) - start) for start, stop in self.ranges)
 
     @override
     def describe(self) -> dict[str, Any]:
