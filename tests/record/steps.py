@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gradtrace.capture.contraction import OuterView
+from lightning_gradtrace.capture.convolution import ConvolutionShare
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share, SumShare
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.store import Trace, TraceWriter, open_trace
@@ -24,6 +26,8 @@ SHAPES = {
     "tied": (8, 5),
     "tied and dense": (3, 4),
     "sometimes": (5, 6),
+    "heads": (2, 7, 3),
+    "kernel": (6, 5, 3),
 }
 
 
@@ -71,6 +75,10 @@ def make_step(
                 shares.append(SumShare([outer(n, t, info.shape), rows(n, t + 1, info.shape), rows(n, 1, info.shape)]))
             elif info.name == "tied and dense":
                 shares.append(SumShare([outer(n, t, info.shape), DenseShare(draw(n, *info.shape))]))
+            elif info.name == "heads":  # (heads, width, features) out of a matrix (heads * features, width)
+                shares.append(OuterView(outer(n, t, (6, 7)), (2, 3, 7), (0, 2, 1)))
+            elif info.name == "kernel":
+                shares.append(ConvolutionShare(draw(n, 1, 6, t), draw(n, 1, 5, t + 2), (3,), (1,), (1,), 1))
             elif info.name == "sometimes":
                 shares.append(outer(n, t, info.shape) if (number + m) % 2 else None)
             else:

@@ -39,11 +39,11 @@ def test_every_shift_is_rebuilt(tmp_path_factory, form, lengths, gains, dtype) -
 def test_positions_add_up_to_the_shift(tmp_path: Path) -> None:
     steps = [make_step(i, [2, 1], [3, 5], bool(i)) for i in range(2)]
     trace = record_steps(tmp_path / "a.zarr", [Factored("factors")], steps)
-    for name in ("outer", "embedding", "tied"):
+    for name in ("outer", "embedding", "tied", "heads"):
         for occurrence in range(trace.n_occurrences):
             parts = trace.factored[name].by_position(occurrence)
             length = (3, 3, 5)[occurrence % 3]
-            assert len(parts) == {"outer": length, "embedding": length, "tied": 2 * length + 2}[name]
+            assert len(parts) == (2 * length + 2 if name == "tied" else length)
             np.testing.assert_allclose(parts.sum(0), trace.factored[name].shifts(occurrence), rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match=r"`bias` by occurrence 1 was kept written out.*Factored\(form='factors'\)"):
         trace.factored["bias"].by_position(1)

@@ -48,7 +48,7 @@ def test_a_sketch_is_the_projection_of_the_dense_shifts(tmp_path, gains, dim, wo
 def test_outer_products_and_look_ups_are_never_formed(monkeypatch) -> None:
     monkeypatch.setattr(sketch, "shift_blocks", lambda *a: pytest.fail("shifts were formed"))
     step = make_step(0, [3], [2])
-    step.parameters = [p for p in step.parameters if p.info.name in ("outer", "embedding", "tied")]
+    step.parameters = [p for p in step.parameters if p.info.name in ("outer", "embedding", "tied", "kernel")]
     record = Sketch(12)
     record.arrays([p.info for p in step.parameters])
     assert all(np.isfinite(rows).all() for rows in record.reduce(step, 0).values())
