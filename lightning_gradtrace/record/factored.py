@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from lightning_gradtrace.capture.shares import OuterShare, RowShare
 from lightning_gradtrace.record._base import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record._parts import Factors, Order, factors_of, scale_number
 from lightning_gradtrace.record.schedule import as_schedule
-from lightning_gradtrace.store.schema import ArraySpec, coordinate_spec, escape
+from lightning_gradtrace.store.schema import ArraySpec, coordinate_spec, escape, with_own_rows
 
 Rows = dict[str, list[np.ndarray]]
 
@@ -85,6 +86,42 @@ class Factored(Record):
             joined = _join(parts, spec)
             rows[path] = joined + first_occurrence if spec.name == "occurrence" else joined
         return rows
+
+    def planned(self, info: ParameterInfo, n_positions: int | None, gains: bool) -> list[ArraySpec]:
+        """Declare what a parameter's arrays are going to be, for `lightning_gradtrace.record.plan`.
+
+        Args:
+            info: the parameter.
+            n_positions: positions of a sample; None for the largest form.
+            gains: whether the scale is going to be a tensor.
+        """
+        name, float_type = escape(info.name), info.dtype
+        factored = (
+            [
+                ArraySpec(
+                    f"factored/{name}/{part}",
+                    ("occurrence", "position", part),
+                    (n_positions or 1, n),
+                    float_type,
+                    "",
+                    codec="float",
+                )
+                for part, n in (("input", info.numel // max(1, info.shape[0])), ("cotangent", info.shape[0]))
+            ]
+            if len(info.shape) > 1
+            else []
+        )
+        numbers = sum(math.prod(spec.shape_tail) for spec in factored)
+        if n_positions is None or not factored or (numbers >= info.numel and self.form == "auto"):
+            dims = ("occurrence", *map(str, range(len(info.shape))))
+            return with_own_rows(
+                [ArraySpec(f"factored_dense/{name}/shift", dims, info.shape, float_type, "", codec="float")]
+            )
+        scale = [ArraySpec(f"factored_scale/{name}/scale", ("step",), (), "float64", "")]
+        if gains:
+            dims = ("step", *map(str, range(len(info.shape))))
+            scale.append(ArraySpec(f"factored_gain/{name}/gain", dims, info.shape, float_type, "", codec="float"))
+        return with_own_rows([*factored, *scale])
 
     def _keep(self, step: StepShifts) -> _Kept:
         kept = _Kept(step.number)
