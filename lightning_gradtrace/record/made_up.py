@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -9,6 +10,9 @@ import numpy as np
 
 from lightning_gradtrace.record._base import ParameterInfo
 from lightning_gradtrace.store.schema import ArraySpec
+
+_DRAWS = 64
+"""Samples that are drawn; further rows repeat them."""
 
 
 def made_up_rows(spec: ArraySpec, n: int, infos: Sequence[ParameterInfo], n_samples: int) -> np.ndarray:
@@ -31,12 +35,7 @@ def made_up_rows(spec: ArraySpec, n: int, infos: Sequence[ParameterInfo], n_samp
     )
     if spec.group in ("topk", "topk_step") and spec.dims[1:] == ("k",):
         pool = n_samples if spec.group == "topk_step" else 1
-        drawn = [_kept(rng, infos, shape[1], pool) for _ in range(n)]
-        column = {"occurrence": 0, "index": 1, "shift": 2}[spec.name]
-        rows = np.stack([row[column] for row in drawn]) if drawn else np.empty(shape)
-        return (
-            rows.astype(kind) if spec.name != "occurrence" else (rows + n_samples * np.arange(n)[:, None]).astype(kind)
-        )
+        return _kept_rows(tuple(infos), n, shape[1], pool)[spec.name].astype(kind)
     if kind.kind == "O":
         texts = [str(getattr(info, spec.name, "")) for info in infos]
         return np.array([texts[i % len(texts)] for i in range(n)], object)
@@ -52,13 +51,25 @@ def made_up_rows(spec: ArraySpec, n: int, infos: Sequence[ParameterInfo], n_samp
     return np.zeros(shape, kind)
 
 
-def _kept(
-    rng: np.random.Generator, infos: Sequence[ParameterInfo], k: int, pool: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw what is kept of one sample, or of ``pool`` samples together: occurrence, entry and shift, shape (k,)."""
+@functools.lru_cache(maxsize=4)
+def _kept_rows(infos: tuple[ParameterInfo, ...], n: int, k: int, pool: int) -> dict[str, np.ndarray]:
+    """Draw what is kept in n rows, each of which holds k entries of ``pool`` samples; arrays of shape (n, k)."""
+    rng = np.random.default_rng(0)
+    share = -(-k // pool)
+    bank = [_kept(rng, infos, share) for _ in range(min(n * pool, _DRAWS))]
+    rows: dict[str, list[np.ndarray]] = {"occurrence": [], "index": [], "shift": []}
+    for row in range(n):
+        chosen = [bank[i % len(bank)] for i in range(row * pool, (row + 1) * pool)]
+        rows["occurrence"].append(np.repeat(np.arange(pool) + row * pool, share)[:k])
+        rows["index"].append(np.concatenate([entry for entry, _ in chosen])[:k])
+        rows["shift"].append(np.concatenate([shift for _, shift in chosen])[:k])
+    return {name: np.stack(parts) for name, parts in rows.items()}
+
+
+def _kept(rng: np.random.Generator, infos: Sequence[ParameterInfo], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw what is kept of one sample: entries and shifts, shape (k,)."""
     sides = [(info.shape[0] if info.shape else 1, info.numel) for info in infos]
     lengths = np.concatenate([np.full(n, numel // max(1, n), np.int64) for n, numel in sides])
-    lengths = np.tile(lengths, pool)
     starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
     size = np.exp(rng.standard_normal(len(lengths)).clip(-3, 3).round(1))
     # Rows of a gradient differ by factors: in a trained model, about as numbers of this distribution do.
@@ -79,5 +90,4 @@ def _kept(
     entry = np.append(entry, np.zeros(k - len(entry), np.int64))
     scale = size[np.searchsorted(starts, entry, side="right") - 1]
     value = scale * np.sqrt((threshold / scale) ** 2 - 2 * np.log(1 - rng.random(k)))
-    n_entries = total // pool
-    return entry // n_entries, entry % n_entries, value * rng.choice([-1e-4, 1e-4], k)
+    return entry, value * rng.choice([-1e-4, 1e-4], k)

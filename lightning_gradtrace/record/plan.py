@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -109,7 +111,10 @@ def _arrays(
         yield "core", replace(spec, shape_tail=(1,)) if ON_OPEN in spec.shape_tail else spec, len(steps)
     for record in records:
         due = sum(record.due(step) for step in steps)
-        specs = record.arrays(infos)
+        record = copy.copy(record)  # of a run that may be under way
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is said about the arguments is said when the run begins
+            specs = record.arrays(infos)
         if isinstance(record, Factored):
             specs = [*specs, *(spec for info in infos for spec in record.planned(info, n_positions, gains))]
         for spec in specs:

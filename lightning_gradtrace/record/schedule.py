@@ -123,12 +123,13 @@ class LogSpaced(Schedule):
 
     def __init__(self, per_decade: int) -> None:
         self.per_decade = _whole("LogSpaced", "per_decade", per_decade, 1)
-        self._steps, self._exponent = {0}, 0
+        self._steps, self._last, self._exponent = {0}, 0, 0
 
     @override
     def due(self, step: int) -> bool:
-        while step > max(self._steps):
-            self._steps.add(round(10 ** (self._exponent / self.per_decade)))
+        while step > self._last:
+            self._last = round(10 ** (self._exponent / self.per_decade))
+            self._steps.add(self._last)
             self._exponent += 1
         return step in self._steps
 
@@ -167,6 +168,10 @@ class Predicate(Schedule):
     def describe(self) -> dict[str, Any]:
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
         return {"kind": "predicate", "name": f"{getattr(self.function, '__module__', '?')}.{name}"}
+
+    @override
+    def __repr__(self) -> str:
+        return f"Predicate({self.describe()['name']})"
 
 
 def as_schedule(record: str, value: Any) -> Schedule | None:
