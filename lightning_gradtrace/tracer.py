@@ -234,7 +234,7 @@ class Tracer:
             warnings.warn(
                 "GradTrace: between the backward pass and the optimizer's step the gradients of "
                 f"{', '.join(f'`{name}`' for name in names[:5])}{', ...' if len(names) > 5 else ''} were changed by "
-                "more than a factor: something was added to them (noise, another penalty, a projection), by a hook or by "
+                "more than a factor: something was added to them (noise, a penalty, a projection), by a hook or by "
                 "`configure_gradient_clipping`. What was added is no sample's share; the `residual` shows it",
                 stacklevel=2,
             )
