@@ -20,7 +20,7 @@ from lightning_gradtrace.capture.check import check_sums, sum_errors
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe, UnattributableError
-from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.capture.shares import Share, accumulation_dtype
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.store.writer import TraceWriter
@@ -36,7 +36,8 @@ def parameter_infos(tracked: Sequence[TrackedParameter]) -> list[ParameterInfo]:
     """Number the entries of the tracked parameters: the rows of the params table."""
     infos, offset = [], 0
     for p in tracked:
-        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module))
+        dtype = str(accumulation_dtype(p.tensor.dtype)).removeprefix("torch.")
+        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module, dtype))
         offset += infos[-1].numel
     return infos
 
@@ -164,10 +165,14 @@ class Tracer:
         division.complete()
         self._say_if_edited(division.unexplained)
         shifts = self._shifts(division, self.quantity)
+        shifts.number = position.step
         first = self.writer.n_occurrences
         rows: dict[str, np.ndarray] = {}
-        for record in self.records:
-            rows.update(record.reduce(shifts, first))
+        # By name, so that TopK per step comes after TopK per sample and takes over what that found.
+        for record in sorted(self.records, key=lambda record: record.group):
+            if record.due(position.step):
+                self.writer.declare(record.later_specs(shifts))
+                rows.update(record.rows(shifts, first))
         ledger = self._balance(division, shifts if self.quantity == "shift" else None)
         nonfinite = sum(int((~np.isfinite(r)).sum()) for r in rows.values() if np.issubdtype(r.dtype, np.floating))
         row = {
