@@ -40,6 +40,7 @@ from lightning_gradtrace.record import Record, TopK
 from lightning_gradtrace.run import Run
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.tracer import Position, Tracer, parameter_infos, parameter_table
+from lightning_gradtrace.update.nesting import in_outermost_step
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
 
@@ -220,7 +221,8 @@ class GradTrace(Callback):
     @guarded
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         assert self._run is not None
-        self._run.after_step(optimizer)
+        if in_outermost_step(optimizer):
+            self._run.after_step(optimizer)
 
     @override
     @guarded

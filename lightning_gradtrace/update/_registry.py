@@ -16,7 +16,7 @@ from lightning_gradtrace.update._base import UpdateRule
 _HARMLESS = frozenset(
     {"__init__", "__repr__", "__str__", "__getstate__", "__setstate__", "zero_grad", "state_dict", "load_state_dict"}
 )
-_TORCH_OPTIMIZER_FILE = inspect.getfile(Optimizer)
+_TORCH_OPTIMIZER_FILE = inspect.getfile(Optimizer)  # of the wrapper that torch puts around `step`
 
 
 def rule_for(optimizer: Optimizer) -> UpdateRule | None:
