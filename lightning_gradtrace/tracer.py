@@ -252,8 +252,7 @@ class Tracer:
             shares: list[Share | None] = [m.shares.get(name) if scale is not None else None for m in self._pending]
             if shift:
                 shares = [None if share is None else division.share(name, share) for share in shares]
-            gain = division.gain(name) if shift else None
-            parameters.append(ParameterShifts(info, 1.0 if scale is None else scale, shares, gain))
+            parameters.append(ParameterShifts(info, 1.0 if scale is None else scale, shares, division.gain(name)))
         return StepShifts([m.n_samples for m in self._pending], parameters)
 
     def _occurrences(self, position: Position) -> dict[str, np.ndarray]:

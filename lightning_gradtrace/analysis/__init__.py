@@ -18,6 +18,7 @@ from lightning_gradtrace.analysis.entries import frequent_entries as frequent_en
 from lightning_gradtrace.analysis.flips import count_flips as count_flips
 from lightning_gradtrace.analysis.interventions import zero_ablation as zero_ablation
 from lightning_gradtrace.analysis.layers import layer_table as layer_table
+from lightning_gradtrace.analysis.memory import eventual_shift as eventual_shift
 from lightning_gradtrace.analysis.neurons import attributed_samples as attributed_samples
 from lightning_gradtrace.analysis.neurons import neuron_samples as neuron_samples
 from lightning_gradtrace.analysis.neurons import neurons as neurons

@@ -53,7 +53,7 @@ class ParameterShifts:
         shares: ``g`` per micro-batch, None where the loss did not reach the parameter. Where the optimizer multiplies
             gradients by matrices (Muon), they are in it already.
         gain: the part of `scale` that is the optimizer's, without clipping; a number or a tensor of the parameter's
-            shape, None if the step did not move the parameter or gradients are recorded.
+            shape, None if the step did not move the parameter.
     """
 
     info: ParameterInfo
