@@ -23,6 +23,7 @@ from lightning_gradtrace.analysis.neurons import attributed_samples as attribute
 from lightning_gradtrace.analysis.neurons import neuron_samples as neuron_samples
 from lightning_gradtrace.analysis.neurons import neurons as neurons
 from lightning_gradtrace.analysis.neurons import with_tokens as with_tokens
+from lightning_gradtrace.analysis.normalise import relative_shifts as relative_shifts
 from lightning_gradtrace.analysis.predictions import Predictor as Predictor
 from lightning_gradtrace.analysis.predictions import predict as predict
 from lightning_gradtrace.analysis.tokens import notable_tokens as notable_tokens
