@@ -48,7 +48,7 @@ class Run:
         if found is not None:
             self.tracer.writer.append_samples(*found)
         self._arrival = arrival
-        self._tape = self.tracer.tape()
+        self._tape = self.tracer.tape(arrival.batch, len(arrival.ids))
         self._tape.__enter__()
 
     def before_backward(self, loss: Tensor) -> None:

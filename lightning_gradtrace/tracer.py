@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -106,9 +106,9 @@ class Tracer:
         current = dict(self.module.named_parameters(remove_duplicate=False))
         return {p.name: current.get(p.name, p.tensor) for p in self.tracked}
 
-    def tape(self) -> Tape:
-        """Return a tape to be active during the forward pass of a micro-batch."""
-        return self._engine.tape(self.parameters())
+    def tape(self, batch: Any, n_samples: int) -> Tape:
+        """Return a tape to be active during the forward pass of a micro-batch of ``n_samples`` samples."""
+        return self._engine.tape(self.parameters(), batch, n_samples)
 
     def add_micro_batch(self, tape: Tape, loss: Tensor, sample_ids: np.ndarray, probe: Probe) -> None:
         """Take a micro-batch whose backward pass is done.
