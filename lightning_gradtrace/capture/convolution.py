@@ -18,7 +18,9 @@ from typing_extensions import override
 from lightning_gradtrace.capture.shares import Share, accumulation_dtype
 
 
-def windows(input: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], places: Sequence[int]) -> Tensor:
+def windows(
+    input: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], places: Sequence[int]
+) -> Tensor:
     """Return a view of the windows that a convolution looks at.
 
     Args:

@@ -69,9 +69,7 @@ class Taint:
 
     def any(self, values: Iterable[Any]) -> bool:
         """Say whether any tensor among values, or in lists and tuples among them, is batched."""
-        return any(
-            self(v) if isinstance(v, Tensor) else isinstance(v, (tuple, list)) and self.any(v) for v in values
-        )
+        return any(self(v) if isinstance(v, Tensor) else isinstance(v, (tuple, list)) and self.any(v) for v in values)
 
     def after(self, known: Facts, args: tuple[Any, ...], batched: bool, result: Any) -> bool:
         """Take note of the result of a function without tracked arguments.

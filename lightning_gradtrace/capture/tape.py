@@ -40,7 +40,12 @@ class Tape(TorchFunctionMode):
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int | None = None, *, probing: bool = False
+        self,
+        parameters: Mapping[str, Tensor],
+        batch: Any = None,
+        n_samples: int | None = None,
+        *,
+        probing: bool = False,
     ) -> None:
         super().__init__()
         self.uses: list[Use] = []
@@ -150,7 +155,9 @@ class Tape(TorchFunctionMode):
         if not any(isinstance(leaf, Operand) and leaf.batched for leaf in leaves):
             self._derive(func, leaves, structure, around, live)
             return
-        names = tuple(dict.fromkeys(name for leaf in leaves if isinstance(leaf, (Root, Derived)) for name in leaf.roots))
+        names = tuple(
+            dict.fromkeys(name for leaf in leaves if isinstance(leaf, (Root, Derived)) for name in leaf.roots)
+        )
         keep = self._probing or around.random is not None
         kept = [operand(t, True) if keep and isinstance(t, Tensor) else None for t in outputs]
         key = (known.name, names)

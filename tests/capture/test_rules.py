@@ -72,5 +72,3 @@ def test_shares_equal_the_oracle(case: UseCase, served: list[tuple[str, bool]]) 
     if case.share:
         first = next(iter(micro_batch.shares.values()))
         assert type(first).__name__ == case.share
-
-

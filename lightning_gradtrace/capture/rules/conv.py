@@ -64,7 +64,8 @@ def conv_transpose(call: Call) -> Shares:
     """The transposed convolution is the adjoint: the share is that of `conv` with input and cotangent exchanged."""
     n = call.arguments["weight"].dim() - 2
     stride, padding, dilation = (
-        _numbers(call.arguments.get(name, default), n) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+        _numbers(call.arguments.get(name, default), n)
+        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
     )
     return _shares(call, call.input, call.cotangent, stride, padding, dilation)
 
