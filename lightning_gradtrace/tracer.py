@@ -24,7 +24,7 @@ from lightning_gradtrace.capture.shares import Share, accumulation_dtype
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.store.writer import TraceWriter
-from lightning_gradtrace.update._base import UpdateRule, first_momentum
+from lightning_gradtrace.update._base import UpdateRule, first_momentum, setting
 from lightning_gradtrace.update.clipping import copy_gradients
 from lightning_gradtrace.update.division import StepDivision, explain, gradient_norm
 from lightning_gradtrace.update.ledger import Balance
@@ -179,7 +179,7 @@ class Tracer:
             "step": position.step,
             "epoch": position.epoch,
             "loss": float(torch.stack([loss.double() for loss in self._losses]).sum()) / division.loss_scale,
-            "lr": [float(group["lr"]) for group in division.optimizer.param_groups],
+            "lr": [setting(group.get("lr")) for group in division.optimizer.param_groups],
             "momentum": [first_momentum(group) for group in division.optimizer.param_groups],
             "grad_norm": self._norm,
             "clip_factor": division.clip_factor(),

@@ -154,8 +154,15 @@ def bias_correction(beta: Any, state: Mapping[str, Any], in_tensors: bool) -> fl
 def first_momentum(group: Mapping[str, Any]) -> float:
     """Return the factor by which a parameter group's optimizer keeps its first memory: momentum, or the first beta.
 
-    0 if there is none that the group names. Schedules such as `OneCycleLR` change it from step to step.
+    0 if there is none that the group names, NaN if it is no number. Schedules such as `OneCycleLR` change it from step
+    to step.
     """
-    if "betas" in group:
-        return number(group["betas"][0])
-    return number(group.get("momentum", 0.0))
+    return setting(group["betas"][0] if group.get("betas") else group.get("momentum", 0.0))
+
+
+def setting(value: Any) -> float:
+    """Return a setting as it is written down: an optimizer of a user's own may call anything by a usual name."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")

@@ -83,9 +83,10 @@ def _factor(before: Tensor, after: Tensor) -> float | Tensor | None:
     tolerance = _PROPORTIONAL.get(before.dtype, 1e-2)
     dtype = torch.promote_types(before.dtype, torch.float32)
     before, after = before.to(dtype), after.to(dtype)
-    unknown = (before == 0) & (after == 0) | ~before.isfinite() | ~after.isfinite()
+    unknown = ((before == 0) & (after == 0)) | ~before.isfinite()
     ratio = torch.where(unknown, torch.ones_like(after), after / before)
-    if bool(((ratio >= 0) & (ratio <= 1 + tolerance)).all()):  # inf where nothing became something
+    # Infinite where nothing became something; NaN where clipping made it so, and so it stays.
+    if not bool(((ratio < 0) | (ratio > 1 + tolerance)).any()):
         return ratio
     for axis in range(before.dim()) if before.dim() > 1 else ():
         scaled = _factor_along(axis, before, after, tolerance)

@@ -59,6 +59,14 @@ def test_gradients_that_are_not_finite_leave_the_factors_of_the_others_alone() -
     assert unclipped[1] == pytest.approx(1.0)
 
 
+def test_what_clipping_made_nan_stays_nan() -> None:
+    """The norm of a gradient with a NaN is NaN, and so is everything that is clipped by it."""
+    before = torch.tensor([1.0, float("nan"), 2.0])
+    (factor,) = clip_factors([before], [before * float("nan")])
+    assert factor.isnan().tolist() == [True, False, True]
+    assert (before * factor).isnan().all()
+
+
 def test_copies_are_copies_and_dense() -> None:
     gradients = [torch.randn(3, 2), torch.randn(4, dtype=torch.float64), torch.randn(5), torch.eye(3).to_sparse()]
     copies = copy_gradients(gradients)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare
 from lightning_gradtrace.update import UpdateRule, rule_for
+from lightning_gradtrace.update._base import first_momentum
 from lightning_gradtrace.update._registry import _subclasses
 from lightning_gradtrace.update.division import StepDivision, explain, gradient_norm
 from lightning_gradtrace.update.ledger import Balance, Entry, balance
@@ -157,6 +160,20 @@ def test_an_optimizer_without_a_rule_is_warned_about_and_its_residual_is_honest(
     missed = torch.cat([0.05 * w.flatten() for w in before.values()]).norm()
     moved = torch.cat([(p.detach() - before[name]).flatten() for name, p in model.named_parameters()]).norm()
     assert residual(division, gradients) == pytest.approx(float(missed / moved))
+
+
+@pytest.mark.parametrize(
+    ("group", "momentum"),
+    [({"betas": (0.8, 0.9)}, 0.8), ({"momentum": torch.tensor(0.5)}, 0.5), ({}, 0.0), ({"betas": None}, 0.0)],
+    ids=str,
+)
+def test_momentum_is_read_off_any_group(group: dict, momentum: float) -> None:
+    assert first_momentum(group) == momentum
+
+
+def test_a_momentum_that_is_no_number_is_not_known() -> None:
+    assert math.isnan(first_momentum({"momentum": "heavy"}))
+    assert math.isnan(first_momentum({"betas": ["a", "b"]}))
 
 
 def test_an_optimizer_that_evaluates_the_loss_several_times_is_refused() -> None:
