@@ -108,16 +108,16 @@ def divide(
 
     Args:
         group: the parameter group.
-        fresh: factor of what enters at this step.
+        fresh: factor of what enters at this step; a tensor is used up.
         before: the weights before the step, None if the ledger is not computed.
         memory: the optimizer's memory before the step, None for none or when the ledger is not computed.
-        kept: factor of the memory.
+        kept: factor of the memory, needed only with the ledger.
         decoupled: whether weight decay bypasses the optimizer.
 
     Returns:
         The division.
     """
-    split = Split(gain=fresh if group.get("maximize", False) else -fresh)
+    split = Split(gain=0.0)
     if before is not None:
         weight_decay = number(group.get("weight_decay", 0.0))
         if weight_decay:
@@ -125,6 +125,9 @@ def divide(
             split.decay = wide(before) * (factor * -weight_decay)
         if memory is not None:
             split.carry = wide(memory) * -kept
+    if not group.get("maximize", False):
+        fresh = fresh.neg_() if isinstance(fresh, Tensor) else -fresh
+    split.gain = fresh
     return split
 
 

@@ -44,5 +44,6 @@ class AdamRule(UpdateRule):
         second = wide(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
         denominator = second.sqrt().div_(bias_correction(beta2, state, in_tensors) ** 0.5).add_(number(group["eps"]))
         unit = denominator.reciprocal_().mul_(number(group["lr"]) / bias_correction(beta1, state, in_tensors))
+        kept = unit * number(beta1) if before is not None else 0.0
         decoupled = group.get("decoupled_weight_decay", False)
-        return divide(group, unit * (1 - number(beta1)), before, memory["moment"], unit * number(beta1), decoupled)
+        return divide(group, unit * (1 - number(beta1)), before, memory["moment"], kept, decoupled)

@@ -38,4 +38,5 @@ class AdamaxRule(UpdateRule):
         beta1 = number(group["betas"][0])
         rate = number(group["lr"]) / bias_correction(beta1, state, group["capturable"])
         unit = wide(state["exp_inf"]).reciprocal().mul_(rate)
-        return divide(group, unit * (1 - beta1), before, memory["moment"], unit * beta1)
+        kept = unit * beta1 if before is not None else 0.0
+        return divide(group, unit * (1 - beta1), before, memory["moment"], kept)

@@ -130,8 +130,8 @@ class StepDivision:
         p = self._parameters.get(name)
         if p is None or p.split is None:
             return None
-        gain = p.split.gain * (1.0 / self.loss_scale)
-        return gain if _has_matrix(p.split) else gain * p.clip
+        factor = 1.0 / self.loss_scale * (1.0 if _has_matrix(p.split) else p.clip)
+        return p.split.gain if isinstance(factor, float) and factor == 1.0 else p.split.gain * factor
 
     def share(self, name: str, share: Share) -> Share:
         """Return what `scale` turns into shifts: the share itself, or the share times the matrices of the step."""

@@ -50,5 +50,5 @@ class NAdamRule(UpdateRule):
             .mul_(rate)
         )
         fresh = unit * (direct + through_moment * (1 - beta1))
-        kept = unit * (through_moment * beta1)
+        kept = unit * (through_moment * beta1) if before is not None else 0.0
         return divide(group, fresh, before, memory["moment"], kept, group["decoupled_weight_decay"])

@@ -54,5 +54,6 @@ class RAdamRule(UpdateRule):
             rectified = ((length - 4) * (length - 2) * limit / ((limit - 4) * (limit - 2) * length)) ** 0.5
             denominator = wide(state["exp_avg_sq"]).sqrt().add_(number(group["eps"]))
             unit = denominator.reciprocal_().mul_(unit * rectified * correction**0.5)
+        kept = unit * beta1 if before is not None else 0.0
         decoupled = group["decoupled_weight_decay"]
-        return divide(group, unit * (1 - beta1), before, memory["moment"], unit * beta1, decoupled)
+        return divide(group, unit * (1 - beta1), before, memory["moment"], kept, decoupled)

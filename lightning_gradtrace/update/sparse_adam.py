@@ -41,4 +41,5 @@ class SparseAdamRule(UpdateRule):
         named = torch.zeros_like(second)
         named[tuple(gradient.coalesce().indices())] = rate
         unit = named.div_(second.sqrt().add_(number(group["eps"])))
-        return divide(group, unit * (1 - beta1), before, memory["moment"], unit * beta1)
+        kept = unit * beta1 if before is not None else 0.0
+        return divide(group, unit * (1 - beta1), before, memory["moment"], kept)
