@@ -131,6 +131,12 @@ def occurrences_in(trace: Trace, steps: Steps) -> npt.NDArray[np.bool_] | None:
     return mask
 
 
+def snapshots_of(trace: Trace) -> IntArray:
+    """Return the last snapshot before each occurrence's step, the first one for earlier steps: (occurrence,)."""
+    step = trace.occurrences["step"].to_numpy()
+    return np.maximum(np.searchsorted(trace.weight_steps, step, side="right") - 1, 0)
+
+
 class Lookup:
     """Finds the row that stands for an entry.
 

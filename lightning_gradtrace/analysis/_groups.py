@@ -168,9 +168,7 @@ class _Values:
                 here = at == one
                 weights = trace.weights(known[one].param, step).reshape(-1)
                 self._value[number, here] = np.abs(weights[self._entry[here] - known[one].offset])
-        # Steps before the first snapshot take the first one.
-        step = trace.occurrences["step"].to_numpy()
-        self._snapshot = np.maximum(np.searchsorted(trace.weight_steps, step, side="right") - 1, 0)
+        self._snapshot = _access.snapshots_of(trace)
 
     def __call__(self, occurrence: IntArray, entry: IntArray) -> FloatArray:
         place = np.searchsorted(self._entry, entry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from scipy import stats
 
 from lightning_gradtrace.analysis._access import Entries, IntArray, Steps
 from lightning_gradtrace.analysis._groups import groups_of
+from lightning_gradtrace.analysis._ranking import first_of_rows, ranks
 from lightning_gradtrace.analysis._texts import read_texts
 from lightning_gradtrace.analysis._token_counts import Corpus, Counted, corpus_of, token_counts
 from lightning_gradtrace.analysis.scores import METHODS, Candidates, Method
@@ -105,7 +106,7 @@ def notable_tokens(
         candidates = _candidates(chunk, corpus, min_count, min_relative)
         if method == "univariate":
             candidates = _only(
-                candidates, _first(candidates.row, (candidates.column, -candidates.relative), n_relative)
+                candidates, first_of_rows(candidates.row, (candidates.column, -candidates.relative), n_relative)
             )
         found.append(_best(candidates, how, n_notable, max_q))
     row, column, count, relative, rank, score, p, q = np.concatenate(found).T
@@ -159,15 +160,15 @@ def _best(candidates: Candidates, method: Method, n_notable: int, max_q: float) 
         q = stats.false_discovery_control(every, axis=1)[candidates.row, candidates.column]
         keep = np.flatnonzero(q <= max_q)
         candidates, score, p, q = _only(candidates, keep), score[keep], p[keep], q[keep]
-    order = _first(candidates.row, (candidates.column, -candidates.relative, -score), n_notable)
+    order = first_of_rows(candidates.row, (candidates.column, -candidates.relative, -score), n_notable)
     best = _only(candidates, order)
-    rank = np.arange(order.size) - np.searchsorted(best.row, best.row) + 1
-    columns = [best.row + best.chunk.first, best.column, best.count, best.relative, rank, score[order], p[order]]
+    columns = [
+        best.row + best.chunk.first,
+        best.column,
+        best.count,
+        best.relative,
+        ranks(best.row),
+        score[order],
+        p[order],
+    ]
     return np.stack([*columns, q[order]], axis=1).astype(np.float64)
-
-
-def _first(row: IntArray, keys: tuple[npt.NDArray[Any], ...], most: int) -> IntArray:
-    """Order by row and then by `keys` (last key first), and keep the first `most` of every row."""
-    order = np.lexsort([*keys, row])
-    ordered = row[order]
-    return order[np.arange(row.size) - np.searchsorted(ordered, ordered) < most]
