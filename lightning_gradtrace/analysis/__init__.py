@@ -8,6 +8,8 @@ from lightning_gradtrace.analysis.ablate import Ablated as Ablated
 from lightning_gradtrace.analysis.ablate import ablate as ablate
 from lightning_gradtrace.analysis.ablation import flip_table as flip_table
 from lightning_gradtrace.analysis.ablation import neuron_ablation as neuron_ablation
+from lightning_gradtrace.analysis.activations import activation_baseline as activation_baseline
+from lightning_gradtrace.analysis.activations import top_samples as top_samples
 from lightning_gradtrace.analysis.bigrams import bigram_shifts as bigram_shifts
 from lightning_gradtrace.analysis.bigrams import largest_pairs as largest_pairs
 from lightning_gradtrace.analysis.changes import change_points as change_points

@@ -270,7 +270,7 @@ def test_tables_equal_sums_over_positions():
         before, after, by_token = [], [], {}
         for sample, text in enumerate(tokens):
             for position in range((text >= 0).sum() - 1):
-                change = found.loss[sample, position], found.ablated_loss[number, sample, position]
+                change = float(found.loss[sample, position]), float(found.ablated_loss[number][sample, position])
                 before.append(change[0])
                 after.append(change[1])
                 by_token.setdefault(text[position + 1], []).append(change)
