@@ -201,7 +201,8 @@ def _kept(trace: Trace, param: _access.Shape, steps: Steps) -> Iterator[tuple[In
     at_once = max(1, _BLOCK // max(1, size))
     numbers = np.arange(param.offset, param.offset + size)
     mask = _access.occurrences_in(trace, steps)
-    chosen = np.arange(trace.n_occurrences) if mask is None else np.flatnonzero(mask)
+    chosen = _access.recorded(trace)
+    chosen = chosen if mask is None else chosen[mask[chosen]]
     done = 0
 
     def until(end: int) -> Iterator[tuple[IntArray, FloatArray]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,7 @@ def notable_tokens(
     max_q: float = 1.0,
     links: IntArray | None = None,
     steps: Steps = None,
+    client: Any = None,
 ) -> pd.DataFrame:
     """Find the notable tokens of each parameter entry, neuron, attention head, parameter or module.
 
@@ -78,6 +79,7 @@ def notable_tokens(
         max_q: largest q-value, for methods that are tests.
         links: (occurrence,) whose sample each occurrence is linked to, for null controls; None for the truth.
         steps: step numbers to look at; None for all.
+        client: a `dask.distributed.Client` whose workers share the work; None does all of it here.
 
     Returns:
         One row per entry (or group) and notable token, in the order of `entries` (groups: of the model), then `rank`:
@@ -101,7 +103,8 @@ def notable_tokens(
     texts = read_texts(trace, ngram)
     corpus = corpus_of(trace, texts, links=links, steps=steps, min_count=0 if how.all_tokens else min_count)
     found: list[npt.NDArray[np.float64]] = [np.zeros((0, 8))]
-    chunks = token_counts(trace, groups, corpus, weight=weight, steps=steps, with_samples=how.needs_samples)
+    options: dict[str, Any] = {"weight": weight, "steps": steps, "with_samples": how.needs_samples, "client": client}
+    chunks = token_counts(trace, groups, corpus, **options)
     for chunk in chunks:
         candidates = _candidates(chunk, corpus, min_count, min_relative)
         if method == "univariate":
