@@ -142,7 +142,9 @@ def distinct_pairs(
         marked = np.zeros((int(occurrence[end - 1]) - first + 1) * n_rows, dtype=bool)
         marked[place] = True
         pairs = np.flatnonzero(marked)
-        total = None if size is None else np.bincount(place, size[:end], minlength=marked.size)[pairs]
+        total: FloatArray | None = None
+        if size is not None:
+            total = np.bincount(place, size[:end], minlength=marked.size)[pairs].astype(np.float64)
         found, rows = np.divmod(pairs, n_rows)
         yield found + first, rows, total
         occurrence, row, size = occurrence[end:], row[end:], None if size is None else size[end:]

@@ -158,8 +158,8 @@ class Sums:
     def add(self, other: Sums) -> Sums:
         """Return the sums over the steps of both."""
         seen = None if self.seen is None or other.seen is None else self.seen | other.seen
-        columns = [getattr(self, n) + getattr(other, n) for n in ("counts", "total", "number", "mass")]
-        return Sums(*columns, seen=seen)
+        total, number, mass = self.total + other.total, self.number + other.number, self.mass + other.mass
+        return Sums(self.counts + other.counts, total, number, mass, seen)
 
 
 def _count(trace: Trace, groups: Groups, corpus: Corpus, weight: str, with_samples: bool, steps: Steps) -> Sums:

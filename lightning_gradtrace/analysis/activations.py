@@ -200,11 +200,7 @@ def _means(
         everything += flat.sum(axis=0)
         n_positions += len(flat)
         place = np.searchsorted(wanted, here.reshape(-1))
-        match = (
-            np.flatnonzero(wanted[np.minimum(place, max(0, wanted.size - 1))] == here.reshape(-1))
-            if wanted.size
-            else []
-        )
+        match: IntArray = np.flatnonzero(np.isin(here.reshape(-1), wanted))
         np.add.at(total, place[match], flat[match])
         count += np.bincount(place[match], minlength=wanted.size)
     return total, count, everything, n_positions

@@ -152,11 +152,8 @@ class _Largest:
 
     def __init__(self, n: int) -> None:
         self._n = n
-        self._held: list[npt.NDArray[np.int64] | FloatArray] = [
-            np.zeros(0, np.int64),
-            np.zeros(0, np.int64),
-            np.zeros(0),
-        ]
+        self._row = self._column = np.zeros(0, np.int64)
+        self._value: FloatArray = np.zeros(0)
         self.floor = 0.0
 
     def add(self, block: Matrix, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> None:
@@ -165,13 +162,12 @@ class _Largest:
         if size.size > self._n:
             limit = max(limit, float(np.partition(size.reshape(-1), -self._n)[-self._n]))
         i, j = np.nonzero(size >= limit)
-        found = [rows[i], columns[j], block[i, j].astype(np.float64)]
-        row, column, value = (np.concatenate(pair) for pair in zip(self._held, found, strict=True))
+        row, column = np.concatenate([self._row, rows[i]]), np.concatenate([self._column, columns[j]])
+        value = np.concatenate([self._value, block[i, j].astype(np.float64)])
         keep = np.lexsort([row, column, -np.abs(value)])[: self._n]
-        self._held = [row[keep], column[keep], value[keep]]
+        self._row, self._column, self._value = row[keep], column[keep], value[keep]
         if keep.size == self._n:
-            self.floor = float(np.abs(value[keep[-1]]))
+            self.floor = float(np.abs(self._value[-1]))
 
     def result(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], FloatArray]:
-        row, column, value = self._held
-        return row.astype(np.int64), column.astype(np.int64), value
+        return self._row, self._column, self._value

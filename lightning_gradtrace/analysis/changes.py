@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,7 @@ def change_points(
     if (penalty is not None and penalty <= 0) or min_size < 1:
         raise ValueError(f"`penalty` is {penalty} and `min_size` {min_size}, expected more than 0 and 1 or more")
     try:
-        import ruptures  # noqa: F401
+        importlib.import_module("ruptures")
     except ImportError as error:
         raise ImportError(
             "`change_points` needs ruptures, which is not installed: `pip install 'lightning-gradtrace[changes]'`"
@@ -73,8 +74,6 @@ def change_points(
 
 
 def _changes(series: FloatArray, penalty: float | None, min_size: int) -> Iterator[tuple[int, float, float, float]]:
-    import ruptures
-
     if series.size < 2 * min_size or np.ptp(series) == 0:
         return
     noise = _MAD * float(np.median(np.abs(np.diff(series))))
@@ -82,7 +81,11 @@ def _changes(series: FloatArray, penalty: float | None, min_size: int) -> Iterat
     if noise <= 1e-12 * float(np.abs(series).max()):
         noise = float(series.std())
     scaled = (series - series.mean()) / noise
-    search = ruptures.KernelCPD(kernel="linear", min_size=min_size, jump=1).fit(scaled.reshape(-1, 1))
+    search = (
+        importlib.import_module("ruptures")
+        .KernelCPD(kernel="linear", min_size=min_size, jump=1)
+        .fit(scaled.reshape(-1, 1))
+    )
     ends = [0, *search.predict(pen=3 * np.log(series.size) if penalty is None else penalty)]
     means = [float(series[a:b].mean()) for a, b in pairwise(ends)]
     for place, before, after in zip(ends[1:-1], means[:-1], means[1:], strict=True):

@@ -66,7 +66,9 @@ def direction_shifts(
     units = _units(np.asarray(directions, dtype=np.float64), param, known[param].shape, axis)
     record = _record(trace, record)
     blocks = _kept(trace, known[param], steps) if record == "topk" else _exact(trace, record, param, steps)
-    rows, moved, norms = [np.zeros(0, dtype=np.int64)], [np.zeros((0, len(units)))], [np.zeros(0)]
+    rows: list[IntArray] = [np.zeros(0, dtype=np.int64)]
+    moved: list[FloatArray] = [np.zeros((0, len(units)))]
+    norms: list[FloatArray] = [np.zeros(0)]
     for occurrence, shift in blocks:
         wide = shift.astype(np.float64, copy=False)
         if axis == "weight":

@@ -71,7 +71,8 @@ def frequent_entries(trace: Trace, n_entries: int = 5000, steps: Steps = None, *
 
 def _counts(trace: Trace, steps: Steps) -> tuple[IntArray, IntArray]:
     dense = np.zeros(trace.n_entries, dtype=np.int64) if trace.n_entries <= _DENSE_LIMIT else None
-    seen, counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    seen: IntArray = np.zeros(0, dtype=np.int64)
+    counts: IntArray = np.zeros(0, dtype=np.int64)
     for _, entry in _access.selected(trace, steps):
         if dense is not None:
             dense += np.bincount(entry, minlength=dense.size)

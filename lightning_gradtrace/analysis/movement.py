@@ -69,7 +69,7 @@ def movement(
     for occurrence, row, _, shift in _access.shifts_of(trace, groups.entry, groups.row, steps):
         place = row.astype(np.int64) * width + number[occurrence]
         wide = shift.astype(np.float64)
-        for total, weights in zip(sums, (1.0, np.abs(wide), wide), strict=True):
+        for total, weights in zip(sums, (np.ones_like(wide), np.abs(wide), wide), strict=True):
             np.add.at(total, place, weights)
     table = groups.table.iloc[np.repeat(np.arange(size), width)].reset_index(drop=True)
     return table.assign(
@@ -143,8 +143,8 @@ def movers(
     if n < 1:
         raise ValueError(f"`n` is {n}, expected 1 or more samples")
     groups = groups_of(trace, entries, by, axis=axis, heads=heads)
-    sample, ids = pd.factorize(trace.occurrences["sample_id"], sort=True)
-    ids, size = np.asarray(ids), len(groups.table)
+    sample, ids = pd.factorize(trace.occurrences["sample_id"].to_numpy(), sort=True)
+    size = len(groups.table)
     most = max(1, _GROUP_BYTES // (16 * max(1, len(ids))))
     best = LargestOfRows(size, n)
     totals = np.zeros(size)

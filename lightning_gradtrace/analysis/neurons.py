@@ -87,13 +87,14 @@ def _met(trace: Trace, grid: Grid, sample: IntArray, n_samples: int, steps: Step
     """Return the number of occurrences of each neuron, and its samples as bits (neuron, sample / 8)."""
     n_neurons = len(grid.neuron)
     n_occurrences = np.zeros(n_neurons, dtype=np.int64)
-    seen = np.zeros((n_neurons, -(-n_samples // 8)), dtype=np.uint8)
+    width = -(-n_samples // 8)
+    seen = np.zeros(n_neurons * width, dtype=np.uint8)
     for block in _access.selections(trace, grid.entry, grid.row, steps):
         for occurrence, row, _ in distinct_pairs(*block, n_neurons):
             n_occurrences += np.bincount(row, minlength=n_neurons)
             place = sample[occurrence]
-            np.bitwise_or.at(seen, (row, place >> 3), (1 << (place & 7)).astype(np.uint8))
-    return n_occurrences, seen
+            np.bitwise_or.at(seen, row * width + (place >> 3), (1 << (place & 7)).astype(np.uint8))
+    return n_occurrences, seen.reshape(n_neurons, width)
 
 
 def _unite(one: tuple[IntArray, IntArray], other: tuple[IntArray, IntArray]) -> tuple[IntArray, IntArray]:

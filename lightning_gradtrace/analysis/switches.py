@@ -64,15 +64,15 @@ def switches_of(what: pd.DataFrame | Sequence[Switch]) -> list[Switch]:
             _access.check_axis(str(row["axis"]))
             neuron = int(row["neuron"])
             index: tuple[slice | int, ...] = (slice(None), neuron) if row["axis"] == "in" else (neuron,)
-            keys = {"param": str(row["param"]), "axis": str(row["axis"]), "neuron": neuron}
-            found.append(Switch(keys, ((keys["param"], index),)))
+            param = str(row["param"])
+            found.append(Switch({"param": param, "axis": str(row["axis"]), "neuron": neuron}, ((param, index),)))
         return found
     if set(HEAD_COLUMNS) <= columns:
         found = []
         for (module, head), part in what.groupby(["module", "head"], sort=False):
             pieces = tuple(
-                (str(one.param), (*[slice(None)] * int(one.axis), slice(int(one.start), int(one.stop))))
-                for one in part.itertuples()
+                (str(one["param"]), (*[slice(None)] * int(one["axis"]), slice(int(one["start"]), int(one["stop"]))))
+                for one in part.to_dict("records")
             )
             found.append(Switch({"module": module, "head": int(str(head))}, pieces))
         return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,10 +148,8 @@ def _candidates(chunk: Counted, corpus: Corpus, min_count: int, min_relative: fl
 
 
 def _only(candidates: Candidates, chosen: IntArray) -> Candidates:
-    row, column, count, relative = (
-        a[chosen] for a in (candidates.row, candidates.column, candidates.count, candidates.relative)
-    )
-    return Candidates(row, column, count, relative, candidates.chunk, candidates.corpus)
+    names = ("row", "column", "count", "relative")
+    return replace(candidates, **{name: getattr(candidates, name)[chosen] for name in names})
 
 
 def _best(candidates: Candidates, method: Method, n_notable: int, max_q: float) -> npt.NDArray[np.float64]:

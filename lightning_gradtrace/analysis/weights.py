@@ -169,9 +169,9 @@ def _moments(flat: FloatArray) -> dict[str, float]:
 
 
 def _spectrum(weights: FloatArray) -> dict[str, float]:
-    values = np.zeros(0)
+    values: FloatArray = np.zeros(0)
     if weights.ndim >= 2 and weights.size:
-        values = np.linalg.svd(weights.reshape(len(weights), -1), compute_uv=False)
+        values = np.asarray(np.linalg.svd(weights.reshape(len(weights), -1), compute_uv=False), dtype=np.float64)
     found = {
         "spectral_norm": values[0] if values.size else np.nan,
         "nuclear_norm": values.sum() if values.size else np.nan,

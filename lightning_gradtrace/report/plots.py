@@ -75,7 +75,7 @@ def plot_activations(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw the table of `activation_baseline`: where flagged neurons rank among all of their weight."""
     ax = _axes(table, {"rank_high", "n_neurons"}, ax)
     share = (table["rank_high"] - 1) / (table["n_neurons"] - 1).clip(lower=1)
-    ax.hist(share, bins=np.linspace(0, 1, 21), color=LIGHT.accent)
+    ax.hist(share, bins=np.linspace(0, 1, 21).tolist(), color=LIGHT.accent)
     ax.axhline(len(table) / 20, color=LIGHT.contrast, linestyle="--", linewidth=1)
     ax.set(title="Rank by activation on notable tokens", xlabel="0: highest of its weight, 1: lowest", ylabel="pairs")
     return ax

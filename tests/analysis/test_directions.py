@@ -150,3 +150,38 @@ def test_what_does_not_fit_is_refused():
         principal_directions(trace, "w", 6)
     with pytest.raises(ValueError, match=r"only parameters of shape \(out, in\)"):
         direction_shifts(random_trace().trace, "b.conv", np.ones(2))
+
+
+def test_recorded_trainings_agree(tmp_path):
+    """The same training through the callback: all shifts, their factors, and a TopK that keeps everything."""
+    import lightning.pytorch as pl
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from lightning_gradtrace import Dense, Factored, GradTrace, TopK, open_trace
+
+    class Regression(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
+
+        def training_step(self, batch):
+            return ((self.net(batch[0]) - batch[1]) ** 2).mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    torch.manual_seed(0)
+    loader = DataLoader(TensorDataset(torch.randn(12, 4), torch.randn(12, 2)), batch_size=4)
+    callback = GradTrace(tmp_path / "a.zarr", record=[TopK(18), Dense(), Factored()], inputs=None)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    pl.Trainer(max_epochs=2, accelerator="cpu", enable_model_summary=False, callbacks=[callback], **quiet).fit(
+        Regression(), loader
+    )
+    trace = open_trace(tmp_path / "a.zarr")
+    tables = {r: direction_shifts(trace, "net.0.weight", np.ones(4), record=r) for r in ("dense", "factored", "topk")}
+    assert tables["dense"]["shift"].min() > 0
+    assert len(tables["dense"]) == 24
+    for record in ("factored", "topk"):
+        np.testing.assert_allclose(tables[record]["shift"], tables["dense"]["shift"], rtol=1e-5)
+    assert set(direction_shifts(trace, "net.0.weight", np.ones(4))["record"]) == {"dense"}
