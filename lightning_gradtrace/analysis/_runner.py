@@ -134,7 +134,7 @@ class Runner:
             try:
                 return list(torch.vmap(run)(*stacks))
             except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
+                if isinstance(error, torch.cuda.OutOfMemoryError):
                     raise
                 # Control flow that depends on values, writing in place: the model itself is all right.
                 self._vmap = False

@@ -61,24 +61,37 @@ def _mode_class() -> Any:
             if isinstance(func, types.FunctionType):
                 with self:
                     return opened(func)(*args, **kwargs)
-            result, form = tree_flatten(func(*args, **kwargs))
-            if not any(isinstance(x, Tensor) for x in result):
-                return tree_unflatten(result, form)  # a size, a type, a device
-            leaves = [self._twin[id(x)][1] if isinstance(x, Tensor) and id(x) in self._twin else x for x in leaves]
-            args_twin, kwargs_twin = tree_unflatten(leaves, structure)
-            twin = tree_flatten(func(*args_twin, **kwargs_twin))[0]
+            others = [self._twin[id(x)][1] if isinstance(x, Tensor) and id(x) in self._twin else x for x in leaves]
             if all(id(x) in self._twin for x in tensors):
-                # A view or a function of weights alone: no use yet, but its result stands for the weight from now on.
-                self._twin |= {id(x): (x, y) for x, y in zip(result, twin, strict=True) if isinstance(x, Tensor)}
+                result, form = tree_flatten(func(*args, **kwargs))
+                if any(isinstance(x, Tensor) for x in result):  # no size, type or device
+                    # A view or a function of weights alone: no use yet, but it stands for the weight from now on.
+                    twin = tree_flatten(_call(func, others, structure))[0]
+                    self._twin |= {id(x): (x, y) for x, y in zip(result, twin, strict=True) if isinstance(x, Tensor)}
                 return tree_unflatten(result, form)
-            return tree_unflatten([self._used(x, y) for x, y in zip(result, twin, strict=True)], form)
-
-        def _used(self, whole: Any, without: Any) -> Any:
-            if not isinstance(whole, Tensor):
-                return without
+            whole: list[Any] = []
             if self._keep:
-                self.contributions.append(whole - without)
+                # On copies: the function may write into an argument, and is called once more.
+                copies = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
+                whole = tree_flatten(_call(func, copies, structure))[0]
+            result, form = tree_flatten(_call(func, others, structure))
+            given = {id(x) for x in others}
+            return tree_unflatten([self._used(i, x, whole, given) for i, x in enumerate(result)], form)
+
+        def _used(self, number: int, without: Any, whole: list[Any], given: set[int]) -> Any:
+            if not isinstance(without, Tensor):
+                return without
+            if whole:
+                self.contributions.append(whole[number] - without)
             self._count += 1
-            return without if self._instead is None else without + self._instead(self._count - 1, without)
+            if self._instead is None:
+                return without
+            added = self._instead(self._count - 1, without)
+            # A function that wrote into its argument: who holds that argument must see the addition too.
+            return without.add_(added) if id(without) in given else without + added
+
+    def _call(func: Any, leaves: list[Any], structure: Any) -> Any:
+        args, kwargs = tree_unflatten(leaves, structure)
+        return func(*args, **kwargs)
 
     return Switching

@@ -76,6 +76,22 @@ class Branching(TinyLM):
         return logits
 
 
+class InPlace(TinyLM):
+    """Writes a weight's contribution into a tensor that is there already."""
+
+    def __init__(self):
+        super().__init__()
+        self.extra = nn.Parameter(torch.randn(12))
+        self.mix = nn.Parameter(torch.randn(12, 12))
+
+    def forward(self, tokens):
+        logits = super().forward(tokens).clone()
+        flat = logits.view(-1, 12)
+        flat.addmm_(F.one_hot(tokens.reshape(-1), 12).float(), self.mix.T)
+        flat.add_(self.extra)
+        return logits
+
+
 def lively(kind, seed=0):
     torch.manual_seed(seed)
     model = kind()
@@ -141,6 +157,20 @@ def test_zero_ablation_equals_zeroed_copies(kind, first, second, max_bytes):
         changed += (found.ablated[number] != found.pred).sum()
     assert changed > 0
     assert found.keys.to_dict("list") == what.to_dict("list")
+
+
+@pytest.mark.parametrize("how", ["zero", "mean"])
+def test_contributions_written_in_place(how):
+    model, tokens = lively(InPlace), ragged(25, 9)
+    what = pd.DataFrame({"param": ["mix", "mix", "extra"], "index": [5, 40, 3]})
+    reference = np.array([[5]])  # its one-hot input meets column 5 of `mix` only
+    found = ablate(model, tokens, what, how, reference=reference, batch_size=4)
+    for number, (param, index) in enumerate((("mix", (0, 5)), ("mix", (3, 4)), ("extra", (3,)))):
+        other = zeroed(model, (param, index))
+        if how == "mean" and number != 1:
+            with torch.no_grad():
+                other.extra[index[0]] += dict(model.named_parameters())[param][index]
+        assert_same(found.ablated[number], found.ablated_loss[number], one_by_one(other, tokens))
 
 
 def test_vmap_and_one_at_a_time_agree():
