@@ -22,13 +22,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import BaseFinetuning, Callback
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_gradtrace.arguments import check_settings
 from lightning_gradtrace.capture.arrival import BatchReader
+from lightning_gradtrace.capture.compiled import check_not_compiled
 from lightning_gradtrace.capture.inputs import vocabulary
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
 from lightning_gradtrace.capture.rehearsal import rehearse
@@ -38,9 +39,14 @@ from lightning_gradtrace.provenance import trace_attributes
 from lightning_gradtrace.record import Record, TopK
 from lightning_gradtrace.run import Run
 from lightning_gradtrace.store.writer import TraceWriter
-from lightning_gradtrace.tracer import Position, Tracer, parameter_infos, parameter_table
+from lightning_gradtrace.tracer import Tracer, parameter_infos, parameter_table
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
+
+
+def _thawing(trainer: pl.Trainer) -> int:
+    """Return the number of callbacks that will unfreeze parameters."""
+    return sum(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 class GradTrace(Callback):
@@ -131,25 +137,24 @@ class GradTrace(Callback):
             raise ValueError(
                 f"GradTrace records one process, but the Trainer runs {trainer.world_size}. Use `Trainer(devices=1)`."
             )
-        if str(trainer.precision).startswith("16"):
-            raise ValueError(
-                f"GradTrace does not undo the loss scaling of `Trainer(precision={trainer.precision!r})` yet; use "
-                "`bf16-mixed` or `32-true`."
-            )
-        select_parameters(pl_module, self.params)  # a filter that matches nothing is said before any data is loaded
+        check_not_compiled(pl_module)
+        # A filter that matches nothing is said before any data is loaded.
+        select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
         if self.sample_ids == "auto":
             self._watch.start(trainer.strategy, lambda: bool(trainer.training))
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        tracked = select_parameters(pl_module, self.params)
+        tracked = select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
         infos = parameter_infos(tracked)
+        n_groups = max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1)
+        n_groups += _thawing(trainer)  # unfreezing adds a group of parameters
         writer = TraceWriter(
             self.path,
             params=parameter_table(infos),
             specs=[spec for record in self.records for spec in record.specs(infos)],
             attrs=trace_attributes(trainer, pl_module, self._settings(), self.config),
-            n_groups=max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1),
+            n_groups=n_groups,
             overwrite=self.overwrite,
             vocab=self.vocab,
         )
@@ -161,11 +166,19 @@ class GradTrace(Callback):
             self.quantity,
             self.ledger_every_n_steps,
             str(trainer.precision).startswith(_LOW_PRECISION),
+            n_groups,
         )
         reader = BatchReader(self._id_source(), self.batch_axis, self.inputs)
-        self._run = Run(tracer, reader, self.every_n_steps, self.weights_every_n_steps)
-        for optimizer in trainer.optimizers:
-            self._run.hooks.append(optimizer.register_step_post_hook(self._after_optimizer_step))
+        self._run = Run(
+            tracer,
+            reader,
+            trainer.optimizers,
+            manual=not pl_module.automatic_optimization,
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
+            every_n_steps=self.every_n_steps,
+            weights_every_n_steps=self.weights_every_n_steps,
+        )
+        self._run.watch(functools.partial(self._step_begins, trainer), self._step_ended)
 
     def _id_source(self) -> IdSource:
         if callable(self.sample_ids):
@@ -191,7 +204,7 @@ class GradTrace(Callback):
     @guarded
     def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         assert self._run is not None
-        self._run.tracer.drop_pending()
+        self._run.tracer.accumulation.passed_over(id(optimizer))
 
     @override
     @guarded
@@ -211,12 +224,18 @@ class GradTrace(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         assert self._run is not None
-        self._run.before_step(optimizer, Position(trainer.global_step, trainer.current_epoch, trainer.global_rank))
+        self._run.before_step(optimizer, trainer.global_step, trainer.current_epoch, trainer.global_rank)
 
     @guarded
-    def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _step_begins(self, trainer: pl.Trainer, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         assert self._run is not None
-        self._run.after_step(optimizer)
+        announce = functools.partial(self.on_before_optimizer_step, trainer, trainer.lightning_module, optimizer)
+        self._run.step_begins(optimizer, kwargs, announce)
+
+    @guarded
+    def _step_ended(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        assert self._run is not None
+        self._run.step_ended(optimizer)
 
     @override
     @guarded

@@ -93,13 +93,32 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             for m, training in modes.items():
                 m.training = training
             for m, saved in attributes.items():
-                m.__dict__.update(saved)
+                m.__dict__.update({name: _restored(value) for name, value in saved.items()})
             random.setstate(python)
             np.random.set_state(numpy)
             with torch.no_grad():
                 for buffer, value in buffers.items():
                     if not torch.equal(buffer, value):  # writing would count as a change in place
                         buffer.copy_(value)
+
+
+@dataclass
+class _Held:
+    """A tensor attribute: the object, which may carry a graph, and its value."""
+
+    tensor: Tensor
+    value: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Held:
+        return cls(tensor, tensor.detach().clone(), tensor._version)
+
+    def restored(self) -> Tensor:
+        if self.tensor._version != self.version:
+            with torch.no_grad():
+                self.tensor.copy_(self.value)
+        return self.tensor
 
 
 def _copy_state(module: nn.Module) -> dict[str, Any]:
@@ -109,9 +128,15 @@ def _copy_state(module: nn.Module) -> dict[str, Any]:
         if name in ("_parameters", "_buffers", "_modules") or name.startswith("_trainer"):
             continue
         if isinstance(value, Tensor):
-            saved[name] = value.detach().clone()
+            saved[name] = _Held.of(value)
         elif isinstance(value, list):
-            saved[name] = [v.detach().clone() if isinstance(v, Tensor) else v for v in value]
+            saved[name] = [_Held.of(v) if isinstance(v, Tensor) else v for v in value]
         elif value is None or isinstance(value, (bool, int, float, str)):
             saved[name] = value
     return saved
+
+
+def _restored(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_restored(v) for v in value]
+    return value.restored() if isinstance(value, _Held) else value

@@ -56,6 +56,7 @@ class StepDivision:
         tracked: Mapping[str, Tensor],
         ledger: bool,
         loss_scale: float = 1.0,
+        reference: Mapping[str, Tensor] | None = None,
     ) -> StepDivision:
         """Keep what the division of the coming step needs.
 
@@ -65,6 +66,8 @@ class StepDivision:
             tracked: tracked parameters by name; those without a gradient or of other optimizers are left out.
             ledger: whether the ledger is wanted for this step.
             loss_scale: see the class.
+            reference: copies of the gradients, unscaled, as the backward pass left them, if hooks may have changed
+                them since; by name. Parameters that are not in it have their gradients copied now.
 
         Returns:
             The division, to be completed after the step.
@@ -72,12 +75,15 @@ class StepDivision:
         division = cls(optimizer, ledger, loss_scale, rule)
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         moving = {name: p for name, p in tracked.items() if id(p) in groups and p.grad is not None}
-        copies = copy_gradients([p.grad for p in moving.values() if p.grad is not None])
-        for (name, tensor), gradient in zip(moving.items(), copies, strict=True):
+        gradients = dict(reference or {})
+        now = [name for name in moving if name not in gradients]
+        copies = copy_gradients([p.grad for name in now if (p := moving[name]).grad is not None])
+        gradients.update(zip(now, copies, strict=True))
+        for name, tensor in moving.items():
             group = groups[id(tensor)]
             memory = rule.remember(group, optimizer.state.get(tensor, {}), ledger)
             weights = tensor.detach().clone() if ledger else None
-            division._parameters[name] = _Parameter(tensor, group, gradient, memory, weights)
+            division._parameters[name] = _Parameter(tensor, group, gradients[name], memory, weights)
         return division
 
     @property
