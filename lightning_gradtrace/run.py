@@ -204,7 +204,7 @@ class Run:
         """Store the weights as they are before a step, if it is time to."""
         every = self.weights_every_n_steps
         if every is not None and (last or step % every == 0):
-            self.tracer.store_weights(step)
+            self.tracer.store_weights(max(step, self._next_step) if last else step)
 
     def close(self, *, complete: bool, reason: str | None) -> None:
         """Leave nothing behind: no mode, no hook, no open store."""
