@@ -152,7 +152,7 @@ class GradTrace(Callback):
         writer = TraceWriter(
             self.path,
             params=parameter_table(infos),
-            specs=[spec for record in self.records for spec in record.specs(infos)],
+            specs=[spec for record in self.records for spec in record.arrays(infos)],
             attrs=trace_attributes(trainer, pl_module, self._settings(), self.config),
             n_groups=n_groups,
             overwrite=self.overwrite,

@@ -71,13 +71,13 @@ class Run:
         self._settle()
         arrival = self.reader.read(batch, number)
         self._n_batches += 1
-        if not self.manual and step % self.every_n_steps:
+        if not self.manual and (step % self.every_n_steps or not self._due(step)):
             return
         found = self.reader.new_inputs(arrival)
         if found is not None:
             self.tracer.writer.append_samples(*found)
         self._arrival = arrival
-        self._tape = self.tracer.tape()
+        self._tape = self.tracer.tape(arrival.batch, len(arrival.ids))
         self._resume()
 
     def before_backward(self, loss: Tensor) -> None:
@@ -160,7 +160,7 @@ class Run:
         self.tracer.before_step(
             optimizer,
             Position(number, epoch, rank, index),
-            record=count % self.every_n_steps == 0,
+            record=count % self.every_n_steps == 0 and self._due(number),
             alone=alone,
             loss_scale=scale,
         )
@@ -213,6 +213,9 @@ class Run:
             hook.remove()
         self._hooks.clear()
         self.tracer.writer.close(complete=complete, end_reason=reason)
+
+    def _due(self, step: int) -> bool:
+        return any(record.due(step) for record in self.tracer.records)
 
     def _settle(self) -> None:
         """Finish a step that was announced and whose end nobody saw: one that the GradScaler skipped."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from lightning_gradtrace.capture.check import check_known, check_sums, check_use
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe
-from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.capture.shares import Share, accumulation_dtype
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.step import Position, Step
@@ -35,7 +35,8 @@ def parameter_infos(tracked: Sequence[TrackedParameter]) -> list[ParameterInfo]:
     """Number the entries of the tracked parameters: the rows of the params table."""
     infos, offset = [], 0
     for p in tracked:
-        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module))
+        dtype = str(accumulation_dtype(p.tensor.dtype)).removeprefix("torch.")
+        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module, dtype))
         offset += infos[-1].numel
     return infos
 
@@ -87,9 +88,9 @@ class Tracer:
         current = dict(self.module.named_parameters(remove_duplicate=False))
         return {p.name: current.get(p.name, p.tensor) for p in self.tracked}
 
-    def tape(self) -> Tape:
-        """Return a tape to be active during the forward pass of a micro-batch."""
-        return self._engine.tape(self.parameters())
+    def tape(self, batch: Any, n_samples: int) -> Tape:
+        """Return a tape to be active during the forward pass of a micro-batch of ``n_samples`` samples."""
+        return self._engine.tape(self.parameters(), batch, n_samples)
 
     def begin_pass(self) -> None:
         """Look at the gradients; called after the forward pass, right before the backward pass."""
@@ -159,7 +160,9 @@ class Tracer:
         rule = self._rules[id(optimizer)]
         division = StepDivision.begin(optimizer, rule, tracked, ledger, loss_scale, reference)
         self._step = Step(position, division, micro_batches, losses)
-        self._step.norm = gradient_norm(optimizer)
+        # Fused optimizers are handed scaled gradients and divide by the scale in their own kernel.
+        scaled = loss_scale if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+        self._step.norm = gradient_norm(optimizer) / scaled
         if id(optimizer) not in self._met:
             self._met.add(id(optimizer))
             check_used([p for p in self.tracked if alone or p.name in tracked], division.gradients)
@@ -183,10 +186,14 @@ class Tracer:
         else:
             division.complete()
         shifts = self._shifts(step, self.quantity, skipped)
+        shifts.number = position.step
         first = self.writer.n_occurrences
         rows: dict[str, np.ndarray] = {}
-        for record in self.records:
-            rows.update(record.reduce(shifts, first))
+        # By name, so that TopK per step comes after TopK per sample and takes over what that found.
+        for record in sorted(self.records, key=lambda record: record.group):
+            if record.due(position.step):
+                self.writer.declare(record.later_specs(shifts))
+                rows.update(record.rows(shifts, first))
         ledger = division.ledger and not skipped
         moved = shifts if self.quantity == "shift" or not ledger else self._shifts(step, "shift", skipped)
         totals = {p.info.name: p.total() for p in moved.parameters} if ledger else {}

@@ -66,8 +66,9 @@ def test_the_sums_are_checked_at_the_first_step_that_is_not_skipped(tmp_path: Pa
 
 @pytest.mark.parametrize("kind", [Manual, Gan], ids=lambda k: k.__name__)
 def test_manual_optimization_with_a_loss_scale(kind: type, tmp_path: Path) -> None:
-    trace, _ = run(kind, tmp_path / "a.zarr", plugins=scaled, bound=5e-3)
-    assert (trace.steps["residual"] < 5e-3).all()
+    # What real and fake samples do to the discriminator cancels, its rounding does not.
+    trace, _ = run(kind, tmp_path / "a.zarr", plugins=scaled, bound=5e-2)
+    assert (trace.steps["residual"] < 2e-2).all()
 
 
 def test_a_fused_optimizer_undoes_the_scale_itself(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_a_scaler_of_the_users_own_is_measured(tmp_path: Path) -> None:
             optimizer.zero_grad()
             loss = super().training_step(batch, batch_idx)
             self.manual_backward(self.scaler.scale(loss))
-            self.scaler.unscale_(optimizer.optimizer)
+            self.scaler.unscale_(optimizer)
             self.scaler.step(optimizer)
             self.scaler.update()
 
