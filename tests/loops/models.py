@@ -95,7 +95,8 @@ def run(make, path: Path, callbacks=lambda: (), loader=lambda: None, bound: floa
             path, TopK(n), params="*", ledger_every_n_steps=1, weights_every_n_steps=1, overwrite=True, inputs=None
         )
         made = {key: value() if key == "plugins" else value for key, value in options.items()}
-        trainer = fit(model, *callbacks(), *([trace_cb] if traced else []), loader=loader(), **made)
+        # First, so that its last snapshot is of the weights that trained, before another callback swaps them.
+        trainer = fit(model, *([trace_cb] if traced else []), *callbacks(), loader=loader(), **made)
         models.append(model)
         check_nothing_left(model, trainer)
     for (name, a), (_, b) in zip(models[0].named_parameters(), models[1].named_parameters(), strict=True):
