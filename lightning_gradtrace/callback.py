@@ -4,14 +4,17 @@ Order of events in one training step of Lightning's automatic optimisation, and 
 
     on_train_batch_start       sample ids and inputs of the batch; the tape becomes active
       training_step            the forward pass; the tape sees every use of a tracked parameter
-    on_before_zero_grad        gradients are thrown away, and with them the shares that belonged to them
-    on_before_backward         the tape is no longer active
-      backward                 hooks on the outputs of the uses receive the cotangents
-    on_after_backward          shares of the micro-batch
-    on_before_optimizer_step   gradients before clipping, the optimizer's memory, the check of the sums
+    on_before_zero_grad
+    on_before_backward         which gradients are still there, and which were zeroed
+      backward                 hooks on the outputs of the uses receive the cotangents; checkpointed layers run again
+    on_after_backward          shares of the backward pass; gradients before hooks and clipping; the tape ends
+    on_before_optimizer_step   the optimizer's memory, the check of the sums
       clipping, optimizer step
     step hook of the optimizer shifts, records, ledger, and the row in the store
-    on_train_batch_end         nothing is left active
+    on_train_batch_end         a step that the GradScaler skipped is recorded as such; nothing is left active
+
+With manual optimization the middle part happens inside `training_step`, in any order and number; the tape then stays
+until the end of the batch and only rests while an optimizer steps.
 """
 
 from __future__ import annotations

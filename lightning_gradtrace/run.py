@@ -94,7 +94,7 @@ class Run:
                 "GradTrace: the loss needs no gradient: `training_step` returned a tensor that no trainable parameter "
                 "led to. Return the loss itself, not a detached copy, and compute it with gradients enabled."
             )
-        self.tracer.begin_pass()
+        self.tracer.begin_pass(self.optimizers)
         for use in self._tape.uses:
             use.cotangents.clear()  # `torch.autograd.grad` in the forward pass leaves nothing in `.grad`
         self._loss = loss.detach()
@@ -139,9 +139,10 @@ class Run:
             rank: rank of the process.
 
         Raises:
-            ValueError: the optimizer evaluates its closure more than once per step.
+            ValueError: the optimizer evaluates its closure more than once per step, or a backward pass went unseen.
         """
         self._suspend()
+        self._check_seen()
         if self._announced and self._stepping is optimizer:
             raise ValueError(
                 f"GradTrace: the optimizer `{type(optimizer).__name__}` evaluates its closure more than once in one "
@@ -196,8 +197,13 @@ class Run:
         self._resume()
 
     def end_batch(self) -> None:
-        """Stop the tape; the training step is over."""
+        """Stop the tape; the training step is over.
+
+        Raises:
+            ValueError: a backward pass went unseen.
+        """
         self._settle()
+        self._check_seen()
         self._drop_tape()
 
     def store_weights(self, step: int, last: bool = False) -> None:
@@ -213,6 +219,15 @@ class Run:
             hook.remove()
         self._hooks.clear()
         self.tracer.writer.close(complete=complete, end_reason=reason)
+
+    def _check_seen(self) -> None:
+        """Refuse a backward pass that Lightning did not announce: nobody looked at the gradients before it."""
+        if self.manual and self._tape is not None and any(use.cotangents for use in self._tape.uses):
+            raise ValueError(
+                "GradTrace: gradients were computed that Lightning does not know of, by `loss.backward()` or "
+                "`torch.autograd.grad` in `training_step`. Call `self.manual_backward(loss)` instead of "
+                "`loss.backward()`; take other gradients before the backward pass that they belong to."
+            )
 
     def _due(self, step: int) -> bool:
         return any(record.due(step) for record in self.tracer.records)

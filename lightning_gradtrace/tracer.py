@@ -92,9 +92,14 @@ class Tracer:
         """Return a tape to be active during the forward pass of a micro-batch of ``n_samples`` samples."""
         return self._engine.tape(self.parameters(), batch, n_samples)
 
-    def begin_pass(self) -> None:
+    def begin_pass(self, optimizers: Sequence[Optimizer]) -> None:
         """Look at the gradients; called after the forward pass, right before the backward pass."""
-        self.accumulation.begin_pass(self.parameters())
+        self.accumulation.begin_pass(self._held(optimizers))
+
+    def _held(self, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+        """Return the tracked parameters that optimizers hold now; those of nobody are never zeroed and never moved."""
+        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        return {name: p for name, p in self.parameters().items() if id(p) in held}
 
     def end_pass(
         self,
@@ -118,7 +123,7 @@ class Tracer:
         micro_batch = self._engine.collect(tape, len(sample_ids), probe)
         micro_batch.sample_ids = sample_ids
         keys = [id(optimizer) for optimizer in optimizers]
-        self.accumulation.end_pass(batch, micro_batch, loss, self.parameters(), keys)
+        self.accumulation.end_pass(batch, micro_batch, loss, self._held(optimizers), keys)
 
     def before_step(
         self,
@@ -143,8 +148,7 @@ class Tracer:
             UnattributableError: the shares of a parameter don't add up to its gradient, or its gradient holds
                 something that no recorded backward pass left.
         """
-        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        tracked = {name: p for name, p in self.parameters().items() if id(p) in own}
+        tracked = self._held([optimizer])
         micro_batches, losses = self.accumulation.of(id(optimizer), tracked)
         reference = {n: g / loss_scale if loss_scale != 1 else g for n, g in self.accumulation.reference.items()}
         unknown = [name for name in tracked if name in self.accumulation.unknown and tracked[name].grad is not None]
@@ -165,7 +169,8 @@ class Tracer:
         self._step.norm = gradient_norm(optimizer) / scaled
         if id(optimizer) not in self._met:
             self._met.add(id(optimizer))
-            check_used([p for p in self.tracked if alone or p.name in tracked], division.gradients)
+            used = {name for name, p in self.parameters().items() if p.grad is not None}
+            check_used([p for p in self.tracked if alone or p.name in tracked], used)
         if ledger or not self._checked.issuperset(division.gradients):
             self._step.sum_error = self._check(micro_batches, division.gradients, loss_scale)
         if ledger:

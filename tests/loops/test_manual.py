@@ -9,10 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
 from lightning_gradtrace.capture.placement import UnattributableError
-from tests.loops.models import WIDTH, Net, fit, run
+from tests.loops.models import WIDTH, Net, data, fit, run
 
 
 class Manual(Net):
@@ -193,3 +194,35 @@ def test_an_optimizer_that_evaluates_its_closure_several_times_is_refused(manual
 
     with pytest.raises(ValueError, match="the optimizer `LBFGS` evaluates its closure more than once in one step"):
         fit(Searching(), GradTrace(tmp_path / "a.zarr", TopK(3)))
+
+
+def test_a_backward_pass_that_lightning_does_not_know_of_is_refused(tmp_path: Path) -> None:
+    class Raw(Manual):
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            Net.training_step(self, batch, batch_idx).backward()
+            optimizer.step()
+
+    with pytest.raises(ValueError, match=r"Call `self.manual_backward\(loss\)` instead of `loss.backward\(\)`"):
+        fit(Raw(), GradTrace(tmp_path / "a.zarr", TopK(3)))
+
+
+def test_gradients_taken_in_the_forward_pass_count_for_nothing(tmp_path: Path) -> None:
+    """A saliency map, say: `torch.autograd.grad` leaves nothing in `.grad`."""
+
+    class Looking(Manual):
+        def training_step(self, batch, batch_idx):
+            x = batch[0].clone().requires_grad_()
+            torch.autograd.grad(self(x).sum(), x)
+            Manual.training_step(self, batch, batch_idx)
+
+    trace, _ = run(Looking, tmp_path / "a.zarr")
+    assert (trace.steps["residual"] < 1e-5).all()
+
+
+def test_as_many_samples_as_features_are_told_apart_without_disturbing_the_training(tmp_path: Path) -> None:
+    """The probe runs the whole training step again: its optimizers must stand still and the model's tensors stay."""
+    trace, _ = run(Gan, tmp_path / "a.zarr", loader=lambda: DataLoader(data(12), batch_size=6, shuffle=True))
+    assert (trace.steps["residual"] < 1e-5).all()
+    assert (trace.steps["sum_error"] < 1e-5).all()

@@ -333,3 +333,35 @@ def test_a_training_step_without_a_loss_leaves_out_its_batch_only(tmp_path: Path
     with pytest.warns(UserWarning, match="`training_step` returned `None`"):
         trace, _ = run(Skipping, tmp_path / "a.zarr", accumulate_grad_batches=2)
     assert trace.occurrences.groupby("step")["micro_batch"].max().tolist() == [0, 1, 0, 1]
+
+
+def test_passes_of_parameters_that_no_optimizer_holds_are_not_hoarded(tmp_path: Path) -> None:
+    """Nobody zeroes their gradients, so nothing would ever end what they hold."""
+    held = []
+
+    class Partial(Net):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.last.parameters(), lr=0.2)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            run_ = self.trainer.callbacks[0]._run
+            held.append(len(run_.tracer.accumulation._passes))
+
+    model = Partial()
+    fit(model, GradTrace(tmp_path / "a.zarr", TopK(50), params="*"))
+    assert held == [0] * 8
+    frame = open_trace(tmp_path / "a.zarr").topk.frame()
+    assert (frame[frame["param"].str.startswith("first")]["shift"] == 0).all()
+
+
+def test_gradients_that_a_hook_changes_are_followed(tmp_path: Path) -> None:
+    """Between backward and step the module halves its gradients: measured like clipping."""
+
+    class Halving(Net):
+        def on_after_backward(self):
+            for p in self.parameters():
+                p.grad.mul_(0.5)
+
+    trace, _ = run(Halving, tmp_path / "a.zarr")
+    np.testing.assert_allclose(trace.steps["clip_factor"], 0.5, rtol=1e-5)
+    assert (trace.steps["residual"] < 1e-5).all()
