@@ -227,7 +227,10 @@ class Tracer:
     def store_weights(self, step: int) -> None:
         """Append all weights of the model as they are before optimizer step ``step``; a step is stored once."""
         if step != self._stored_step:
-            values = {name: p.detach().to("cpu", copy=True).numpy() for name, p in self.module.named_parameters()}
+            values = {}
+            for name, p in self.module.named_parameters():
+                dtype = torch.float32 if p.dtype == torch.bfloat16 else p.dtype  # NumPy has no bfloat16
+                values[name] = p.detach().to("cpu", dtype, copy=True).numpy()
             self.writer.append_weights(step, values)
             self._stored_step = step
 
