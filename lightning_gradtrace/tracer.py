@@ -172,7 +172,7 @@ class Tracer:
             used = {name for name, p in self.parameters().items() if p.grad is not None}
             check_used([p for p in self.tracked if alone or p.name in tracked], used)
         if ledger or not self._checked.issuperset(division.gradients):
-            self._step.sum_error = self._check(micro_batches, division.gradients, loss_scale)
+            self._step.sum_error = self._check(micro_batches, division.gradients, self._step.norm, loss_scale)
         if ledger:
             self._last_ledger[id(optimizer)] = position.step
 
@@ -234,10 +234,12 @@ class Tracer:
             self.writer.append_weights(step, values)
             self._stored_step = step
 
-    def _check(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor], loss_scale: float) -> float:
+    def _check(
+        self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor], norm: float, loss_scale: float
+    ) -> float:
         """Compare the sums of the shares with the gradients."""
         true = {name: gradient * loss_scale for name, gradient in gradients.items()} if loss_scale != 1 else gradients
-        errors = sum_errors(micro_batches, true)
+        errors = sum_errors(micro_batches, true, norm * loss_scale)
         check_sums(errors, true, self.low_precision)
         finite = {name: error for name, error in errors.items() if np.isfinite(error)}
         self._checked.update(finite)  # an overflowed gradient proves nothing

@@ -72,7 +72,7 @@ class TapeEngine:
         uses = [use for use in tape.uses if use.cotangents]
         received: dict[Lineage, list[Share]] = {}
         for use, placement in zip(uses, self.placer.place(uses, n_samples, probe), strict=True):
-            for lineage, share in self.attribution.shares(use, placement, n_samples).items():
+            for lineage, share in self.attribution.shares(use, placement.of(use, n_samples), n_samples).items():
                 received.setdefault(lineage, []).append(share)
         parts: dict[str, list[Share]] = {}
         for lineage, shares in received.items():
