@@ -95,8 +95,7 @@ class Run:
                 "led to. Return the loss itself, not a detached copy, and compute it with gradients enabled."
             )
         self.tracer.begin_pass(self.optimizers)
-        for use in self._tape.uses:
-            use.cotangents.clear()  # `torch.autograd.grad` in the forward pass leaves nothing in `.grad`
+        self._tape.forget_backward()  # `torch.autograd.grad` in the forward pass leaves nothing in `.grad`
         self._loss = loss.detach()
         self._resume()
 
@@ -118,16 +117,12 @@ class Run:
             len(arrival.ids),
             arrival.axis,
         )
-        uses = list(tape.uses)
         self.tracer.end_pass(tape, loss, arrival.ids, probe, self._n_batches, self.optimizers)
         self._loss = None
-        if not self.manual:
-            self._tape = None
-            return
-        for use in uses:
-            use.cotangents.clear()
-        tape.uses[:] = uses  # a retained graph may be run through again
-        self._resume()
+        if self.manual:
+            self._resume()
+        else:
+            self._drop_tape()
 
     def before_step(self, optimizer: Optimizer, step: int, epoch: int, rank: int = 0) -> None:
         """Keep what the division of the coming optimizer step needs; called before clipping.
@@ -252,4 +247,6 @@ class Run:
 
     def _drop_tape(self) -> None:
         self._suspend()
+        if self._tape is not None:
+            self._tape.clear()
         self._tape, self._arrival, self._loss = None, None, None

@@ -87,7 +87,7 @@ class TapeEngine:
         for lineage, shares in received.items():
             for root, share in _pull_back(lineage, add_shares(shares)).items():
                 parts.setdefault(root.name, []).append(share)
-        tape.clear()
+        tape.forget_backward()
         return MicroBatch(n_samples, {name: add_shares(found) for name, found in parts.items()})
 
 
