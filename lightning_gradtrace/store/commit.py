@@ -13,7 +13,7 @@ from zarr.abc.store import Store
 from lightning_gradtrace.store.buffers import ArrayBuffer
 from lightning_gradtrace.store.codecs import array_document, group_document
 from lightning_gradtrace.store.schema import AXES, INPUT_SPECS, WEIGHT_STEP_SPEC, ArraySpec, weight_spec
-from lightning_gradtrace.store.target import ROOT, DurableLocalStore, json_put, put_all
+from lightning_gradtrace.store.target import ROOT, DurableLocalStore, StoreError, json_put, put_all, read_key
 
 
 class Committer:
@@ -37,6 +37,7 @@ class Committer:
         self._groups: set[str] = set()
         self._members: dict[str, Any] = {}
         self._committed = dict.fromkeys(AXES, 0)
+        self._roots: list[bytes] = []
         self.pending_bytes = 0
         self.last_commit = time.monotonic()
         for spec in specs:
@@ -81,6 +82,16 @@ class Committer:
         documents = {path: array_document(array.spec, 0, None) for path, array in self._arrays.items()}
         self._replace_root(self._all_members(documents), dict.fromkeys(AXES, 0), {})
 
+    @property
+    def arrays(self) -> dict[str, ArrayBuffer]:
+        """The arrays declared so far, by path."""
+        return self._arrays
+
+    def cut(self, **attrs: Any) -> None:
+        """Move the commit mark back to the rows that the arrays were restored with, before anything else is put."""
+        documents = {path: array.document for path, array in self._arrays.items()}
+        self._replace_root(self._all_members(documents), self._rows(), attrs)
+
     def commit(self, **attrs: Any) -> None:
         """Make everything appended so far visible, and set root attributes."""
         put_all(self._store, (put for array in self._arrays.values() for put in array.tail()))
@@ -91,11 +102,7 @@ class Committer:
         put_all(self._store, (json_put(f"{path}/{ROOT}", document) for path, document in changed.items()))
         self._on_disk |= changed
         self._groups |= new_groups
-        committed = dict(self._committed)
-        for array in self._arrays.values():
-            if array.spec.axis in committed:
-                committed[array.spec.axis] = array.n_rows
-        self._replace_root(self._all_members(documents), committed, attrs)
+        self._replace_root(self._all_members(documents), self._rows(), attrs)
         self.pending_bytes = 0
         self.last_commit = time.monotonic()
 
@@ -103,12 +110,33 @@ class Committer:
         """Set root attributes and leave everything else as the last commit left it."""
         self._replace_root(self._members, self._committed, attrs)
 
+    def _rows(self) -> dict[str, int]:
+        committed = dict(self._committed)
+        for array in self._arrays.values():
+            if array.spec.axis in committed:
+                committed[array.spec.axis] = array.n_rows
+        return committed
+
     def _replace_root(self, members: dict[str, Any], committed: dict[str, int], attrs: dict[str, Any]) -> None:
         attrs = {**self._attrs, **attrs, "committed": committed}
+        put = json_put(ROOT, {**group_document(attrs), **_consolidated(members)})
+        self._check_owner()
         self._sync_names()
-        put_all(self._store, [json_put(ROOT, {**group_document(attrs), **_consolidated(members)})])
+        # A put that fails may have been made all the same: both the old and the new document are then this writer's.
+        self._roots = [*self._roots[-1:], put[1]]
+        put_all(self._store, [put])
         self._sync_names()
         self._attrs, self._members, self._committed = attrs, members, committed
+
+    def _check_owner(self) -> None:
+        """See whether another run has taken the place; where no lock can be held, this is the best that can be done."""
+        if self._roots and not isinstance(self._store, DurableLocalStore):
+            found = read_key(self._store, ROOT)
+            if found not in self._roots:
+                raise StoreError(
+                    f"another run has {'removed' if found is None else 'replaced'} the trace `{self._store}` while this "
+                    "one was writing it; expected one run for each path: choose another path for one of them"
+                )
 
     def _sync_names(self) -> None:
         if isinstance(self._store, DurableLocalStore):

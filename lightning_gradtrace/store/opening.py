@@ -24,6 +24,7 @@ from lightning_gradtrace.store.target import (
     key_exists,
     read_key,
 )
+from lightning_gradtrace.store.validation import check_root
 
 _HELP = "choose another path"
 
@@ -132,7 +133,7 @@ async def _list_some(store: Store, limit: int = 3) -> list[str]:
 def _attributes(data: bytes) -> dict[str, Any] | None:
     try:
         attributes = json.loads(data)["attributes"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return attributes if isinstance(attributes, dict) else None
 
@@ -165,12 +166,22 @@ def open_store(target: Target) -> tuple[Store, dict[str, Any]]:
     version = str(attributes.get("encoding-version"))
     newest = ENCODING_VERSION.partition(".")[0]
     major = version.partition(".")[0]
-    if not major.isdigit() or int(major) > int(newest):
+    if not major.isdecimal() or len(major) > 9 or int(major) > int(newest):
         raise StoreError(
             f"`{name}` was written by format {version}, this package reads up to {newest}.x: "
             "upgrade lightning-gradtrace"
         )
-    return store, json.loads(data)
+    root = json.loads(data)
+    try:
+        check_root(root)
+    except ValueError as error:
+        raise damaged(name, error) from error
+    return store, root
+
+
+def damaged(name: str, error: Exception) -> StoreError:
+    """Make the error about metadata that can't be."""
+    return StoreError(f"`{name}` has damaged metadata: {type(error).__name__}: {error}")
 
 
 def _readable(target: Target, name: str) -> Store:

@@ -12,10 +12,11 @@ import zarr
 from zarr.abc.store import Store
 
 from lightning_gradtrace.store.inputs import Inputs
-from lightning_gradtrace.store.opening import open_store
+from lightning_gradtrace.store.opening import damaged, open_store
+from lightning_gradtrace.store.reading import read_rows
 from lightning_gradtrace.store.schema import AXES, CORE_SPECS, escape
 from lightning_gradtrace.store.tables import locate_entries, read_occurrences, read_params, read_steps
-from lightning_gradtrace.store.target import StoreError, Target, describe
+from lightning_gradtrace.store.target import Target, describe
 from lightning_gradtrace.store.views import TopKPerSample, TopKPerStep, TopKView
 
 if TYPE_CHECKING:
@@ -63,11 +64,10 @@ class Trace:
         self._store, root = open_store(target)
         try:
             self._group = zarr.open_group(self._store, mode="r", zarr_format=3)
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"`{self._name}` has damaged metadata: {type(error).__name__}: {error}") from error
+        except Exception as error:  # whatever zarr makes of it
+            raise damaged(self._name, error) from error
         self._attrs: dict[str, Any] = root["attributes"]
-        committed = self._attrs.get("committed") or {}
-        self._committed = {axis: int(committed.get(axis, 0)) for axis in AXES}
+        self._committed = {axis: int(self._attrs["committed"][axis]) for axis in AXES}
         self._chosen: str | None = None
 
     def __repr__(self) -> str:
@@ -134,6 +134,24 @@ class Trace:
                 f"`{self._name}` holds no array `{path}`; it holds: {', '.join(sorted(self._group.group_keys()))}"
             )
         return cast(zarr.Array, self._group[path])
+
+    def read(self, path: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read committed rows of any array into memory; every checksum is compared.
+
+        Args:
+            path: such as "topk/shift".
+            start: first row.
+            stop: row after the last one; None reads to the last committed one.
+
+        Returns:
+            Shape (stop - start, ...).
+
+        Raises:
+            KeyError: if the trace has no such array.
+            StoreError: if a chunk is missing or damaged; the message names it and its steps.
+        """
+        axis = (self.array(path).metadata.dimension_names or [None])[0]  # type: ignore[union-attr]
+        return read_rows(self._group, path, start, self._committed.get(str(axis)) if stop is None else stop)
 
     @cached_property
     def params(self) -> pd.DataFrame:
@@ -280,7 +298,7 @@ class Trace:
     def weight_steps(self) -> np.ndarray:
         """Steps before which the weights were kept, shape (snapshots,)."""
         n = self._committed["snapshot"]
-        return np.asarray(self.array("weights/step")[:n]) if n else np.empty(0, np.int64)
+        return self.read("weights/step") if n else np.empty(0, np.int64)
 
     def weights(self, param: str, step: int | None = None) -> np.ndarray:
         """Return the weights of a parameter as they were before a step ran.
@@ -305,7 +323,7 @@ class Trace:
         rows = [len(steps) - 1] if step is None else np.flatnonzero(steps == step)
         if not len(rows):
             raise KeyError(f"no snapshot before step {step}; there are snapshots before steps {steps.tolist()}")
-        return np.asarray(self.array(path)[int(rows[0])])
+        return self.read(path, int(rows[0]), int(rows[0]) + 1)[0]
 
     def verify(self, **options: Any) -> VerifyReport:
         """Read everything and check it: see `lightning_gradtrace.store.verify.verify`."""

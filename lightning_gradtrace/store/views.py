@@ -118,7 +118,7 @@ class TopKView(ABC):
         return np.flatnonzero(np.isin(of_row, chosen))
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
-        return np.asarray(self._trace.array(f"{self.group}/{name}")[start:stop])
+        return self._trace.read(f"{self.group}/{name}", start, stop)
 
     @abstractmethod
     def _block(self, start: int, stop: int) -> Block:
