@@ -44,9 +44,9 @@ class ArrayBuffer:
         return array_document(self.spec, self.n_rows, self._tail)
 
     @property
-    def first_in_buffer(self) -> int:
-        """Row with which the chunk that is being filled begins."""
-        return self.n_rows - self._in_buffer
+    def width(self) -> int | None:
+        """Number of columns so far, None if it doesn't grow."""
+        return self._tail[0] if self._grows else None
 
     @property
     def chunk_counts(self) -> tuple[int, ...]:

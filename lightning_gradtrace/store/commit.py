@@ -87,6 +87,11 @@ class Committer:
         """The arrays declared so far, by path."""
         return self._arrays
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Columns of the arrays whose second axis grows, by path."""
+        return {path: array.width for path, array in self._arrays.items() if array.width is not None}
+
     def cut(self, **attrs: Any) -> None:
         """Move the commit mark back to the rows that the arrays were restored with, before anything else is put."""
         documents = {path: array.document for path, array in self._arrays.items()}

@@ -36,6 +36,10 @@ class StepRows:
         """Arrays that every step adds rows to."""
         return [*self._steps.values(), *OCCURRENCE_SPECS, *self._records.values()]
 
+    def continue_after(self, step: int) -> None:
+        """Expect steps after this one, the last of a trace that is resumed."""
+        self._last = step
+
     def of(
         self, step: dict[str, Any], occurrences: dict[str, np.ndarray], records: dict[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], int]:
