@@ -12,6 +12,7 @@ from zarr.abc.store import Store
 
 from lightning_gradtrace.store.buffers import ArrayBuffer
 from lightning_gradtrace.store.codecs import array_document, group_document
+from lightning_gradtrace.store.opening import check_free, remove_groups
 from lightning_gradtrace.store.schema import AXES, INPUT_SPECS, WEIGHT_STEP_SPEC, ArraySpec, weight_spec
 from lightning_gradtrace.store.target import ROOT, DurableLocalStore, StoreError, json_put, put_all, read_key
 
@@ -45,13 +46,12 @@ class Committer:
 
     @property
     def committed(self) -> dict[str, int]:
-        """Committed rows of every axis."""
+        """Committed rows of every axis, and of every group with rows of its own."""
         return dict(self._committed)
 
-    def add(self, spec: ArraySpec, *, grows: bool = False) -> ArrayBuffer:
+    def add(self, spec: ArraySpec) -> None:
         """Declare one more array; the store learns of it with the next commit."""
-        self._arrays[spec.path] = buffer = ArrayBuffer(spec, grows=grows)
-        return buffer
+        self._arrays[spec.path] = ArrayBuffer(spec)
 
     def append(self, rows: dict[str, np.ndarray]) -> None:
         """Add rows to arrays, by path; full chunks are put at once, and stay invisible until the commit."""
@@ -62,10 +62,7 @@ class Committer:
         """Add texts; declares the arrays of ``inputs/`` at the first call."""
         if "inputs/tokens" not in self._arrays:
             for spec in INPUT_SPECS:
-                if spec.path == "inputs/tokens":
-                    self.add(replace(spec, shape_tail=(max(64, tokens.shape[1]),)), grows=True)
-                else:
-                    self.add(spec)
+                self.add(replace(spec, shape_tail=(max(64, tokens.shape[1]),)) if spec.grows else spec)
         self.append({"inputs/sample_id": sample_id, "inputs/length": length, "inputs/tokens": tokens})
 
     def append_weights(self, step: int, values: dict[str, np.ndarray]) -> None:
@@ -118,8 +115,8 @@ class Committer:
     def _rows(self) -> dict[str, int]:
         committed = dict(self._committed)
         for array in self._arrays.values():
-            if array.spec.axis in committed:
-                committed[array.spec.axis] = array.n_rows
+            if array.spec.own_rows or array.spec.axis in committed:
+                committed[array.spec.counter] = array.n_rows
         return committed
 
     def _replace_root(self, members: dict[str, Any], committed: dict[str, int], attrs: dict[str, Any]) -> None:
@@ -138,9 +135,9 @@ class Committer:
         if self._roots and not isinstance(self._store, DurableLocalStore):
             found = read_key(self._store, ROOT)
             if found not in self._roots:
+                what = "removed" if found is None else "replaced"
                 raise StoreError(
-                    f"another run has {'removed' if found is None else 'replaced'} the trace `{self._store}` while this "
-                    "one was writing it; expected one run for each path: choose another path for one of them"
+                    f"another run has {what} the trace `{self._store}` while this one was writing it; expected one run for each path: choose another path for one of them"
                 )
 
     def _sync_names(self) -> None:
@@ -156,6 +153,40 @@ class Committer:
     def _groups_of(paths: Iterable[str]) -> set[str]:
         parents = (path.split("/")[:depth] for path in paths for depth in range(1, path.count("/") + 1))
         return {"/".join(parent) for parent in parents}
+
+
+def create_trace(
+    store: Store,
+    name: str,
+    attrs: dict[str, Any],
+    specs: list[ArraySpec],
+    tables: dict[str, np.ndarray],
+    overwrite: bool,
+) -> Committer:
+    """Begin a new trace, in the place of an old one if `overwrite` says so.
+
+    Args:
+        store: where the trace goes.
+        name: of the store, for messages.
+        attrs: root attributes.
+        specs: arrays that exist from the start.
+        tables: rows of those that are written once, by path.
+        overwrite: whether an existing trace may be removed.
+
+    Returns:
+        The arrays, ready to be appended to.
+
+    Raises:
+        StoreError: if the store holds a trace that may not be overwritten, or something else.
+    """
+    old_groups = check_free(store, name, overwrite=overwrite)
+    committer = Committer(store, attrs, specs)
+    # From here on the store counts as a trace, though one without params and steps.
+    committer.announce()
+    remove_groups(store, old_groups)
+    committer.append(tables)
+    committer.commit()
+    return committer
 
 
 def _consolidated(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import copy
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import zarr
-from zarr.abc.store import Store
 
+from lightning_gradtrace.store.arrays import TraceArrays
+from lightning_gradtrace.store.dense_view import DenseView
+from lightning_gradtrace.store.factored_view import FactoredView
 from lightning_gradtrace.store.inputs import Inputs
-from lightning_gradtrace.store.opening import damaged, open_store
-from lightning_gradtrace.store.reading import read_rows
-from lightning_gradtrace.store.schema import AXES, CORE_SPECS, escape
+from lightning_gradtrace.store.norms_view import NormsView
+from lightning_gradtrace.store.schema import CORE_SPECS, FACTORED_GROUPS, escape
+from lightning_gradtrace.store.sketch_view import SketchView
 from lightning_gradtrace.store.tables import locate_entries, read_occurrences, read_params, read_steps
-from lightning_gradtrace.store.target import Target, describe
+from lightning_gradtrace.store.target import Target
 from lightning_gradtrace.store.views import TopKPerSample, TopKPerStep, TopKView
 
 if TYPE_CHECKING:
     import xarray as xr
 
     from lightning_gradtrace.store.verify import VerifyReport
-
-_RECORDS = {
-    "topk": "TopK",
-    "topk_step": "TopK",
-    "dense": "Dense",
-    "factored": "Factored",
-    "sketch": "Sketch",
-    "norms": "Norms",
-}
 
 
 def open_trace(target: Target) -> Trace:
@@ -52,7 +44,7 @@ def open_trace(target: Target) -> Trace:
     return Trace(target)
 
 
-class Trace:
+class Trace(TraceArrays):
     """A recorded training run.
 
     Args:
@@ -60,14 +52,7 @@ class Trace:
     """
 
     def __init__(self, target: Target) -> None:
-        self._name = describe(target)
-        self._store, root = open_store(target)
-        try:
-            self._group = zarr.open_group(self._store, mode="r", zarr_format=3)
-        except Exception as error:  # whatever zarr makes of it
-            raise damaged(self._name, error) from error
-        self._attrs: dict[str, Any] = root["attributes"]
-        self._committed = {axis: int(self._attrs["committed"][axis]) for axis in AXES}
+        super().__init__(target)
         self._chosen: str | None = None
 
     def __repr__(self) -> str:
@@ -75,26 +60,6 @@ class Trace:
         state = "complete" if self._attrs.get("complete") else "incomplete"
         records = ", ".join(self.records) or "no record"
         return f"<Trace {self._name}: {self.n_steps} steps, {self.n_occurrences} occurrences, {records}, {state}>"
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        """Root attributes: versions, model, optimizer, config, complete, ..."""
-        return dict(self._attrs)
-
-    @property
-    def committed(self) -> dict[str, int]:
-        """Committed rows of every axis."""
-        return dict(self._committed)
-
-    @property
-    def store(self) -> Store:
-        """The zarr store that holds the trace."""
-        return self._store
-
-    @property
-    def group(self) -> zarr.Group:
-        """The root group, for reading with zarr."""
-        return self._group
 
     @property
     def n_steps(self) -> int:
@@ -115,43 +80,23 @@ class Trace:
     def records(self) -> list[str]:
         """Groups of the records that the trace holds."""
         fixed = {spec.group.partition("/")[0] for spec in CORE_SPECS}
-        return sorted(name for name in self._group.group_keys() if name not in fixed)
+        groups = {"factored" if name in FACTORED_GROUPS else name for name in self._group.group_keys()}
+        return sorted(groups - fixed)
 
-    def array(self, path: str) -> zarr.Array:
-        """Give access to any array, lazily, as zarr reads it.
-
-        Args:
-            path: such as "topk/shift".
-
-        Returns:
-            The array; rows that aren't committed are not part of it.
-
-        Raises:
-            KeyError: if the trace has no such array.
-        """
-        if path not in self._group:
-            raise KeyError(
-                f"`{self._name}` holds no array `{path}`; it holds: {', '.join(sorted(self._group.group_keys()))}"
-            )
-        return cast(zarr.Array, self._group[path])
-
-    def read(self, path: str, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Read committed rows of any array into memory; every checksum is compared.
+    def row_labels(self, group: str, axis: str) -> np.ndarray:
+        """Say which steps or occurrences the rows of a group belong to.
 
         Args:
-            path: such as "topk/shift".
-            start: first row.
-            stop: row after the last one; None reads to the last committed one.
+            group: group of a record, such as "topk" or "dense/<param>".
+            axis: first axis of its arrays, "step" or "occurrence".
 
         Returns:
-            Shape (stop - start, ...).
-
-        Raises:
-            KeyError: if the trace has no such array.
-            StoreError: if a chunk is missing or damaged; the message names it and its steps.
+            Numbers of steps or occurrences, rising, shape (rows,).
         """
-        axis = (self.array(path).metadata.dimension_names or [None])[0]  # type: ignore[union-attr]
-        return read_rows(self._group, path, start, self._committed.get(str(axis)) if stop is None else stop)
+        path = f"{group}/{axis}"
+        if group in self._committed:
+            return self.read(path)
+        return self.steps.index.to_numpy() if axis == "step" else np.arange(self.n_occurrences)
 
     @cached_property
     def params(self) -> pd.DataFrame:
@@ -228,24 +173,29 @@ class Trace:
         return self._view(TopKPerStep)
 
     @property
-    def dense(self) -> Any:
-        """The Dense record."""
-        raise self._no_record("Dense")
+    def dense(self) -> DenseView:
+        """The Dense record: a lazy array (occurrence, *shape) for every parameter."""
+        return DenseView(self._having("dense", "Dense"))
 
     @property
-    def factored(self) -> Any:
-        """The Factored record."""
-        raise self._no_record("Factored")
+    def factored(self) -> FactoredView:
+        """The Factored record: exact shifts of any occurrence, rebuilt from their factors."""
+        return FactoredView(self._having("factored", "Factored"))
 
     @property
-    def sketch(self) -> Any:
-        """The Sketch record."""
-        raise self._no_record("Sketch")
+    def sketch(self) -> SketchView:
+        """The Sketch record: inner products of the shifts of any two occurrences, estimated."""
+        return SketchView(self._having("sketch", "Sketch"))
 
     @property
-    def norms(self) -> Any:
-        """The Norms record."""
-        raise self._no_record("Norms")
+    def norms(self) -> NormsView:
+        """The Norms record: the norm of every occurrence's shift of every parameter."""
+        return NormsView(self._having("norms", "Norms"))
+
+    def _having(self, group: str, kind: str) -> Trace:
+        if group not in self.records:
+            raise self._no_record(kind)
+        return self
 
     def _view(self, view: type[TopKView]) -> TopKView:
         if view.group not in self.records:

@@ -1,8 +1,8 @@
 """Reading rows of an array, chunk by chunk: each checksum is compared, and a lost chunk is an error with its name.
 
 zarr takes a missing chunk for one full of padding, allocates what the metadata asks for, and names neither array nor
-chunk when one is damaged. A trace is read here instead. Arrays whose codecs are not those of this package (shards,
-for instance) are decoded by zarr, still one chunk at a time.
+chunk when one is damaged. A trace is read here instead. Arrays whose codecs are not those of this package are
+decoded by zarr, still one chunk at a time. Of a sharded array a chunk is a whole shard.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import google_crc32c
@@ -34,6 +34,11 @@ _NUMBERS = ("bytes", "blosc", "crc32c")
 _TEXT = ("vlen-utf8", "zstd", "crc32c")
 
 Place = tuple[int, ...]
+
+
+def chunk_shape(array: zarr.Array) -> tuple[int, ...]:
+    """Return the shape of what one object of the store holds: a chunk, or a shard."""
+    return array.shards or array.chunks
 
 
 def find_array(group: zarr.Group, path: str) -> zarr.Array:
@@ -78,12 +83,12 @@ def read_rows(
         )
     shape = (stop - start, *array.shape[1:])
     dtype = np.dtype(object) if _is_text(array) else np.dtype(array.dtype)
-    places = _places(array, start, stop)
+    wanted = _places(array, start, stop)
     if start == stop or not all(shape):
         return np.empty((stop - start, *(0 if n > 2**40 else n for n in array.shape[1:])), dtype)
     # What the metadata claims is only believed, and memory asked for, when chunks at both ends are there.
-    ends = tuple(-(-n // size) - 1 for n, size in zip((stop, *array.shape[1:]), array.chunks, strict=True))
-    first = tuple(start // array.chunks[0] if axis == 0 else 0 for axis in range(array.ndim))
+    ends = tuple(-(-n // size) - 1 for n, size in zip((stop, *array.shape[1:]), chunk_shape(array), strict=True))
+    first = tuple(start // chunk_shape(array)[0] if axis == 0 else 0 for axis in range(array.ndim))
     for place in {first, ends}:
         if not key_exists(group.store, _key(array, path, place)) and not _excused(array, place, may_be_absent):
             raise StoreError(missing_chunk(group, path, array, place))
@@ -91,13 +96,13 @@ def read_rows(
         out = np.empty(shape, dtype)
     except (MemoryError, ValueError) as error:
         raise StoreError(f"`{path}` rows {start} to {stop - 1} of shape {shape} don't fit into memory") from error
-    while batch := list(itertools.islice(places, AT_ONCE)):
-        for place, data in zip(batch, _fetch(group.store, [_key(array, path, p) for p in batch]), strict=True):
+    while batch := list(itertools.islice(wanted, AT_ONCE)):
+        for place, data in zip(batch, fetch(group.store, [_key(array, path, p) for p in batch]), strict=True):
             region = chunk_region(array, place)
             if data is None:
                 if not _excused(array, place, may_be_absent):
                     raise StoreError(missing_chunk(group, path, array, place))
-                chunk = np.full(array.chunks, array.fill_value, dtype)
+                chunk = np.full(chunk_shape(array), array.fill_value, dtype)
             else:
                 chunk = decode_chunk(group, path, array, place, data)
             low, high = max(region[0].start, start), min(region[0].stop, stop)
@@ -114,7 +119,8 @@ def _excused(array: zarr.Array, place: Place, may_be_absent: Callable[[tuple[sli
 def chunk_region(array: zarr.Array, place: Place) -> tuple[slice, ...]:
     """Return the rows and columns of an array that one of its chunks holds."""
     return tuple(
-        slice(i * size, min((i + 1) * size, n)) for i, size, n in zip(place, array.chunks, array.shape, strict=True)
+        slice(i * size, min((i + 1) * size, n))
+        for i, size, n in zip(place, chunk_shape(array), array.shape, strict=True)
     )
 
 
@@ -130,17 +136,26 @@ def name_chunk(group: zarr.Group, path: str, array: zarr.Array, place: Place, st
     last = rows.stop if stop is None else min(stop, rows.stop)
     text = f"{axis} {rows.start} to {last - 1}"
     if axis in ("step", "occurrence") and path != f"{axis}s/step":
-        try:
-            steps = read_rows(group, f"{axis}s/step", rows.start, last)
-        except StoreError:
-            steps = np.empty(0)
+        steps = _steps_of(group, path, axis, rows.start, last)
         if len(steps):
             text += f", steps {steps[0]} to {steps[-1]}"
     return f"`{path}` chunk {'/'.join(map(str, place))} ({text})"
 
 
+def _steps_of(group: zarr.Group, path: str, axis: str, start: int, stop: int) -> np.ndarray:
+    """Return the steps that rows belong to, where that can be known."""
+    listed = f"{path.rpartition('/')[0]}/{axis}"
+    try:
+        if listed == path or listed not in group:
+            return read_rows(group, f"{axis}s/step", start, stop) if listed != path else np.empty(0)
+        own = read_rows(group, listed, start, stop)
+        return own if axis == "step" or not len(own) else read_rows(group, "occurrences/step", own[0], own[-1] + 1)
+    except StoreError:
+        return np.empty(0)
+
+
 def decode_chunk(group: zarr.Group, path: str, array: zarr.Array, place: Place, data: bytes) -> np.ndarray:
-    """Decode a chunk, shape ``array.chunks``; what sticks out of the array is padding.
+    """Decode a chunk of full shape; what sticks out of the array is padding.
 
     Raises:
         StoreError: if it is damaged.
@@ -150,10 +165,12 @@ def decode_chunk(group: zarr.Group, path: str, array: zarr.Array, place: Place, 
     try:
         if names == _NUMBERS and documents[0].get("configuration") == {"endian": "little"}:
             return _decode_numbers(data, array)
+        if names == ("sharding_indexed",) and _inner_names(documents[0]) == _NUMBERS:
+            return _decode_shard(data, array)
         if names == _TEXT and _is_text(array):
             return _decode_text(data, array)
         region = chunk_region(array, place)
-        whole = np.empty(array.chunks, np.dtype(object) if _is_text(array) else array.dtype)
+        whole = np.empty(chunk_shape(array), np.dtype(object) if _is_text(array) else array.dtype)
         whole[tuple(slice(0, part.stop - part.start) for part in region)] = array[region]
         return whole
     except Exception as error:  # whatever a codec raises about damaged bytes
@@ -170,6 +187,29 @@ def _decode_numbers(data: bytes, array: zarr.Array) -> np.ndarray:
         raise ValueError(f"its header promises {nbytes} bytes, expected {out.nbytes}")
     Blosc().decode(packed, out)
     return out.astype(out.dtype.newbyteorder("="), copy=False)
+
+
+def _inner_names(document: Any) -> tuple[str, ...]:
+    configuration = document["configuration"]
+    index = [codec["name"] for codec in configuration["index_codecs"]]
+    if index != ["bytes", "crc32c"] or configuration.get("index_location", "end") != "end":
+        return ()
+    return tuple(codec["name"] for codec in configuration["codecs"])
+
+
+def _decode_shard(data: bytes, array: zarr.Array) -> np.ndarray:
+    out = np.empty(chunk_shape(array), array.dtype)
+    counts = [n // size for n, size in zip(out.shape, array.chunks, strict=True)]
+    size = 16 * math.prod(counts) + 4
+    if len(data) < size:
+        raise ValueError(f"the shard has {len(data)} bytes, its index alone takes {size}")
+    index = np.frombuffer(_checked(data[-size:]), "<u8").reshape(-1, 2).tolist()
+    for place, (offset, nbytes) in zip(places(counts), index, strict=True):
+        if offset + nbytes > len(data) - size:
+            raise ValueError(f"the inner chunk {'/'.join(map(str, place))} is not in the shard")
+        region = tuple(slice(i * n, (i + 1) * n) for i, n in zip(place, array.chunks, strict=True))
+        out[region] = _decode_numbers(data[offset : offset + nbytes], array)
+    return out
 
 
 def _decode_text(data: bytes, array: zarr.Array) -> np.ndarray:
@@ -210,20 +250,20 @@ def _is_text(array: zarr.Array) -> bool:
 
 def _places(array: zarr.Array, start: int, stop: int) -> Iterator[Place]:
     """Name the chunks that hold rows, one by one: there may be very many."""
-    size = array.chunks[0]
-    counts = [-(-n // chunk) for n, chunk in zip(array.shape[1:], array.chunks[1:], strict=True)]
+    size, *others = chunk_shape(array)
+    counts = [-(-n // chunk) for n, chunk in zip(array.shape[1:], others, strict=True)]
     for number in range(start // size, -(-stop // size)):
-        for rest in _product(counts):
+        for rest in places(counts):
             yield (number, *rest)
 
 
-def _product(counts: list[int]) -> Iterator[Place]:
-    """`itertools.product` of ranges, which doesn't hold them in memory."""
+def places(counts: Sequence[int]) -> Iterator[Place]:
+    """Name the chunks of a grid, one by one: `itertools.product` of ranges, which doesn't hold them in memory."""
     if not counts:
         yield ()
         return
     for i in range(counts[0]):
-        for rest in _product(counts[1:]):
+        for rest in places(counts[1:]):
             yield (i, *rest)
 
 
@@ -231,7 +271,7 @@ def _key(array: zarr.Array, path: str, place: Place) -> str:
     return f"{path}/{array.metadata.encode_chunk_key(place)}"
 
 
-def _fetch(store: Store, keys: list[str]) -> list[bytes | None]:
+def fetch(store: Store, keys: Sequence[str]) -> list[bytes | None]:
     """Get objects, together where the store is far away; None for those that are missing."""
     if isinstance(store, LocalStore):
         return [_read_file(store, key) for key in keys]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,21 +24,47 @@ class StepRows:
     """
 
     def __init__(self, records: Sequence[ArraySpec], n_groups: int) -> None:
-        _check_specs(records)
+        _check_specs(records, ())
         steps = [replace(s, shape_tail=(n_groups,)) if s.dims[1:] == ("group",) else s for s in STEP_SPECS]
         self._steps = {spec.name: spec for spec in steps}
         self._padding = {s.name: np.full((1, *s.shape_tail), s.fill_value, s.dtype) for s in steps}
         self._records = {spec.path: spec for spec in records}
+        self._resumed: dict[str, ArraySpec] = {}
         self._last = -1
 
     @property
     def specs(self) -> list[ArraySpec]:
-        """Arrays that every step adds rows to."""
+        """Arrays that steps add rows to."""
         return [*self._steps.values(), *OCCURRENCE_SPECS, *self._records.values()]
 
-    def continue_after(self, step: int) -> None:
-        """Expect steps after this one, the last of a trace that is resumed."""
+    def declare(self, records: Sequence[ArraySpec]) -> list[ArraySpec]:
+        """Add arrays that only the data of a step could declare; they have rows of their own.
+
+        Returns:
+            Those that are new; others are known from the trace that is resumed.
+
+        Raises:
+            ValueError: if one is declared already, in another form if by a trace that is resumed, or has no rows of
+                its own.
+        """
+        known = {spec.path: self._resumed.pop(spec.path) for spec in records if spec.path in self._resumed}
+        for spec in records:
+            before = known.get(spec.path)
+            if before is not None and _form(before) != _form(spec):
+                raise ValueError(f"`{spec.path}` was {_form(before)} before the trace was resumed, is {_form(spec)}")
+        records = [spec for spec in records if spec.path not in known]
+        _check_specs(records, self._records)
+        shared = [spec.path for spec in records if not spec.own_rows]
+        if shared:
+            raise ValueError(f"{shared} were declared after the first step; expected arrays with rows of their own")
+        self._records |= {spec.path: spec for spec in records}
+        return records
+
+    def continue_after(self, step: int, records: dict[str, ArraySpec]) -> None:
+        """Expect steps after this one, the last of a trace that is resumed, and rows of arrays declared before it."""
         self._last = step
+        self._resumed = dict(records)
+        self._records |= records
 
     def of(
         self, step: dict[str, Any], occurrences: dict[str, np.ndarray], records: dict[str, np.ndarray]
@@ -95,13 +121,19 @@ class StepRows:
         return rows
 
     def _record_rows(self, records: dict[str, np.ndarray], n: int, number: int) -> dict[str, np.ndarray]:
-        if records.keys() != self._records.keys():
-            raise ValueError(f"`records` of step {number} has {sorted(records)}; expected {sorted(self._records)}")
+        # A group with rows of its own has all of its arrays at a step, or none.
+        groups = {spec.group for path, spec in self._records.items() if spec.own_rows and path in records}
+        wanted = [path for path, spec in self._records.items() if not spec.own_rows or spec.group in groups]
+        if records.keys() != set(wanted):
+            raise ValueError(f"`records` of step {number} has {sorted(records)}; expected {sorted(wanted)}")
         rows = {}
-        for path, spec in self._records.items():
-            array = np.asarray(records[path])
-            expected = (n if spec.axis == "occurrence" else 1, *spec.shape_tail)
-            if array.shape != expected or array.dtype != spec.dtype:
+        for path in wanted:
+            spec, array = self._records[path], np.asarray(records[path])
+            rows_of_axis = n if spec.axis == "occurrence" else 1
+            first = len(records[f"{spec.group}/{spec.axis}"]) if spec.own_rows else rows_of_axis
+            expected = (first, *spec.shape_tail)
+            found = (*array.shape[:1], spec.shape_tail[0], *array.shape[2:]) if spec.grows else array.shape
+            if found != expected or array.dtype != spec.dtype or first > rows_of_axis:
                 raise ValueError(
                     f"`{path}` of step {number} has shape {array.shape} and dtype {array.dtype}; "
                     f"expected {expected} and {spec.dtype}"
@@ -110,8 +142,14 @@ class StepRows:
         return rows
 
 
-def _check_specs(records: Sequence[ArraySpec]) -> None:
-    taken = {spec.path for spec in (*PARAM_SPECS, *STEP_SPECS, *OCCURRENCE_SPECS)}
+def _form(spec: ArraySpec) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+    """Return what must not change of an array that is declared again; the width of its chunks may."""
+    return spec.dtype, spec.dims, spec.shape_tail[1:] if spec.grows else spec.shape_tail
+
+
+def _check_specs(records: Sequence[ArraySpec], before: Iterable[str]) -> None:
+    taken = {spec.path for spec in (*PARAM_SPECS, *STEP_SPECS, *OCCURRENCE_SPECS)} | set(before)
+    listed = {spec.path for spec in records if spec.own_rows}
     for spec in records:
         if spec.axis not in ("occurrence", "step"):
             raise ValueError(f"`{spec.path}` grows along `{spec.axis}`; expected `occurrence` or `step`")
@@ -120,5 +158,9 @@ def _check_specs(records: Sequence[ArraySpec]) -> None:
         if "/" not in spec.path or math.prod(spec.shape_tail) < 0:
             raise ValueError(
                 f"`{spec.path}` of shape_tail {spec.shape_tail}; expected a path `group/name` and known lengths"
+            )
+        if spec.own_rows and f"{spec.group}/{spec.axis}" not in listed:
+            raise ValueError(
+                f"`{spec.path}` has rows of its own; expected `{spec.group}/{spec.axis}`, which lists them"
             )
         taken.add(spec.path)

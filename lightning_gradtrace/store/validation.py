@@ -37,7 +37,7 @@ def check_root(document: dict[str, Any]) -> None:
         ValueError: if something in it can't be; the message names it.
     """
     committed = document["attributes"].get("committed")
-    if not isinstance(committed, dict) or not all(_is_length(committed.get(axis)) for axis in AXES):
+    if not isinstance(committed, dict) or not all(map(_is_length, [*committed.values(), *map(committed.get, AXES)])):
         raise ValueError(f"`committed` is {_short(committed)}, expected a number of rows for each of {', '.join(AXES)}")
     consolidated = document.get("consolidated_metadata")
     members = consolidated.get("metadata") if isinstance(consolidated, dict) else None

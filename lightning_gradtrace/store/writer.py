@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from zarr.abc.store import Store
 
 from lightning_gradtrace.store.attributes import plain_attributes
 from lightning_gradtrace.store.background import BackgroundThread
-from lightning_gradtrace.store.commit import Committer
+from lightning_gradtrace.store.commit import create_trace
 from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.lock import DirectoryLock
-from lightning_gradtrace.store.opening import check_free, remove_groups, writable_store
+from lightning_gradtrace.store.opening import writable_store
 from lightning_gradtrace.store.params import params_arrays, params_digest
-from lightning_gradtrace.store.resuming import differences, find_trace, restore
+from lightning_gradtrace.store.resuming import resume_trace
 from lightning_gradtrace.store.rows import StepRows
 from lightning_gradtrace.store.schema import (
     ENCODING_TYPE,
@@ -105,56 +105,18 @@ class TraceWriter:
         try:
             if resume is None:
                 texts = {} if vocab is None else {VOCAB_SPEC.path: np.array(list(vocab), object)}
-                self._create(store, root, fixed, {**table, **texts}, overwrite)
+                self._committer = create_trace(store, self._name, root, fixed, {**table, **texts}, overwrite)
             else:
-                self._resume(store, root, fixed, table, resume)
+                self._committer, restored = resume_trace(store, self._name, root, fixed, table, resume)
+                self._n_occurrences = resume.rows.get("occurrence", 0)
+                self._rows.continue_after(restored.last_step, restored.records)
+                self._stored_samples, self._weights = restored.sample_ids, restored.weights
         except BaseException as error:
             self._unlock()
             if isinstance(error, OSError):
                 raise StoreError(f"`{self._name}` can't be written: {type(error).__name__}: {error}") from error
             raise
         self._thread = BackgroundThread(queue_bytes, self._commit_if_due, commit_seconds)
-
-    def _create(
-        self,
-        store: Store,
-        root: dict[str, Any],
-        specs: list[ArraySpec],
-        tables: dict[str, np.ndarray],
-        overwrite: bool,
-    ) -> None:
-        old_groups = check_free(store, self._name, overwrite=overwrite)
-        self._committer = Committer(store, root, specs)
-        # From here on the target counts as a trace, though one without params and steps.
-        self._committer.announce()
-        remove_groups(store, old_groups)
-        self._committer.append(tables)
-        self._committer.commit()
-
-    def _resume(
-        self,
-        store: Store,
-        attrs: dict[str, Any],
-        specs: list[ArraySpec],
-        table: dict[str, np.ndarray],
-        cursor: Cursor,
-    ) -> None:
-        root = find_trace(store, self._name, cursor)
-        found = differences(store, root, specs, table, attrs)
-        if found:
-            raise StoreError(
-                f"the trace `{self._name}` can't be resumed, this run differs from the one that began it:\n  - "
-                + "\n  - ".join(found)
-                + "\nResume with what the trace was begun with, or give `GradTrace` a new path to begin a new trace"
-            )
-        begun = {name: value for name, value in root["attributes"].items() if name != "committed"}
-        resumed = {"steps": cursor.rows["step"], "versions": attrs.get("versions")}
-        begun |= {"complete": False, "end_reason": None, "resumed": [*begun.get("resumed", []), resumed]}
-        self._committer = Committer(store, begun, specs)
-        state = restore(self._committer, store, root, cursor)
-        self._n_occurrences = cursor.rows.get("occurrence", 0)
-        self._rows.continue_after(state.last_step)
-        self._stored_samples, self._weights = state.sample_ids, state.weights
 
     @property
     def stored_samples(self) -> np.ndarray:
@@ -184,6 +146,20 @@ class TraceWriter:
         """Time that calls have waited for the thread because the queue was full."""
         return self._thread.blocked_seconds
 
+    def declare(self, specs: Sequence[ArraySpec]) -> None:
+        """Add arrays that only the data of a step could declare, before the step that has their first rows.
+
+        Args:
+            specs: arrays with rows of their own, and the arrays that list these.
+
+        Raises:
+            StoreError: if the writer is closed or its thread has failed.
+            ValueError: if an array is declared already, or has no rows of its own.
+        """
+        self._check_open()
+        for spec in self._rows.declare(specs):
+            self._put(functools.partial(self._committer.add, spec), 0)
+
     def append_step(
         self, step: dict[str, Any], occurrences: dict[str, np.ndarray], records: dict[str, np.ndarray]
     ) -> None:
@@ -193,7 +169,8 @@ class TraceWriter:
             step: scalars by name of an array in ``steps/``; `step` is needed, `lr` is a sequence of n_groups numbers,
                 what is left out becomes padding.
             occurrences: arrays of n rows by name of an array in ``occurrences/``; `step` may be left out.
-            records: rows by path: n of them for arrays along "occurrence", one for arrays along "step".
+            records: rows by path: n of them for arrays along "occurrence", one for arrays along "step"; of a group
+                with rows of its own at most as many, or none.
 
         Raises:
             StoreError: if the writer is closed or its thread has failed.

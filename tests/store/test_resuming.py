@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -140,10 +141,8 @@ def test_killed_at_any_change_while_being_cut_it_can_be_read_and_cut_again(check
     found = set()
     for changes in range(counting.n_changes):
         store = StoppingStore(dict(before), changes)
-        try:
+        with contextlib.suppress(Killed, StoreError):
             Run(store, resume=cursor).writer.close(complete=False)
-        except (Killed, StoreError):
-            pass
         left = MemoryStore(store.objects)
         trace = open_trace(left)
         assert_prefix(trace, run.steps)

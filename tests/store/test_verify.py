@@ -73,7 +73,7 @@ def test_damage_anywhere_is_seen(path):
     "array, place, value, message",
     [
         ("topk/index", (7, 5), 85, "`topk/index` row 7 has entries beyond the last one, 84"),
-        ("topk/index", (7, slice(0, 2)), [3, 3], "`topk/index` of occurrence 7 is not in rising order"),
+        ("topk/index", (7, slice(0, 2)), [3, 3], "`topk/index` row 7 is not in rising order"),
         ("topk_step/index", (4, 8), 99, "`topk_step/index` row 4 has entries beyond the last one, 84"),
         ("topk_step/occurrence", (4, 0), 0, "`topk_step/occurrence` of step 4 names occurrences of other steps"),
         ("topk_step/occurrence", (4, 3), -1, "`topk_step/occurrence` of step 4 has padding before kept entries"),
