@@ -37,6 +37,7 @@ from lightning_gradtrace.guard import guarded
 from lightning_gradtrace.provenance import trace_attributes
 from lightning_gradtrace.record import Record, TopK
 from lightning_gradtrace.run import Run
+from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.tracer import Position, Tracer, parameter_infos, parameter_table
 
@@ -115,6 +116,8 @@ class GradTrace(Callback):
         check_settings(self)
         self._run: Run | None = None
         self._watch = DataloaderWatch()
+        self._state: dict[str, Any] = {}
+        self._resume: dict[str, Any] = {}
 
     @property
     @override
@@ -127,6 +130,8 @@ class GradTrace(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        # Lightning loads a checkpoint after this hook; what an earlier fit left behind is none of this one's.
+        self._state, self._resume = {}, {}
         if trainer.world_size > 1:
             raise ValueError(
                 f"GradTrace records one process, but the Trainer runs {trainer.world_size}. Use `Trainer(devices=1)`."
@@ -152,6 +157,7 @@ class GradTrace(Callback):
             n_groups=max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1),
             overwrite=self.overwrite,
             vocab=self.vocab,
+            resume=Cursor.from_state(self._resume) if self._resume else None,
         )
         tracer = Tracer(
             pl_module,
@@ -164,6 +170,8 @@ class GradTrace(Callback):
         )
         reader = BatchReader(self._id_source(), self.batch_axis, self.inputs)
         self._run = Run(tracer, reader, self.every_n_steps, self.weights_every_n_steps)
+        if self._resume:
+            self._run.restore(self._resume)
         for optimizer in trainer.optimizers:
             self._run.hooks.append(optimizer.register_step_post_hook(self._after_optimizer_step))
 
@@ -226,6 +234,23 @@ class GradTrace(Callback):
         assert self._run is not None
         self._run.end_batch()
 
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._run is not None:
+            self._take_state()
+        return dict(self._state)
+
+    @guarded
+    def _take_state(self) -> None:
+        assert self._run is not None
+        self._state = self._run.state()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume = dict(state_dict)
+
     # --- a run ends ---------------------------------------------------------------------------------------------
 
     @override
@@ -248,4 +273,8 @@ class GradTrace(Callback):
         run, self._run = self._run, None
         self._watch.stop()
         if run is not None:
-            run.close(complete=complete, reason=reason)
+            try:
+                run.close(complete=complete, reason=reason)
+            finally:
+                # Lightning may make a checkpoint after an exception.
+                self._state = run.state()

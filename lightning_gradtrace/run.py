@@ -5,7 +5,7 @@ The run knows nothing of Lightning; `callback.py` tells it what happens when, an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,9 @@ from lightning_gradtrace.capture.arrival import Arrival, BatchReader
 from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.tape import Tape, deactivate
 from lightning_gradtrace.tracer import Position, Tracer
+
+STATE_VERSION = 1
+"""Version of what a checkpoint holds of a run."""
 
 
 @dataclass
@@ -103,6 +106,16 @@ class Run:
         if self._tape is not None:
             deactivate(self._tape)
         self._tape, self._arrival, self._loss = None, None, None
+
+    def state(self) -> dict[str, Any]:
+        """Make everything recorded so far visible, and return what a later process needs to go on from here."""
+        reader, tracer = self.reader.state(), self.tracer.state()
+        return {"version": STATE_VERSION, **self.tracer.writer.cursor().state(), "reader": reader, "tracer": tracer}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; the writer has cut the trace back to it."""
+        self.reader.restore(state["reader"], self.tracer.writer.stored_samples)
+        self.tracer.restore(state["tracer"])
 
     def store_weights(self, step: int, last: bool = False) -> None:
         """Store the weights as they are before a step, if it is time to."""

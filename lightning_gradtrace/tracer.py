@@ -179,6 +179,14 @@ class Tracer:
         self.writer.append_step(row, self._occurrences(position), rows)
         self.drop_pending()
 
+    def state(self) -> dict[str, int | None]:
+        """Return what a later process needs to go on with the same schedules."""
+        return {"last_ledger": self._last_ledger, "stored_step": self._stored_step}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._last_ledger, self._stored_step = state["last_ledger"], state["stored_step"]
+
     def store_weights(self, step: int) -> None:
         """Append all weights of the model as they are before optimizer step ``step``; a step is stored once."""
         if step != self._stored_step:

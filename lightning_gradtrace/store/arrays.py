@@ -12,7 +12,7 @@ from lightning_gradtrace.store.checked import CheckedArray
 from lightning_gradtrace.store.opening import damaged, open_store
 from lightning_gradtrace.store.reading import read_rows
 from lightning_gradtrace.store.schema import AXES
-from lightning_gradtrace.store.target import Target, describe
+from lightning_gradtrace.store.target import StoreError, Target, describe
 
 
 class TraceArrays:
@@ -31,7 +31,7 @@ class TraceArrays:
         try:
             self._group = zarr.open_group(self._store, mode="r", zarr_format=3)
         except Exception as error:  # whatever zarr makes of it
-            raise damaged(self._name, error) from error
+            raise StoreError(damaged(self._name, error)) from error
         self._attrs: dict[str, Any] = root["attributes"]
         self._committed = {str(name): int(n) for name, n in self._attrs["committed"].items()}
 

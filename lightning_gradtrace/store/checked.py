@@ -28,6 +28,7 @@ class CheckedArray:
         self.ndim = array.ndim
         self.dtype = np.dtype(array.dtype)
         self.chunks: tuple[int, ...] = array.shards or array.chunks
+        self.dims: tuple[str, ...] = tuple(array.metadata.dimension_names or ())  # type: ignore[union-attr, arg-type]
         self.attrs: dict[str, Any] = dict(array.attrs)
 
     def __len__(self) -> int:

@@ -131,6 +131,7 @@ def _array_differences(spec: ArraySpec, old: dict[str, Any] | None) -> list[str]
         "axes": (old["dimension_names"], new["dimension_names"]),
         "row shape": (old["shape"][1:], new["shape"][1:]),
         "chunks": (old["chunk_grid"], new["chunk_grid"]),
+        "attributes": (old["attributes"], new["attributes"]),
         "codecs": ([codec["name"] for codec in old["codecs"]], [codec["name"] for codec in new["codecs"]]),
     }
     return [f"{what} of `{spec.path}` was {was}, is {now}" for what, (was, now) in pairs.items() if was != now]

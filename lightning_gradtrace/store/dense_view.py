@@ -53,7 +53,7 @@ class DenseArray:
     @property
     def dims(self) -> tuple[str, ...]:
         """Names of the axes."""
-        return tuple(str(name) for name in self._array.metadata.dimension_names or ())  # type: ignore[union-attr]
+        return self._array.dims
 
     @property
     def occurrence(self) -> np.ndarray:

@@ -70,7 +70,7 @@ def trace_root(store: Store, name: str) -> dict[str, Any] | None:
     try:
         check_root(root)
     except ValueError as error:
-        raise damaged(name, error) from error
+        raise StoreError(damaged(name, error)) from error
     return root
 
 
@@ -205,13 +205,13 @@ def open_store(target: Target) -> tuple[Store, dict[str, Any]]:
     try:
         check_root(root)
     except ValueError as error:
-        raise damaged(name, error) from error
+        raise StoreError(damaged(name, error)) from error
     return store, root
 
 
-def damaged(name: str, error: Exception) -> StoreError:
-    """Make the error about metadata that can't be."""
-    return StoreError(f"`{name}` has damaged metadata: {type(error).__name__}: {error}")
+def damaged(name: str, error: Exception) -> str:
+    """Say that metadata can't be."""
+    return f"`{name}` has damaged metadata: {type(error).__name__}: {error}"
 
 
 def _readable(target: Target, name: str) -> Store:

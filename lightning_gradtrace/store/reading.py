@@ -47,7 +47,7 @@ def find_array(group: zarr.Group, path: str) -> zarr.Array:
     Raises:
         StoreError: if it is missing.
     """
-    node = group[path] if path in group else None
+    node = group.get(path)
     if not isinstance(node, zarr.Array):
         raise StoreError(f"the trace `{group.store}` has no array `{path}`; expected one: the trace is damaged")
     return node
