@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -147,6 +148,9 @@ class GradTrace(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._resume.get("ended"):
+            self._refuse_to_resume()
+            return
         tracked = select_parameters(pl_module, self.params)
         infos = parameter_infos(tracked)
         writer = TraceWriter(
@@ -232,7 +236,7 @@ class GradTrace(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert self._run is not None
-        self._run.end_batch()
+        self._run.finish_batch()
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -251,6 +255,18 @@ class GradTrace(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = dict(state_dict)
 
+    def _refuse_to_resume(self) -> None:
+        """Go on without a trace, or not at all: the one of the checkpoint ended before the checkpoint was made."""
+        message = (
+            f"GradTrace stopped recording `{self.path}` before this checkpoint was made ({self._resume['ended']}), so "
+            "the trace can't be resumed without a gap. Resume from an earlier checkpoint, or give `GradTrace` a new "
+            "path to record what comes now"
+        )
+        if self.on_error == "raise":
+            raise ValueError(message)
+        warnings.warn(f"{message}. Training goes on without recording", stacklevel=2)
+        self._state = self._resume
+
     # --- a run ends ---------------------------------------------------------------------------------------------
 
     @override
@@ -262,11 +278,18 @@ class GradTrace(Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._close(complete=False, reason=f"{type(exception).__name__}: {exception}")
+        self._abandon(f"{type(exception).__name__}: {exception}")
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._close(complete=False, reason="the training ended without a word")
+        self._abandon("the training ended without a word")
+
+    def _abandon(self, reason: str) -> None:
+        """Close a trace whose training failed; a store that fails too must not hide why."""
+        try:
+            self._close(complete=False, reason=reason)
+        except Exception as error:
+            warnings.warn(f"GradTrace could not end the trace: {type(error).__name__}: {error}", stacklevel=2)
 
     def _close(self, *, complete: bool, reason: str | None = None) -> None:
         """Leave nothing behind: no mode, no hook, no watched dataloader, no open store. Idempotent."""

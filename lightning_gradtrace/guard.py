@@ -14,6 +14,7 @@ class Guarded(Protocol):
     """A callback whose hooks are guarded."""
 
     _run: Any
+    _state: dict[str, Any]
 
     @property
     def on_error(self) -> str:
@@ -40,6 +41,7 @@ def guarded(hook: Callable[Concatenate[G, P], None]) -> Callable[Concatenate[G, 
             self._close(complete=False, reason=reason)
             if self.on_error == "raise":
                 raise
+            self._state["ended"] = reason
             warnings.warn(f"GradTrace stopped recording, training goes on: {reason}", stacklevel=2)
 
     return run

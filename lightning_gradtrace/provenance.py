@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import uuid
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -75,6 +76,7 @@ def trace_attributes(trainer: Any, module: Any, settings: Mapping[str, Any], use
         "user": user,
     }
     return {
+        "run_id": uuid.uuid4().hex,  # drawn by the system: the training's random numbers stay what they are
         "quantity": settings["quantity"],
         "versions": versions(),
         "model": describe_model(module),

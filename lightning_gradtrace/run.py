@@ -101,6 +101,11 @@ class Run:
             self.tracer.after_step(self._position)
             self._position = None
 
+    def finish_batch(self) -> None:
+        """Take note that the training on a batch is over."""
+        self.end_batch()
+        self.reader.finish()
+
     def end_batch(self) -> None:
         """Stop the tape, which is still running if `training_step` returned None."""
         if self._tape is not None:

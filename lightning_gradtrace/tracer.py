@@ -179,13 +179,16 @@ class Tracer:
         self.writer.append_step(row, self._occurrences(position), rows)
         self.drop_pending()
 
-    def state(self) -> dict[str, int | None]:
+    def state(self) -> dict[str, Any]:
         """Return what a later process needs to go on with the same schedules."""
-        return {"last_ledger": self._last_ledger, "stored_step": self._stored_step}
+        records = {record.group: record.state() for record in self.records}
+        return {"last_ledger": self._last_ledger, "stored_step": self._stored_step, "records": records}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
         self._last_ledger, self._stored_step = state["last_ledger"], state["stored_step"]
+        for record in self.records:
+            record.restore(state["records"][record.group])
 
     def store_weights(self, step: int) -> None:
         """Append all weights of the model as they are before optimizer step ``step``; a step is stored once."""

@@ -137,7 +137,8 @@ class Committer:
             if found not in self._roots:
                 what = "removed" if found is None else "replaced"
                 raise StoreError(
-                    f"another run has {what} the trace `{self._store}` while this one was writing it; expected one run for each path: choose another path for one of them"
+                    f"another run has {what} the trace `{self._store}` while this one was writing it; "
+                    "expected one run for each path: choose another path for one of them"
                 )
 
     def _sync_names(self) -> None:

@@ -109,7 +109,8 @@ def writable_store(target: Target) -> Store:
     name = describe(target)
     if isinstance(target, ZipStore) or (not isinstance(target, Store) and name.endswith(".zip") and not is_url(target)):
         raise StoreError(
-            f"`{name}` is a zip file, in which nothing can be replaced; write a directory and pack it afterwards"
+            f"`{name}` is a zip file, in which nothing can be replaced; write a directory and pack it afterwards: "
+            "`open_trace(directory).to_zip(file)`"
         )
     if isinstance(target, Store):
         if target.read_only:

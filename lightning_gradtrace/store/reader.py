@@ -21,6 +21,9 @@ from lightning_gradtrace.store.target import Target
 from lightning_gradtrace.store.views import TopKPerSample, TopKPerStep, TopKView
 
 if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
     import xarray as xr
 
     from lightning_gradtrace.store.verify import VerifyReport
@@ -280,6 +283,18 @@ class Trace(TraceArrays):
         from lightning_gradtrace.store.verify import verify
 
         return verify(self, **options)
+
+    def to_zip(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Copy the trace into a zip file: see `lightning_gradtrace.store.packing.pack`."""
+        from lightning_gradtrace.store.packing import pack
+
+        return pack(self, path, overwrite=overwrite)
+
+    def to_parquet(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write tables and TopK records as Parquet files: see `lightning_gradtrace.store.parquet.to_parquet`."""
+        from lightning_gradtrace.store.parquet import to_parquet
+
+        return to_parquet(self, folder)
 
     def to_xarray(self) -> xr.DataTree:
         """Return the trace as a DataTree: see `lightning_gradtrace.store.interop.to_xarray`."""
