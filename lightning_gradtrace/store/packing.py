@@ -42,7 +42,7 @@ def pack(trace: Trace, path: str | os.PathLike[str], *, overwrite: bool = False)
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
                 # The root first read, last written: what it promises is in the store before.
                 root = read_key(trace.store, ROOT)
-                for key in sync(_keys(trace)):
+                for key in sync(_keys(trace, sorted(trace.group.group_keys()))):
                     data = root if key == ROOT else read_key(trace.store, key)
                     if data is None:
                         raise StoreError(f"`{key}` disappeared while the trace was packed; pack it when it is complete")
@@ -56,10 +56,10 @@ def pack(trace: Trace, path: str | os.PathLike[str], *, overwrite: bool = False)
     return target
 
 
-async def _keys(trace: Trace) -> list[str]:
+async def _keys(trace: Trace, groups: list[str]) -> list[str]:
     """List the objects of the trace: the root, and those of its groups."""
     keys = [ROOT]
-    for group in sorted(trace.group.group_keys()):
+    for group in groups:
         found = [key async for key in trace.store.list_prefix(f"{group}/")]
         keys += sorted(key for key in found if not key.endswith(".partial"))
     return keys
