@@ -38,8 +38,22 @@ FORBIDDEN = ("exec", "compile", "pickle.find_class", "subprocess.Popen", "os.sys
 
 Objects = dict[str, bytes]
 _VALUES: list[Any] = [
-    *(None, True, -1, 0, 1, 2**31, 2**40, 2**63, 2**70, 1e308, float("nan"), "", "NaN", "..", "/etc/passwd", "object"),
-    *("float32", "uint8", "|O", "r8", "pickle", "numcodecs.pickle", "gzip", "string", [], {}, [[]], [1] * 40, {"a": []}),
+    *(None, True, -1, 0, 1, 2**31, 2**40, 2**63, 2**70, 1e308, float("nan"), "", "NaN", "..", "/etc/passwd"),
+    *(
+        "float32",
+        "uint8",
+        "|O",
+        "r8",
+        "pickle",
+        "numcodecs.pickle",
+        "gzip",
+        "string",
+        [],
+        {},
+        [[]],
+        [1] * 40,
+        {"a": []},
+    ),
     *([10**12, 10**12], [2**62], {"name": "object", "configuration": {}}, "os.system", "\x00", "../../x"),
 ]
 

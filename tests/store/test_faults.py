@@ -1,4 +1,4 @@
-"""Full disks, directories that can't be written, two runs, clocks: nothing committed is lost, and the error says what."""
+"""Full disks, closed directories, two runs, clocks: nothing committed is lost, and the error says what."""
 
 from __future__ import annotations
 
