@@ -202,9 +202,7 @@ def test_a_trace_that_was_disabled_before_the_checkpoint_is_not_resumed(tmp_path
     monkeypatch.undo()
     trace = open_trace(tmp_path / "a.zarr")
     assert trace.n_steps == 3 and trace.attrs["end_reason"] == "RuntimeError: out of luck"
-    with pytest.raises(
-        ValueError, match=r"before this checkpoint was made \(RuntimeError: out of luck\)"
-    ):
+    with pytest.raises(ValueError, match=r"before this checkpoint was made \(RuntimeError: out of luck\)"):
         run(tmp_path / "a.zarr", step=5, resume=checkpoint(tmp_path, 5))
     with pytest.warns(UserWarning, match="Training goes on without recording"):
         run(tmp_path / "a.zarr", step=5, resume=checkpoint(tmp_path, 5), on_error="disable")
@@ -241,9 +239,7 @@ def test_the_training_goes_on_when_the_disk_is_full_if_told_so(tmp_path, monkeyp
     def refuse(self, key, data):
         raise OSError(28, "No space left on device")
 
-    with pytest.warns(
-        UserWarning, match="stopped recording, training goes on: StoreError: writing the trace"
-    ):
+    with pytest.warns(UserWarning, match="stopped recording, training goes on: StoreError: writing the trace"):
         trainer = run(tmp_path / "a.zarr", saver(tmp_path, 3), Full(), on_error="disable")
     assert trainer.global_step == N_STEPS
     trace = open_trace(tmp_path / "a.zarr")

@@ -72,7 +72,7 @@ def to_parquet(trace: Trace, folder: str | os.PathLike[str], *, block_bytes: int
 
 
 def _params(trace: Trace) -> pd.DataFrame:
-    return trace.params.assign(shape=[list(shape) for shape in trace.params["shape"]])
+    return trace.params.assign(shape=trace.params["shape"].map(list))
 
 
 def _steps(trace: Trace) -> pd.DataFrame:

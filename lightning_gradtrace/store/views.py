@@ -131,10 +131,10 @@ class TopKView(ABC):
             ("occurrence", block.occurrence, self._trace.n_occurrences),
             ("index", block.entry, self._trace.n_entries),
         ):
-            if len(numbers) and not (0 <= numbers.min() and numbers.max() < n):
+            if len(numbers) and (numbers.min() < 0 or numbers.max() >= n):
                 raise StoreError(
-                    f"`{self.group}/{name}` names {numbers.min()} to {numbers.max()}; the trace has 0 to {n - 1}: it is "
-                    "damaged, and `verify` says where"
+                    f"`{self.group}/{name}` names {numbers.min()} to {numbers.max()}; the trace has 0 to {n - 1}: it "
+                    "is damaged, and `verify` says where"
                 )
         return block
 
