@@ -27,7 +27,7 @@ KEYS = {"key": "test", "secret": "test"}
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     with s3_server() as url:
-        s3 = fsspec.filesystem("s3", endpoint_url=url, skip_instance_cache=True, **KEYS)
+        s3 = fsspec.filesystem("s3", endpoint_url=url, **KEYS)
         s3.mkdir("traces")
         yield url
 
@@ -37,7 +37,7 @@ def configure(monkeypatch: pytest.MonkeyPatch):
     """Say where S3 is, the way the docs say to."""
 
     def configure(url: str) -> None:
-        options = {"endpoint_url": url, "skip_instance_cache": True, **KEYS}
+        options = {"endpoint_url": url, **KEYS}
         options["config_kwargs"] = {"retries": {"max_attempts": 1}, "connect_timeout": 5, "read_timeout": 20}
         monkeypatch.setitem(fsspec.config.conf, "s3", options)
 
