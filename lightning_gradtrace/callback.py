@@ -18,12 +18,15 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -35,12 +38,14 @@ from lightning_gradtrace.capture.parameters import ParameterFilter, select_param
 from lightning_gradtrace.capture.rehearsal import rehearse
 from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
 from lightning_gradtrace.guard import guarded
-from lightning_gradtrace.provenance import trace_attributes
-from lightning_gradtrace.record import Record, TopK
+from lightning_gradtrace.provenance import plain, trace_attributes
+from lightning_gradtrace.record import ParameterInfo, Record, TopK
+from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
 from lightning_gradtrace.run import Run
 from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.tracer import Position, Tracer, parameter_infos, parameter_table
+from lightning_gradtrace.update.nesting import in_outermost_step
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
 
@@ -64,6 +69,7 @@ class GradTrace(Callback):
         vocab: the text of every token id: a list of strings, or an object with ``decode``.
         ledger_every_n_steps: how often the ledger's residual and the check of the sums are computed; None: only the
             check, at the first captured step.
+        log_residual: show the last residual in the progress bar and log it, as ``gradtrace/residual``.
         weights_every_n_steps: how often all weights are stored, None for never.
         on_error: "raise" stops the training when a step can't be recorded; "disable" lets it go on, and the trace
             says where and why it ends.
@@ -93,6 +99,7 @@ class GradTrace(Callback):
         inputs: Literal["auto"] | Callable[[Any], Any] | None = "auto",
         vocab: Any = None,
         ledger_every_n_steps: int | None = 50,
+        log_residual: bool = False,
         weights_every_n_steps: int | None = None,
         on_error: Literal["raise", "disable"] = "raise",
         overwrite: bool = False,
@@ -110,6 +117,7 @@ class GradTrace(Callback):
         self.inputs = inputs
         self.vocab = vocabulary(vocab)
         self.ledger_every_n_steps = ledger_every_n_steps
+        self.log_residual = log_residual
         self.weights_every_n_steps = weights_every_n_steps
         self.on_error = on_error
         self.overwrite = overwrite
@@ -153,11 +161,15 @@ class GradTrace(Callback):
             return
         tracked = select_parameters(pl_module, self.params)
         infos = parameter_infos(tracked)
+        self._announce(trainer, infos)
         writer = TraceWriter(
             self.path,
             params=parameter_table(infos),
             specs=[spec for record in self.records for spec in record.arrays(infos)],
-            attrs=trace_attributes(trainer, pl_module, self._settings(), self.config),
+            attrs={
+                **trace_attributes(trainer, pl_module, self._settings(), self.config, [p.name for p in tracked]),
+                "records": plain({record.group: record.describe() for record in self.records}),
+            },
             n_groups=max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1),
             overwrite=self.overwrite,
             vocab=self.vocab,
@@ -178,6 +190,21 @@ class GradTrace(Callback):
             self._run.restore(self._resume)
         for optimizer in trainer.optimizers:
             self._run.hooks.append(optimizer.register_step_post_hook(self._after_optimizer_step))
+
+    def _announce(self, trainer: pl.Trainer, infos: Sequence[ParameterInfo]) -> None:
+        """Say what the run is going to write, and warn if it is more than there is room for."""
+        try:
+            n_steps: float = trainer.estimated_stepping_batches - trainer.global_step
+        except MisconfigurationException:  # accumulation that changes between epochs
+            n_steps = math.inf
+        n_samples = samples_per_step(trainer.train_dataloader, trainer.accumulate_grad_batches)
+        outlook = look_ahead(self.path, infos, self.records, max(0, n_steps), n_samples, self.every_n_steps)
+        rank_zero_info(f"GradTrace: {outlook.text}")
+        if not outlook.fits:
+            rank_zero_warn(
+                f"GradTrace: {outlook.text}. Keep less (a smaller k, `every_n_steps`, a schedule), track fewer "
+                "parameters, or choose another place"
+            )
 
     def _id_source(self) -> IdSource:
         if callable(self.sample_ids):
@@ -228,7 +255,8 @@ class GradTrace(Callback):
     @guarded
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         assert self._run is not None
-        self._run.after_step(optimizer)
+        if in_outermost_step(optimizer):
+            self._run.after_step(optimizer)
 
     @override
     @guarded
@@ -237,6 +265,9 @@ class GradTrace(Callback):
     ) -> None:
         assert self._run is not None
         self._run.finish_batch()
+        residual = self._run.tracer.residual
+        if self.log_residual and not math.isnan(residual):
+            pl_module.log("gradtrace/residual", residual, prog_bar=True, batch_size=1)
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,25 +14,34 @@ from lightning_gradtrace.capture.placement import UnattributableError
 # Largest relative error of a sum in the dtype of the gradient, with room for another order of summation.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 5e-2
+# A gradient that vanishes but for rounding (a bias before a batch norm) is compared with this part of all gradients.
+_FLOOR = {torch.float64: 1e-3, torch.float32: 1e-3}
+_COARSE_FLOOR = 1e-1
 
 
-def sum_errors(micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> dict[str, float]:
+def sum_errors(
+    micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor], overall: float = 0.0
+) -> dict[str, float]:
     """Compare the sum over all occurrences with the gradient, parameter by parameter.
 
     Args:
         micro_batches: the shares of all micro-batches that the gradient accumulates.
         gradients: gradient of every tracked parameter before clipping, by name.
+        overall: norm of the gradients of all parameters, tracked or not.
 
     Returns:
         ``|sum_i g[i] - grad| / |grad|`` by name (Frobenius norms); 0 where both vanish, NaN where either is not
-        finite.
+        finite. A small part of ``overall`` stands in for a ``|grad|`` that is smaller.
     """
     errors = {}
+    if not math.isfinite(overall):
+        overall = 0.0
     for name, gradient in gradients.items():
         shares = [m.shares[name] for m in micro_batches if name in m.shares]
-        norm = float(torch.linalg.vector_norm(gradient.float()))
+        size = float(torch.linalg.vector_norm(gradient.float()))
+        norm = max(size, overall * _FLOOR.get(gradient.dtype, _COARSE_FLOOR)) if size == size else size
         if not shares:
-            errors[name] = 1.0 if norm else 0.0
+            errors[name] = size / norm if norm else 0.0
             continue
         total = shares[0].total()
         for share in shares[1:]:
@@ -62,6 +72,7 @@ def check_sums(errors: Mapping[str, float], gradients: Mapping[str, Tensor], low
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UnattributableError(
             f"GradTrace: the per-sample gradients of {listed}{more} don't add up to `.grad`. Some use of the parameter "
-            "was not seen, or its samples were taken from the wrong axis. Give `batch_axis=0` or `batch_axis=1` if the "
+            "was not seen (inside a custom `torch.autograd.Function`, or as a penalty on the weights, which no sample "
+            "causes), or its samples were taken from the wrong axis. Give `batch_axis=0` or `batch_axis=1` if the "
             "batch was misread, or leave the parameter out with `GradTrace(params=...)`."
         )

@@ -10,7 +10,7 @@ import pandas as pd
 import zarr
 
 from lightning_gradtrace.store.reading import read_rows
-from lightning_gradtrace.store.schema import OCCURRENCE_SPECS, PARAM_SPECS, STEP_SPECS
+from lightning_gradtrace.store.schema import OCCURRENCE_SPECS, PARAM_SPECS, STEP_SPECS, ArraySpec
 from lightning_gradtrace.store.target import StoreError
 
 
@@ -46,13 +46,16 @@ def read_steps(group: zarr.Group, n_steps: int) -> pd.DataFrame:
         n_steps: committed rows.
 
     Returns:
-        The columns of ``steps/`` by number of the step; learning rates of further parameter groups as lr_1, lr_2, ...
+        The columns of ``steps/`` by number of the step; learning rates of further parameter groups as lr_1, lr_2, ...,
+        and so their momentum. A column that a trace of an earlier version lacks holds padding.
     """
     columns: dict[str, np.ndarray] = {}
     for spec in STEP_SPECS:
-        values = read_rows(group, spec.path, 0, n_steps)
-        if spec.name == "lr":
-            columns |= {f"lr_{i}" if i else "lr": values[:, i] for i in range(values.shape[1])}
+        # Only arrays that a later minor version added may be missing.
+        known = spec.path in group or spec.name == "step"
+        values = read_rows(group, spec.path, 0, n_steps) if known else _padding(spec, n_steps)
+        if spec.dims[1:] == ("group",):
+            columns |= {f"{spec.name}_{i}" if i else spec.name: values[:, i] for i in range(values.shape[1])}
         else:
             columns[spec.name] = values
     return pd.DataFrame(columns).set_index("step")
@@ -111,3 +114,7 @@ def _shape(text: str) -> tuple[int, ...]:
     except (ValueError, RecursionError):
         pass
     raise StoreError(f"`params/shape` holds {text[:40]!r}; expected a shape, as JSON: the trace is damaged")
+
+
+def _padding(spec: ArraySpec, n_rows: int) -> np.ndarray:
+    return np.full((n_rows, *(1 for _ in spec.shape_tail)), spec.fill_value, spec.dtype)
