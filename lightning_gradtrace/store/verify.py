@@ -101,6 +101,11 @@ def verify(trace: Trace, *, residual_tolerance: float | None = None) -> VerifyRe
                 check(trace, report)
             except StoreError as error:
                 report.problems.append(str(error))
+            except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+                # Checks rely on one another's numbers; where these were tampered with, the outcome is a problem too.
+                report.problems.append(
+                    f"`{group}` can't be checked, its numbers don't fit together: {type(error).__name__}: {error}"
+                )
     if not broken & {"steps"}:
         problems, notes = check_ledger(trace, residual_tolerance)
         report.problems += problems

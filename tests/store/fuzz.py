@@ -154,7 +154,7 @@ def read_everything(store: MemoryStore) -> None:
                 trace.weights(name, int(step))
 
 
-def fuzz(n_stores: int, seed: int = 0) -> Counter[str]:
+def fuzz(n_stores: int, seed: int = 0, first: int = 0) -> Counter[str]:
     """Try mutated stores and count how they end: "refused" with a StoreError, or "read".
 
     Raises:
@@ -179,7 +179,7 @@ def fuzz(n_stores: int, seed: int = 0) -> Counter[str]:
     with open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    for number in range(n_stores):
+    for number in range(first, first + n_stores):
         rng = random.Random(seed * 1_000_003 + number)
         objects = dict(original)
         for _ in range(rng.choice([1, 1, 2, 3])):
@@ -213,10 +213,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--stores", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first store, to look at one again")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     np.seterr(all="ignore")
-    outcomes = fuzz(arguments.stores, arguments.seed)
+    outcomes = fuzz(arguments.stores, arguments.seed, arguments.first)
     print(f"{sum(outcomes.values())} mutated stores: {outcomes['refused']} refused, {outcomes['read']} read, 0 others")
 
 
