@@ -4,14 +4,17 @@ Order of events in one training step of Lightning's automatic optimisation, and 
 
     on_train_batch_start       sample ids and inputs of the batch; the tape becomes active
       training_step            the forward pass; the tape sees every use of a tracked parameter
-    on_before_zero_grad        gradients are thrown away, and with them the shares that belonged to them
-    on_before_backward         the tape is no longer active
-      backward                 hooks on the outputs of the uses receive the cotangents
-    on_after_backward          shares of the micro-batch
-    on_before_optimizer_step   gradients before clipping, the optimizer's memory, the check of the sums
+    on_before_zero_grad
+    on_before_backward         which gradients are still there, and which were zeroed
+      backward                 hooks on the outputs of the uses receive the cotangents; checkpointed layers run again
+    on_after_backward          shares of the backward pass; gradients before hooks and clipping; the tape ends
+    on_before_optimizer_step   the optimizer's memory, the check of the sums
       clipping, optimizer step
     step hook of the optimizer shifts, records, ledger, and the row in the store
-    on_train_batch_end         nothing is left active
+    on_train_batch_end         a step that the GradScaler skipped is recorded as such; nothing is left active
+
+With manual optimization the middle part happens inside `training_step`, in any order and number; the tape then stays
+until the end of the batch and only rests while an optimizer steps.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import BaseFinetuning, Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -33,21 +36,27 @@ from typing_extensions import override
 
 from lightning_gradtrace.arguments import check_settings
 from lightning_gradtrace.capture.arrival import BatchReader
+from lightning_gradtrace.capture.compiled import check_not_compiled
 from lightning_gradtrace.capture.inputs import vocabulary
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
 from lightning_gradtrace.capture.rehearsal import rehearse
 from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
-from lightning_gradtrace.guard import guarded
+from lightning_gradtrace.guard import guarded, refuse_to_resume
 from lightning_gradtrace.provenance import plain, trace_attributes
 from lightning_gradtrace.record import ParameterInfo, Record, TopK
 from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
 from lightning_gradtrace.run import Run
 from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.writer import TraceWriter
-from lightning_gradtrace.tracer import Position, Tracer, parameter_infos, parameter_table
+from lightning_gradtrace.tracer import Tracer, parameter_infos, parameter_table
 from lightning_gradtrace.update.nesting import in_outermost_step
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
+
+
+def _thawing(trainer: pl.Trainer) -> int:
+    """Return the number of callbacks that will unfreeze parameters."""
+    return sum(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 class GradTrace(Callback):
@@ -145,23 +154,22 @@ class GradTrace(Callback):
             raise ValueError(
                 f"GradTrace records one process, but the Trainer runs {trainer.world_size}. Use `Trainer(devices=1)`."
             )
-        if str(trainer.precision).startswith("16"):
-            raise ValueError(
-                f"GradTrace does not undo the loss scaling of `Trainer(precision={trainer.precision!r})` yet; use "
-                "`bf16-mixed` or `32-true`."
-            )
-        select_parameters(pl_module, self.params)  # a filter that matches nothing is said before any data is loaded
+        check_not_compiled(pl_module)
+        # A filter that matches nothing is said before any data is loaded.
+        select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
         if self.sample_ids == "auto":
             self._watch.start(trainer.strategy, lambda: bool(trainer.training))
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._resume.get("ended"):
-            self._refuse_to_resume()
+        if "ended" in self._resume:
+            self._state = refuse_to_resume(self.path, self._resume, self.on_error)
             return
-        tracked = select_parameters(pl_module, self.params)
+        tracked = select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
         infos = parameter_infos(tracked)
         self._announce(trainer, infos)
+        n_groups = max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1)
+        n_groups += _thawing(trainer)  # unfreezing adds a group of parameters
         writer = TraceWriter(
             self.path,
             params=parameter_table(infos),
@@ -170,7 +178,7 @@ class GradTrace(Callback):
                 **trace_attributes(trainer, pl_module, self._settings(), self.config, [p.name for p in tracked]),
                 "records": plain({record.group: record.describe() for record in self.records}),
             },
-            n_groups=max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1),
+            n_groups=n_groups,
             overwrite=self.overwrite,
             vocab=self.vocab,
             resume=Cursor.from_state(self._resume) if self._resume else None,
@@ -183,13 +191,21 @@ class GradTrace(Callback):
             self.quantity,
             self.ledger_every_n_steps,
             str(trainer.precision).startswith(_LOW_PRECISION),
+            n_groups,
         )
         reader = BatchReader(self._id_source(), self.batch_axis, self.inputs)
-        self._run = Run(tracer, reader, self.every_n_steps, self.weights_every_n_steps)
+        self._run = Run(
+            tracer,
+            reader,
+            trainer.optimizers,
+            manual=not pl_module.automatic_optimization,
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
+            every_n_steps=self.every_n_steps,
+            weights_every_n_steps=self.weights_every_n_steps,
+        )
         if self._resume:
             self._run.restore(self._resume)
-        for optimizer in trainer.optimizers:
-            self._run.hooks.append(optimizer.register_step_post_hook(self._after_optimizer_step))
+        self._run.watch(functools.partial(self._step_begins, trainer), self._step_ended)
 
     def _announce(self, trainer: pl.Trainer, infos: Sequence[ParameterInfo]) -> None:
         """Say what the run is going to write, and warn if it is more than there is room for."""
@@ -230,7 +246,7 @@ class GradTrace(Callback):
     @guarded
     def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         assert self._run is not None
-        self._run.tracer.drop_pending()
+        self._run.tracer.accumulation.passed_over(id(optimizer))
 
     @override
     @guarded
@@ -250,13 +266,19 @@ class GradTrace(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         assert self._run is not None
-        self._run.before_step(optimizer, Position(trainer.global_step, trainer.current_epoch, trainer.global_rank))
+        self._run.before_step(optimizer, trainer.global_step, trainer.current_epoch, trainer.global_rank)
 
     @guarded
-    def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _step_begins(self, trainer: pl.Trainer, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        assert self._run is not None
+        announce = functools.partial(self.on_before_optimizer_step, trainer, trainer.lightning_module, optimizer)
+        self._run.step_begins(optimizer, kwargs, announce)
+
+    @guarded
+    def _step_ended(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         assert self._run is not None
         if in_outermost_step(optimizer):
-            self._run.after_step(optimizer)
+            self._run.step_ended(optimizer)
 
     @override
     @guarded
@@ -285,18 +307,6 @@ class GradTrace(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = dict(state_dict)
-
-    def _refuse_to_resume(self) -> None:
-        """Go on without a trace, or not at all: the one of the checkpoint ended before the checkpoint was made."""
-        message = (
-            f"GradTrace stopped recording `{self.path}` before this checkpoint was made ({self._resume['ended']}), so "
-            "the trace can't be resumed without a gap. Resume from an earlier checkpoint, or give `GradTrace` a new "
-            "path to record what comes now"
-        )
-        if self.on_error == "raise":
-            raise ValueError(message)
-        warnings.warn(f"{message}. Training goes on without recording", stacklevel=2)
-        self._state = self._resume
 
     # --- a run ends ---------------------------------------------------------------------------------------------
 

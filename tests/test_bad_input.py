@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -271,10 +270,3 @@ def test_a_layer_as_wide_as_a_position_table_is_long_is_tracked() -> None:
             self.wide, self.head = nn.Linear(16, 32), nn.Linear(16, 100)
 
     assert [p.name for p in select_parameters(Two(), None)] == ["wide.weight"]
-
-
-def test_half_precision_with_loss_scaling_is_refused() -> None:
-    callback = GradTrace("unused.zarr", TopK(3))
-    trainer = SimpleNamespace(world_size=1, precision="16-mixed")
-    with pytest.raises(ValueError, match="does not undo the loss scaling of `Trainer\\(precision='16-mixed'\\)` yet"):
-        callback.setup(trainer, make(), "fit")

@@ -81,6 +81,9 @@ class Tape(TorchFunctionMode):
     ) -> Any:
         """Call the function and record it if it uses a tracked tensor."""
         kwargs = kwargs or {}
+        if func is Tensor.backward or func is torch.autograd.backward:
+            with self:  # checkpointed layers run their forward pass now
+                return opened(func)(*args, **kwargs)
         if not self._is_tracked(args) and not (kwargs and self._is_tracked(kwargs.values())):
             return self._untracked(facts(func), func, args, kwargs)
         rule = rule_for(func)
