@@ -62,9 +62,9 @@ def refuse_to_resume(path: Any, state: dict[str, Any], on_error: str) -> dict[st
         ValueError: if ``on_error`` says so.
     """
     message = (
-        f"GradTrace stopped recording `{path}` before this checkpoint was made ({state['ended']}), so the trace can't be "
-        "resumed without a gap. Resume from an earlier checkpoint, or give `GradTrace` a new path to record what comes "
-        "now"
+        f"GradTrace stopped recording `{path}` before this checkpoint was made ({state['ended']}), so the trace can't "
+        "be resumed without a gap. Resume from an earlier checkpoint, or give `GradTrace` a new path to record what "
+        "comes now"
     )
     if on_error == "raise":
         raise ValueError(message)
