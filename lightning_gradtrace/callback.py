@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -40,11 +41,12 @@ from lightning_gradtrace.capture.inputs import vocabulary
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
 from lightning_gradtrace.capture.rehearsal import rehearse
 from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
-from lightning_gradtrace.guard import guarded
+from lightning_gradtrace.guard import guarded, refuse_to_resume
 from lightning_gradtrace.provenance import plain, trace_attributes
 from lightning_gradtrace.record import ParameterInfo, Record, TopK
 from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
 from lightning_gradtrace.run import Run
+from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.tracer import Tracer, parameter_infos, parameter_table
 from lightning_gradtrace.update.nesting import in_outermost_step
@@ -132,6 +134,8 @@ class GradTrace(Callback):
         check_settings(self)
         self._run: Run | None = None
         self._watch = DataloaderWatch()
+        self._state: dict[str, Any] = {}
+        self._resume: dict[str, Any] = {}
 
     @property
     @override
@@ -144,6 +148,8 @@ class GradTrace(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        # Lightning loads a checkpoint after this hook; what an earlier fit left behind is none of this one's.
+        self._state, self._resume = {}, {}
         if trainer.world_size > 1:
             raise ValueError(
                 f"GradTrace records one process, but the Trainer runs {trainer.world_size}. Use `Trainer(devices=1)`."
@@ -156,6 +162,9 @@ class GradTrace(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if "ended" in self._resume:
+            self._state = refuse_to_resume(self.path, self._resume, self.on_error)
+            return
         tracked = select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
         infos = parameter_infos(tracked)
         self._announce(trainer, infos)
@@ -172,6 +181,7 @@ class GradTrace(Callback):
             n_groups=n_groups,
             overwrite=self.overwrite,
             vocab=self.vocab,
+            resume=Cursor.from_state(self._resume) if self._resume else None,
         )
         tracer = Tracer(
             pl_module,
@@ -193,6 +203,8 @@ class GradTrace(Callback):
             every_n_steps=self.every_n_steps,
             weights_every_n_steps=self.weights_every_n_steps,
         )
+        if self._resume:
+            self._run.restore(self._resume)
         self._run.watch(functools.partial(self._step_begins, trainer), self._step_ended)
 
     def _announce(self, trainer: pl.Trainer, infos: Sequence[ParameterInfo]) -> None:
@@ -274,10 +286,27 @@ class GradTrace(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert self._run is not None
-        self._run.end_batch()
+        self._run.finish_batch()
         residual = self._run.tracer.residual
         if self.log_residual and not math.isnan(residual):
             pl_module.log("gradtrace/residual", residual, prog_bar=True, batch_size=1)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._run is not None:
+            self._take_state()
+        return dict(self._state)
+
+    @guarded
+    def _take_state(self) -> None:
+        assert self._run is not None
+        self._state = self._run.state()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume = dict(state_dict)
 
     # --- a run ends ---------------------------------------------------------------------------------------------
 
@@ -290,15 +319,26 @@ class GradTrace(Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._close(complete=False, reason=f"{type(exception).__name__}: {exception}")
+        self._abandon(f"{type(exception).__name__}: {exception}")
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._close(complete=False, reason="the training ended without a word")
+        self._abandon("the training ended without a word")
+
+    def _abandon(self, reason: str) -> None:
+        """Close a trace whose training failed; a store that fails too must not hide why."""
+        try:
+            self._close(complete=False, reason=reason)
+        except Exception as error:
+            warnings.warn(f"GradTrace could not end the trace: {type(error).__name__}: {error}", stacklevel=2)
 
     def _close(self, *, complete: bool, reason: str | None = None) -> None:
         """Leave nothing behind: no mode, no hook, no watched dataloader, no open store. Idempotent."""
         run, self._run = self._run, None
         self._watch.stop()
         if run is not None:
-            run.close(complete=complete, reason=reason)
+            try:
+                run.close(complete=complete, reason=reason)
+            finally:
+                # Lightning may make a checkpoint after an exception.
+                self._state = run.state()

@@ -22,6 +22,9 @@ from lightning_gradtrace.tracer import Tracer
 
 Rehearsal = Callable[[int, Any], None]
 
+STATE_VERSION = 1
+"""Version of what a checkpoint holds of a run."""
+
 
 @dataclass
 class Run:
@@ -191,6 +194,11 @@ class Run:
         self._finish(skipped=overflow is not None and bool(overflow))
         self._resume()
 
+    def finish_batch(self) -> None:
+        """Take note that the training on a batch is over."""
+        self.end_batch()
+        self.reader.finish()
+
     def end_batch(self) -> None:
         """Stop the tape; the training step is over.
 
@@ -200,6 +208,25 @@ class Run:
         self._settle()
         self._check_seen()
         self._drop_tape()
+
+    def state(self) -> dict[str, Any]:
+        """Make everything recorded so far visible, and return what a later process needs to go on from here."""
+        return {
+            "version": STATE_VERSION,
+            **self.tracer.writer.cursor().state(),
+            "n_steps": [self._n_steps.get(id(optimizer), 0) for optimizer in self.optimizers],
+            "next_step": self._next_step,
+            "reader": self.reader.state(),
+            "tracer": self.tracer.state(self.optimizers),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; the writer has cut the trace back to it."""
+        counts = zip(self.optimizers, state["n_steps"], strict=True)
+        self._n_steps = {id(optimizer): n for optimizer, n in counts}
+        self._next_step = state["next_step"]
+        self.reader.restore(state["reader"], self.tracer.writer.stored_samples)
+        self.tracer.restore(state["tracer"], self.optimizers)
 
     def store_weights(self, step: int, last: bool = False) -> None:
         """Store the weights as they are before a step, if it is time to."""
