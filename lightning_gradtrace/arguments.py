@@ -6,6 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def check_engine(engine: str, per_sample_loss: Any) -> None:
+    """Raise if the engine and `per_sample_loss` don't go together."""
+    check_choice("engine", engine, ("tape", "functional"))
+    if (engine == "functional") != callable(per_sample_loss):
+        raise ValueError(
+            f"`GradTrace(engine={engine!r}, per_sample_loss={per_sample_loss!r})`: expected a callable(module, batch) "
+            'that returns one loss per sample with `engine="functional"`, and None with `engine="tape"`'
+        )
+
+
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """Check that an argument of GradTrace is one of a few values.
 

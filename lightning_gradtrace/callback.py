@@ -29,14 +29,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_gradtrace.arguments import check_choice, check_interval
+from lightning_gradtrace.arguments import check_choice, check_engine, check_interval
 from lightning_gradtrace.capture.batch import count_samples, find_batch_axis
+from lightning_gradtrace.capture.functional import make_engine
 from lightning_gradtrace.capture.inputs import InputFilter, vocabulary
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
 from lightning_gradtrace.capture.probe import PermutationProbe
-from lightning_gradtrace.capture.rehearsal import rehearse
+from lightning_gradtrace.capture.rehearsal import loss_factor, rehearse
+from lightning_gradtrace.capture.replay import PerSampleLoss
 from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds, UnknownIds
-from lightning_gradtrace.capture.tape import Tape, deactivate
+from lightning_gradtrace.capture.tape import deactivate
 from lightning_gradtrace.provenance import trace_attributes
 from lightning_gradtrace.record import Record, TopK
 from lightning_gradtrace.store.writer import TraceWriter
@@ -76,7 +78,9 @@ class GradTrace(Callback):
         params: which parameters to track: None for matrices outside embeddings and the output head, a glob or several
             on names, or a predicate ``(name, parameter) -> bool``.
         quantity: "shift" (what the optimizer did with a sample's gradient) or "gradient".
-        engine: "tape".
+        engine: "tape" sees the real forward and backward pass; "functional" differentiates ``per_sample_loss``.
+        per_sample_loss: callable(module, batch) -> losses, shape (sample,), that add up to the loss of the training
+            step; for ``engine="functional"`` only (docs/concepts.md, 2).
         every_n_steps: record every n-th optimizer step.
         batch_axis: axis of the batch's tensors that holds the samples, 0 or 1; "auto" tells by size.
         sample_ids: "auto" reads dataset indices off the batch sampler of the training dataloader; a key of a dict
@@ -108,7 +112,8 @@ class GradTrace(Callback):
         record: Record | Sequence[Record] | None = None,
         params: ParameterFilter = None,
         quantity: Literal["shift", "gradient"] = "shift",
-        engine: Literal["tape"] = "tape",
+        engine: Literal["tape", "functional"] = "tape",
+        per_sample_loss: PerSampleLoss | None = None,
         every_n_steps: int = 1,
         batch_axis: Literal["auto", 0, 1] = "auto",
         sample_ids: str | Callable[[Any], Any] = "auto",
@@ -126,6 +131,7 @@ class GradTrace(Callback):
         self.params = params
         self.quantity = quantity
         self.engine = engine
+        self.per_sample_loss = per_sample_loss
         self.every_n_steps = every_n_steps
         self.batch_axis = batch_axis
         self.sample_ids = sample_ids
@@ -137,7 +143,7 @@ class GradTrace(Callback):
         self.overwrite = overwrite
         self.config = config
         check_choice("quantity", quantity, ("shift", "gradient"))
-        check_choice("engine", engine, ("tape",))
+        check_engine(engine, per_sample_loss)
         check_choice("batch_axis", batch_axis, ("auto", 0, 1))
         check_choice("on_error", on_error, ("raise", "disable"))
         check_interval("every_n_steps", every_n_steps, optional=False)
@@ -150,7 +156,7 @@ class GradTrace(Callback):
                 "the same arrays"
             )
         self._tracer: Tracer | None = None
-        self._tape: Tape | None = None
+        self._tape: Any = None
         self._ids: IdSource = UnknownIds()
         self._watch = DataloaderWatch()
         self._hooks: list[Any] = []
@@ -206,14 +212,10 @@ class GradTrace(Callback):
             overwrite=self.overwrite,
             vocab=self.vocab,
         )
+        coarse = str(trainer.precision).startswith(_LOW_PRECISION)
+        engine = make_engine(pl_module, self.per_sample_loss, trainer.precision_plugin.train_step_context, coarse)
         self._tracer = Tracer(
-            pl_module,
-            tracked,
-            self.records,
-            writer,
-            self.quantity,
-            self.ledger_every_n_steps,
-            str(trainer.precision).startswith(_LOW_PRECISION),
+            pl_module, tracked, self.records, writer, self.quantity, self.ledger_every_n_steps, coarse, engine
         )
         for optimizer in trainer.optimizers:
             self._hooks.append(optimizer.register_step_post_hook(self._after_optimizer_step))
@@ -249,7 +251,7 @@ class GradTrace(Callback):
         if found is not None:
             self._tracer.writer.append_samples(*found)
         self._batch = (batch, batch_idx, ids, axis)
-        self._tape = self._tracer.tape()
+        self._tape = self._tracer.tape(batch, len(ids), axis)
         self._tape.__enter__()
 
     @override
@@ -280,7 +282,7 @@ class GradTrace(Callback):
         batch, batch_idx, ids, axis = self._batch
         run = functools.partial(rehearse, trainer, pl_module, batch_idx)
         look = PermutationProbe(pl_module, self._tracer.parameters(), run, batch, len(ids), axis)
-        self._tracer.add_micro_batch(self._tape, self._loss, ids, look)
+        self._tracer.add_micro_batch(self._tape, self._loss, ids, look, loss_factor(trainer))
         self._tape, self._batch, self._loss = None, None, None
 
     @override

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradtrace.capture.check import check_sums, sum_errors
-from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
+from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe, UnattributableError
 from lightning_gradtrace.capture.shares import Share
-from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.update._base import UpdateRule
@@ -72,6 +71,7 @@ class Tracer:
         quantity: "shift" or "gradient".
         ledger_every_n_steps: schedule of the ledger and of the check of the sums; the first captured step always.
         low_precision: whether the forward pass runs in half precision, where sums agree less closely.
+        engine: the way to per-sample gradients.
     """
 
     module: nn.Module
@@ -81,7 +81,7 @@ class Tracer:
     quantity: Quantity = "shift"
     ledger_every_n_steps: int | None = 50
     low_precision: bool = False
-    _engine: TapeEngine = field(default_factory=TapeEngine, init=False)
+    engine: Engine[Any] = field(default_factory=TapeEngine)
     _pending: list[MicroBatch] = field(default_factory=list, init=False)
     _losses: list[Tensor] = field(default_factory=list, init=False)
     _division: StepDivision | None = field(default=None, init=False)
@@ -99,11 +99,13 @@ class Tracer:
         current = dict(self.module.named_parameters(remove_duplicate=False))
         return {p.name: current.get(p.name, p.tensor) for p in self.tracked}
 
-    def tape(self) -> Tape:
-        """Return a tape to be active during the forward pass of a micro-batch."""
-        return self._engine.tape(self.parameters())
+    def tape(self, batch: Any, n_samples: int, batch_axis: int) -> Any:
+        """Return what is to be active during the forward pass of a micro-batch: see `capture.engine.Engine`."""
+        return self.engine.tape(self.parameters(), batch, n_samples, batch_axis)
 
-    def add_micro_batch(self, tape: Tape, loss: Tensor, sample_ids: np.ndarray, probe: Probe) -> None:
+    def add_micro_batch(
+        self, tape: Any, loss: Tensor, sample_ids: np.ndarray, probe: Probe, factor: float = 1.0
+    ) -> None:
         """Take a micro-batch whose backward pass is done.
 
         Args:
@@ -111,8 +113,9 @@ class Tracer:
             loss: the loss that was back-propagated.
             sample_ids: int64, shape (sample,), in slot order.
             probe: runs the model on the batch and on the batch permuted, see `capture.probe.PermutationProbe`.
+            factor: what the user's loss was multiplied by before the backward pass.
         """
-        micro_batch = self._engine.collect(tape, len(sample_ids), probe)
+        micro_batch = self.engine.collect(tape, len(sample_ids), probe, factor)
         micro_batch.sample_ids = sample_ids
         self._pending.append(micro_batch)
         self._losses.append(loss.detach())
@@ -200,7 +203,7 @@ class Tracer:
                 stacklevel=2,
             )
         errors = sum_errors(self._pending, true)
-        check_sums(errors, true, self.low_precision)
+        check_sums(errors, true, self.low_precision, lambda: self.engine.advice(self._pending, true))
         finite = [error for error in errors.values() if np.isfinite(error)]
         return max(finite) if finite else float("nan")
 

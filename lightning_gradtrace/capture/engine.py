@@ -1,10 +1,10 @@
-"""The tape engine: from the uses of one micro-batch to a share per parameter."""
+"""What an engine is, and the tape engine: from the uses of one micro-batch to a share per parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -29,6 +29,46 @@ class MicroBatch:
     sample_ids: Any = None
 
 
+class Recording(Protocol):
+    """What is entered around the forward pass of a micro-batch: a tape, or a note of the moment."""
+
+    def __enter__(self) -> Any:
+        """Begin to record."""
+
+    def __exit__(self, *args: Any) -> Any:
+        """End recording."""
+
+
+R = TypeVar("R", bound=Recording)
+
+
+class Engine(Protocol[R]):
+    """A way to per-sample gradients of the real training step. What it is handed it never changes."""
+
+    def tape(self, parameters: Mapping[str, Tensor], batch: Any, n_samples: int, batch_axis: int) -> R:
+        """Return the recording of a micro-batch that comes.
+
+        Args:
+            parameters: the tracked parameters by name.
+            batch: the batch.
+            n_samples: number of samples in it.
+            batch_axis: axis of the samples in the batch's tensors.
+        """
+
+    def collect(self, tape: R, n_samples: int, probe: Probe, factor: float = 1.0) -> MicroBatch:
+        """Return the shares of a micro-batch whose backward pass is done.
+
+        Args:
+            tape: the recording.
+            n_samples: number of samples.
+            probe: runs the model on the batch and on the batch permuted.
+            factor: what the user's loss was multiplied by before the backward pass.
+        """
+
+    def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
+        """Say what to do if the shares of these micro-batches don't add up to the gradients."""
+
+
 @dataclass
 class TapeEngine:
     """Turns taped uses into shares; keeps what it learned about the model's layout between steps.
@@ -39,17 +79,20 @@ class TapeEngine:
 
     placer: Placer = field(default_factory=Placer)
 
-    def tape(self, parameters: Mapping[str, Tensor]) -> Tape:
+    def tape(
+        self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int = 0, batch_axis: int = 0
+    ) -> Tape:
         """Return a tape for one forward and backward pass; enter it around the forward pass."""
         return Tape(parameters)
 
-    def collect(self, tape: Tape, n_samples: int, probe: Probe) -> MicroBatch:
+    def collect(self, tape: Tape, n_samples: int, probe: Probe, factor: float = 1.0) -> MicroBatch:
         """Turn what the tape holds after the backward pass into shares.
 
         Args:
             tape: a tape whose uses have their cotangents.
             n_samples: number of samples of the micro-batch.
             probe: see `Placer.place`.
+            factor: not needed, the cotangents carry it.
 
         Returns:
             The shares, by parameter. Uses that the backward pass did not reach are left out.
@@ -64,6 +107,14 @@ class TapeEngine:
                 parts.setdefault(name, []).append(share)
         tape.uses.clear()
         return MicroBatch(n_samples, {name: add_shares(found) for name, found in parts.items()})
+
+    def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
+        """Say what to do if the shares don't add up to the gradient."""
+        return (
+            "Some use of the parameter was not seen, or its samples were taken from the wrong axis. Give "
+            "`batch_axis=0` or `batch_axis=1` if the batch was misread, or leave the parameter out with "
+            "`GradTrace(params=...)`."
+        )
 
 
 def _shares(use: Use, placement: Placement, n_samples: int) -> dict[str, Share]:
