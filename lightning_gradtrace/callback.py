@@ -31,7 +31,7 @@ from typing_extensions import override
 
 from lightning_gradtrace.arguments import check_choice, check_engine, check_interval
 from lightning_gradtrace.capture.batch import count_samples, find_batch_axis
-from lightning_gradtrace.capture.functional import make_engine
+from lightning_gradtrace.capture.engines import make_engine
 from lightning_gradtrace.capture.inputs import InputFilter, vocabulary
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
 from lightning_gradtrace.capture.probe import PermutationProbe
@@ -213,7 +213,9 @@ class GradTrace(Callback):
             vocab=self.vocab,
         )
         coarse = str(trainer.precision).startswith(_LOW_PRECISION)
-        engine = make_engine(pl_module, self.per_sample_loss, trainer.precision_plugin.train_step_context, coarse)
+        choices = [record.choice(self.vocab) for record in self.records]
+        context = trainer.precision_plugin.train_step_context
+        engine = make_engine(pl_module, choices, self.per_sample_loss, context, coarse)
         self._tracer = Tracer(
             pl_module, tracked, self.records, writer, self.quantity, self.ledger_every_n_steps, coarse, engine
         )
@@ -271,7 +273,15 @@ class GradTrace(Callback):
                 "GradTrace: the loss needs no gradient: `training_step` returned a tensor that no trainable parameter "
                 "led to. Return the loss itself, not a detached copy, and compute it with gradients enabled."
             )
+        assert self._tracer is not None and self._batch is not None
+        self._tracer.before_backward(self._tape, loss, len(self._batch[2]), self._probe(trainer, pl_module))
         self._loss = loss.detach()
+
+    def _probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> PermutationProbe:
+        assert self._tracer is not None and self._batch is not None
+        batch, batch_idx, ids, axis = self._batch
+        run = functools.partial(rehearse, trainer, pl_module, batch_idx)
+        return PermutationProbe(pl_module, self._tracer.parameters(), run, batch, len(ids), axis)
 
     @override
     @_guarded
@@ -279,9 +289,7 @@ class GradTrace(Callback):
         if self._tape is None or self._batch is None or self._loss is None:
             return
         assert self._tracer is not None
-        batch, batch_idx, ids, axis = self._batch
-        run = functools.partial(rehearse, trainer, pl_module, batch_idx)
-        look = PermutationProbe(pl_module, self._tracer.parameters(), run, batch, len(ids), axis)
+        look, ids = self._probe(trainer, pl_module), self._batch[2]
         self._tracer.add_micro_batch(self._tape, self._loss, ids, look, loss_factor(trainer))
         self._tape, self._batch, self._loss = None, None, None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe, UnattributableError
 from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
+from lightning_gradtrace.record._base import TokenShifts
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.update._base import UpdateRule
 from lightning_gradtrace.update.division import StepDivision, explain, gradient_norm
@@ -102,6 +103,10 @@ class Tracer:
     def tape(self, batch: Any, n_samples: int, batch_axis: int) -> Any:
         """Return what is to be active during the forward pass of a micro-batch: see `capture.engine.Engine`."""
         return self.engine.tape(self.parameters(), batch, n_samples, batch_axis)
+
+    def before_backward(self, tape: Any, loss: Tensor, n_samples: int, probe: Probe) -> None:
+        """Take what needs the graph of the forward pass; called before the backward pass, see `add_micro_batch`."""
+        self.engine.before_backward(tape, loss, n_samples, probe)
 
     def add_micro_batch(
         self, tape: Any, loss: Tensor, sample_ids: np.ndarray, probe: Probe, factor: float = 1.0
@@ -213,7 +218,24 @@ class Tracer:
             scale = division.scale(info.name) if quantity == "shift" else 1.0 / division.loss_scale
             shares: list[Share | None] = [m.shares.get(info.name) if scale is not None else None for m in self._pending]
             parameters.append(ParameterShifts(info, 1.0 if scale is None else scale, shares))
-        return StepShifts([m.n_samples for m in self._pending], parameters)
+        step = StepShifts([m.n_samples for m in self._pending], parameters)
+        return self._with_tokens(step) if self._pending[0].n_chosen is not None else step
+
+    def _with_tokens(self, step: StepShifts) -> StepShifts:
+        """Add the shifts of the chosen loss tokens: the same scales, other shares."""
+        for slot in range(max(len(m.tokens) for m in self._pending)):
+            passes = [m.tokens[slot] if slot < len(m.tokens) else None for m in self._pending]
+            parameters = [
+                replace(p, shares=[None if one is None else one.shares.get(p.info.name) for one in passes])
+                for p in step.parameters
+            ]
+            none = [np.full(n, -1, np.int32) for n in step.n_samples]
+            position = [e if one is None else one.position for one, e in zip(passes, none, strict=True)]
+            token = [e if one is None else one.token for one, e in zip(passes, none, strict=True)]
+            shifts = StepShifts(step.n_samples, parameters)
+            step.tokens.append(TokenShifts(np.concatenate(position), np.concatenate(token), shifts))
+        step.n_chosen = np.concatenate([m.n_chosen for m in self._pending])
+        return step
 
     def _occurrences(self, position: Position) -> dict[str, np.ndarray]:
         sizes = [m.n_samples for m in self._pending]

@@ -6,12 +6,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from lightning_gradtrace.capture.placement import Placement, Placer, Probe, UnattributableError
 from lightning_gradtrace.capture.rules._general import general_shares
 from lightning_gradtrace.capture.shares import Share, add_shares
 from lightning_gradtrace.capture.tape import Operand, Tape, Use
+
+
+@dataclass
+class TokenPass:
+    """Shares of one loss token of every sample (docs/concepts.md, 2).
+
+    Attributes:
+        position: position of the token in the loss of every sample, -1 where none was chosen; shape (sample,), int32.
+        token: the token that is predicted there, -1 for none; shape (sample,), int32.
+        shares: by parameter.
+    """
+
+    position: np.ndarray
+    token: np.ndarray
+    shares: dict[str, Share]
 
 
 @dataclass
@@ -22,11 +38,15 @@ class MicroBatch:
         n_samples: number of samples.
         shares: the share of every tracked parameter that the loss reached, by name.
         sample_ids: id of every sample, in slot order; shape (sample,). Filled in by the caller.
+        tokens: shares of chosen loss tokens: the first of every sample, the second, and so on.
+        n_chosen: number of loss tokens that were chosen in every sample, also those beyond `tokens`; shape (sample,).
     """
 
     n_samples: int
     shares: dict[str, Share]
     sample_ids: Any = None
+    tokens: list[TokenPass] = field(default_factory=list)
+    n_chosen: Any = None
 
 
 class Recording(Protocol):
@@ -53,6 +73,16 @@ class Engine(Protocol[R]):
             batch: the batch.
             n_samples: number of samples in it.
             batch_axis: axis of the samples in the batch's tensors.
+        """
+
+    def before_backward(self, tape: R, loss: Tensor, n_samples: int, probe: Probe) -> None:
+        """Do what needs the graph of the forward pass.
+
+        Args:
+            tape: the recording.
+            loss: the loss that is about to be back-propagated.
+            n_samples: number of samples.
+            probe: see `collect`.
         """
 
     def collect(self, tape: R, n_samples: int, probe: Probe, factor: float = 1.0) -> MicroBatch:
@@ -84,6 +114,9 @@ class TapeEngine:
     ) -> Tape:
         """Return a tape for one forward and backward pass; enter it around the forward pass."""
         return Tape(parameters)
+
+    def before_backward(self, tape: Any, loss: Tensor, n_samples: int, probe: Probe) -> None:
+        """Do nothing: the hooks of the tape see the backward pass."""
 
     def collect(self, tape: Tape, n_samples: int, probe: Probe, factor: float = 1.0) -> MicroBatch:
         """Turn what the tape holds after the backward pass into shares.

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_gradtrace.capture.check import tolerance
-from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
+from lightning_gradtrace.capture.engine import MicroBatch
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.replay import Moment, PerSampleLoss, Replay, WeightError
 from lightning_gradtrace.capture.shares import DenseShare, Share, accumulation_dtype
@@ -113,6 +113,9 @@ class FunctionalEngine:
     def tape(self, parameters: Mapping[str, Tensor], batch: Any, n_samples: int, batch_axis: int) -> Moment:
         """Return what is entered around the forward pass of a micro-batch."""
         return Moment(batch, n_samples, batch_axis, dict(parameters))
+
+    def before_backward(self, tape: Moment, loss: Tensor, n_samples: int, probe: Probe) -> None:
+        """Do nothing: the graph of the training step is left alone."""
 
     def collect(self, tape: Moment, n_samples: int, probe: Probe, factor: float = 1.0) -> MicroBatch:
         """Return the shares of a micro-batch whose backward pass is done.
@@ -264,15 +267,3 @@ def _draws(module: nn.Module) -> bool:
     """Say whether a module drops at random in its present mode."""
     p = getattr(module, "p", getattr(module, "dropout", 0.0))
     return module.training and isinstance(p, float) and p > 0
-
-
-def make_engine(
-    module: nn.Module,
-    per_sample_loss: PerSampleLoss | None,
-    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
-    low_precision: bool = False,
-) -> Engine[Any]:
-    """Return the functional engine for a per-sample loss, the tape engine without one."""
-    if per_sample_loss is None:
-        return TapeEngine()
-    return FunctionalEngine(module, per_sample_loss, context, low_precision)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gradtrace.capture.loss_tokens import TokenChoice
 from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.store.schema import ArraySpec
 
@@ -66,16 +67,35 @@ class ParameterShifts:
 
 
 @dataclass
+class TokenShifts:
+    """Shifts of one loss token of every occurrence of a step.
+
+    Attributes:
+        position: position of the token, -1 where there is none; shape (occurrence,), int32.
+        token: the token that is predicted there, -1 for none; shape (occurrence,), int32.
+        step: the shifts.
+    """
+
+    position: np.ndarray
+    token: np.ndarray
+    step: StepShifts
+
+
+@dataclass
 class StepShifts:
     """All shifts of one optimizer step: what update hands to record.
 
     Attributes:
         n_samples: number of samples of every micro-batch; occurrences are numbered through all of them.
         parameters: the tracked parameters in the order of the params table.
+        tokens: the first chosen loss token of every occurrence, the second, and so on, if a record asks for them.
+        n_chosen: number of loss tokens chosen in each occurrence, shape (occurrence,), int32.
     """
 
     n_samples: list[int]
     parameters: list[ParameterShifts]
+    tokens: list[TokenShifts] = field(default_factory=list)
+    n_chosen: np.ndarray | None = None
 
     @property
     def n_occurrences(self) -> int:
@@ -98,6 +118,14 @@ class Record(ABC):
     @abstractmethod
     def group(self) -> str:
         """Zarr group of the record's arrays."""
+
+    def choice(self, vocab: Sequence[str] | None) -> TokenChoice | None:
+        """Return which loss tokens the record needs shares of, None for none.
+
+        Args:
+            vocab: text of each token id, if known.
+        """
+        return None
 
     @abstractmethod
     def specs(self, parameters: Sequence[ParameterInfo]) -> list[ArraySpec]:

@@ -16,6 +16,7 @@ from lightning_gradtrace.store.opening import open_store
 from lightning_gradtrace.store.schema import AXES, CORE_SPECS, escape
 from lightning_gradtrace.store.tables import locate_entries, read_occurrences, read_params, read_steps
 from lightning_gradtrace.store.target import StoreError, Target, describe
+from lightning_gradtrace.store.token_view import TokenGradsView
 from lightning_gradtrace.store.views import TopKPerSample, TopKPerStep, TopKView
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _RECORDS = {
     "topk": "TopK",
     "topk_step": "TopK",
+    "token_grads": "TokenGrads",
     "dense": "Dense",
     "factored": "Factored",
     "sketch": "Sketch",
@@ -208,6 +210,13 @@ class Trace:
     def topk_step(self) -> TopKView:
         """The TopK record per step."""
         return self._view(TopKPerStep)
+
+    @property
+    def token_grads(self) -> TokenGradsView:
+        """The TokenGrads record."""
+        if "token_grads" not in self.records:
+            raise self._no_record("TokenGrads")
+        return TokenGradsView(self)
 
     @property
     def dense(self) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_gradtrace.record import ParameterInfo, TopK
+from lightning_gradtrace.record import ParameterInfo, TokenGrads, TopK
 from lightning_gradtrace.store.codecs import codec_documents
 from lightning_gradtrace.store.schema import CORE_SPECS, ArraySpec, weight_spec
 from tests.docs.pages import ROOT, between
@@ -11,9 +11,9 @@ PAGE = "docs/store-format.md"
 
 
 def all_specs() -> list[ArraySpec]:
-    """Return the fixed arrays, those of both TopK records, and one weight snapshot of a matrix."""
+    """Return the fixed arrays, those of the TopK and TokenGrads records, and one weight snapshot of a matrix."""
     infos = [ParameterInfo("weight", (100, 100), 0)]
-    records = [spec for record in (TopK(9), TopK(9, per="step")) for spec in record.specs(infos)]
+    records = [spec for record in (TopK(9), TopK(9, per="step"), TokenGrads(k=9)) for spec in record.specs(infos)]
     return [*CORE_SPECS, *records, weight_spec("<param>", (3, 2), "float32")]
 
 
