@@ -258,7 +258,7 @@ def _place_of_samples(call: _LossCall, n_samples: int, play: _Passes) -> SampleA
     """Find out which rows belong to which sample.
 
     Rows of sample i times a number of its own must lead to the share of sample i times that number. The numbers are
-    powers of two, by which nothing is rounded: a wrong arrangement shows, and so does what little flows from sample to sample.
+    powers of two, by which nothing is rounded: a wrong arrangement shows, and so does what flows between samples.
 
     Raises:
         UnattributableError: no arrangement does that.
