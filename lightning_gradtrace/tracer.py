@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +20,9 @@ from lightning_gradtrace.capture.check import check_sums, sum_errors
 from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe, UnattributableError
-from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.capture.shares import Share, accumulation_dtype
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
-from lightning_gradtrace.record._base import TokenShifts
+from lightning_gradtrace.record.token_grads import with_tokens
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.update._base import UpdateRule
 from lightning_gradtrace.update.division import StepDivision, explain, gradient_norm
@@ -34,7 +34,8 @@ def parameter_infos(tracked: Sequence[TrackedParameter]) -> list[ParameterInfo]:
     """Number the entries of the tracked parameters: the rows of the params table."""
     infos, offset = [], 0
     for p in tracked:
-        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module))
+        dtype = str(accumulation_dtype(p.tensor.dtype)).removeprefix("torch.")
+        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module, dtype))
         offset += infos[-1].numel
     return infos
 
@@ -158,10 +159,14 @@ class Tracer:
             return
         division.complete()
         shifts = self._shifts(division, self.quantity)
+        shifts.number = position.step
         first = self.writer.n_occurrences
         rows: dict[str, np.ndarray] = {}
-        for record in self.records:
-            rows.update(record.reduce(shifts, first))
+        # By name, so that TopK per step comes after TopK per sample and takes over what that found.
+        for record in sorted(self.records, key=lambda record: record.group):
+            if record.due(position.step):
+                self.writer.declare(record.later_specs(shifts))
+                rows.update(record.rows(shifts, first))
         moved = shifts if self.quantity == "shift" or not division.ledger else self._shifts(division, "shift")
         totals = {p.info.name: p.total() for p in moved.parameters} if division.ledger else {}
         residual = division.residual({name: total for name, total in totals.items() if total is not None})
@@ -219,23 +224,7 @@ class Tracer:
             shares: list[Share | None] = [m.shares.get(info.name) if scale is not None else None for m in self._pending]
             parameters.append(ParameterShifts(info, 1.0 if scale is None else scale, shares))
         step = StepShifts([m.n_samples for m in self._pending], parameters)
-        return self._with_tokens(step) if self._pending[0].n_chosen is not None else step
-
-    def _with_tokens(self, step: StepShifts) -> StepShifts:
-        """Add the shifts of the chosen loss tokens: the same scales, other shares."""
-        for slot in range(max(len(m.tokens) for m in self._pending)):
-            passes = [m.tokens[slot] if slot < len(m.tokens) else None for m in self._pending]
-            parameters = [
-                replace(p, shares=[None if one is None else one.shares.get(p.info.name) for one in passes])
-                for p in step.parameters
-            ]
-            none = [np.full(n, -1, np.int32) for n in step.n_samples]
-            position = [e if one is None else one.position for one, e in zip(passes, none, strict=True)]
-            token = [e if one is None else one.token for one, e in zip(passes, none, strict=True)]
-            shifts = StepShifts(step.n_samples, parameters)
-            step.tokens.append(TokenShifts(np.concatenate(position), np.concatenate(token), shifts))
-        step.n_chosen = np.concatenate([m.n_chosen for m in self._pending])
-        return step
+        return step if self._pending[0].n_chosen is None else with_tokens(step, self._pending)
 
     def _occurrences(self, position: Position) -> dict[str, np.ndarray]:
         sizes = [m.n_samples for m in self._pending]

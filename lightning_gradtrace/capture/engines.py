@@ -11,7 +11,7 @@ from torch import nn
 from lightning_gradtrace.capture.engine import Engine, TapeEngine
 from lightning_gradtrace.capture.functional import FunctionalEngine
 from lightning_gradtrace.capture.loss_tokens import TokenChoice, TokenEngine
-from lightning_gradtrace.capture.replay import PerSampleLoss
+from lightning_gradtrace.capture.sample_losses import PerSampleLoss
 
 
 def make_engine(

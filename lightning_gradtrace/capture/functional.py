@@ -23,7 +23,7 @@ from typing_extensions import override
 from lightning_gradtrace.capture.check import tolerance
 from lightning_gradtrace.capture.engine import MicroBatch
 from lightning_gradtrace.capture.placement import Probe
-from lightning_gradtrace.capture.replay import Moment, PerSampleLoss, Replay, WeightError
+from lightning_gradtrace.capture.sample_losses import Moment, PerSampleLoss, Replay, WeightError
 from lightning_gradtrace.capture.shares import DenseShare, Share, accumulation_dtype
 
 # Written out at a time are at most this many numbers (or one sample of one parameter if that is larger).

@@ -121,7 +121,7 @@ class LossTape(Tape):
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], batch: Any, n_samples: int, batch_axis: int) -> None:
-        super().__init__(parameters)
+        super().__init__(parameters, batch, n_samples)
         self.wanted = [p for p in parameters.values() if p.requires_grad]
         self.tokens = token_ids(batch, n_samples, batch_axis) if batch is not None else None
         self.losses: list[_LossCall] = []
@@ -159,9 +159,9 @@ class TokenEngine(TapeEngine):
 
     @override
     def tape(
-        self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int = 0, batch_axis: int = 0
+        self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int | None = None, batch_axis: int = 0
     ) -> LossTape:
-        return LossTape(parameters, batch, n_samples, batch_axis)
+        return LossTape(parameters, batch, n_samples or 0, batch_axis)
 
     @override
     def before_backward(self, tape: Any, loss: Tensor, n_samples: int, probe: Probe) -> None:

@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from typing_extensions import override
 
+from lightning_gradtrace.capture.engine import MicroBatch
 from lightning_gradtrace.capture.loss_tokens import TokenChoice
-from lightning_gradtrace.record._base import ParameterInfo, Record, StepShifts
-from lightning_gradtrace.record.selection import Searcher, fill_with_zeros, largest
+from lightning_gradtrace.record._base import ParameterInfo, Record, StepShifts, TokenShifts
+from lightning_gradtrace.record.candidates import fill_with_zeros, largest
+from lightning_gradtrace.record.schedule import Schedule
+from lightning_gradtrace.record.selection import Searcher
 from lightning_gradtrace.store.schema import ArraySpec
+
+
+def with_tokens(step: StepShifts, micro_batches: Sequence[MicroBatch]) -> StepShifts:
+    """Add to the shifts of a step those of its chosen loss tokens: the same scales, other shares.
+
+    Args:
+        step: the shifts.
+        micro_batches: its micro-batches, with the shares of their loss tokens.
+
+    Returns:
+        ``step``.
+    """
+    for slot in range(max(len(m.tokens) for m in micro_batches)):
+        passes = [m.tokens[slot] if slot < len(m.tokens) else None for m in micro_batches]
+        parameters = [
+            replace(p, shares=[None if one is None else one.shares.get(p.info.name) for one in passes])
+            for p in step.parameters
+        ]
+        none = [np.full(n, -1, np.int32) for n in step.n_samples]
+        position = [e if one is None else one.position for one, e in zip(passes, none, strict=True)]
+        token = [e if one is None else one.token for one, e in zip(passes, none, strict=True)]
+        shifts = StepShifts(step.n_samples, parameters, step.number)
+        step.tokens.append(TokenShifts(np.concatenate(position), np.concatenate(token), shifts))
+    step.n_chosen = np.concatenate([m.n_chosen for m in micro_batches])
+    return step
 
 
 class TokenGrads(Record):
@@ -31,6 +60,7 @@ class TokenGrads(Record):
             how many there were.
         by: choose the loss tokens that predict one of ``tokens`` ("target"), or those at whose position one of them
             is read ("input").
+        schedule: at which steps; None for every step that GradTrace records.
 
     Raises:
         ValueError: an argument is out of range.
@@ -41,12 +71,15 @@ class TokenGrads(Record):
         TokenGrads(tokens=['(', ')'], k=100, slots=8, by='target')
     """
 
+    wants_tokens = True
+
     def __init__(
         self,
         tokens: Sequence[int] | Sequence[str] | None = None,
         k: int = 100,
         slots: int = 8,
         by: Literal["target", "input"] = "target",
+        schedule: Schedule | None = None,
     ) -> None:
         self.tokens: list[int | str] | None = (
             None if tokens is None else [tokens] if isinstance(tokens, str) else list(tokens)
@@ -54,6 +87,7 @@ class TokenGrads(Record):
         self.k = k
         self.slots = slots
         self.by = by
+        self.schedule = schedule
         for name, value in (("k", k), ("slots", slots)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"`TokenGrads({name}={value!r})`: expected a whole number, at least 1")
@@ -64,9 +98,6 @@ class TokenGrads(Record):
         self._kept = 0
         self._n_entries = 0
         self._searcher: Searcher | None = None
-
-    def __repr__(self) -> str:
-        return f"TokenGrads(tokens={self.tokens!r}, k={self.k}, slots={self.slots}, by={self.by!r})"
 
     @property
     @override

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lightning_gradtrace.store.views import occurrences_of
+from lightning_gradtrace.store.record_view import Rows, read_rows
+from lightning_gradtrace.store.views import chosen_steps
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
@@ -25,6 +26,7 @@ class TokenGradsView:
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
+        self._rows = Rows(trace, self.group)
 
     @property
     def k(self) -> int:
@@ -44,14 +46,14 @@ class TokenGradsView:
         Raises:
             KeyError: if the trace has no such step.
         """
-        rows = occurrences_of(self._trace, steps)
-        position = self._read("position", rows)
+        kept = self._kept(steps)
+        position = self._read("position", kept)
         row, place = np.nonzero(position >= 0)
-        occurrence = rows[row]
+        occurrence = kept[row]
         where = self._trace.occurrences.iloc[occurrence]
         columns = {name: where[name].to_numpy() for name in ("step", "slot", "sample_id")}
-        columns |= {"position": position[row, place], "token": self._read("token", rows)[row, place]}
-        columns |= {"loss_token": place, "occurrence": occurrence, "n_chosen": self._read("n_chosen", rows)[row]}
+        columns |= {"position": position[row, place], "token": self._read("token", kept)[row, place]}
+        columns |= {"loss_token": place, "occurrence": occurrence, "n_chosen": self._read("n_chosen", kept)[row]}
         return pd.DataFrame(columns)
 
     def frame(self, steps: int | Iterable[int] | slice | None = None) -> pd.DataFrame:
@@ -67,21 +69,20 @@ class TokenGradsView:
         Raises:
             KeyError: if the trace has no such step.
         """
-        rows = occurrences_of(self._trace, steps)
-        tokens = self.tokens(steps)
-        at = np.searchsorted(rows, tokens["occurrence"].to_numpy()), tokens["loss_token"].to_numpy()
+        tokens, kept = self.tokens(steps), self._kept(steps)
+        at = np.searchsorted(kept, tokens["occurrence"].to_numpy()), tokens["loss_token"].to_numpy()
         repeated = tokens.loc[tokens.index.repeat(self.k), ["step", "slot", "sample_id", "position", "token"]]
-        entries = self._trace.entries(self._read("index", rows)[at].reshape(-1).astype(np.int64))
+        entries = self._trace.entries(self._read("index", kept)[at].reshape(-1).astype(np.int64))
         frame = repeated.reset_index(drop=True)
         frame["param"], frame["index"] = entries["param"].array, entries["index"].to_numpy()
-        frame["shift"] = self._read("shift", rows)[at].reshape(-1)
+        frame["shift"] = self._read("shift", kept)[at].reshape(-1)
         frame["occurrence"] = np.repeat(tokens["occurrence"].to_numpy(), self.k)
         return frame
 
-    def _read(self, name: str, rows: np.ndarray) -> np.ndarray:
-        """Read the rows of an array; the occurrences of a step are neighbours, so most reads are of one slice."""
-        array = self._trace.array(f"{self.group}/{name}")
-        if not len(rows):
-            return np.asarray(array[:0])
-        start, stop = int(rows[0]), int(rows[-1]) + 1
-        return np.asarray(array[start:stop])[rows - start]
+    def _kept(self, steps: int | Iterable[int] | slice | None) -> np.ndarray:
+        """Occurrences of the steps that the record was kept at, ascending."""
+        of_row = self._trace.occurrences["step"].to_numpy()[self._rows.labels]
+        return self._rows.labels[np.isin(of_row, chosen_steps(self._trace, steps))]
+
+    def _read(self, name: str, occurrences: np.ndarray) -> np.ndarray:
+        return read_rows(self._trace.array(f"{self.group}/{name}"), self._rows.of(occurrences))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -53,8 +54,13 @@ class TopKView(ABC):
 
     @property
     def n_rows(self) -> int:
-        """Committed rows: occurrences or steps."""
-        return self._trace.committed[self._axis]
+        """Committed rows: one for each occurrence or step that the record was kept at."""
+        return len(self._labels)
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        """Occurrences or steps that the rows belong to, shape (rows,)."""
+        return self._trace.row_labels(self.group, self._axis)
 
     @property
     def _axis(self) -> str:
@@ -101,9 +107,9 @@ class TopKView(ABC):
 
     def _rows(self, steps: int | Iterable[int] | slice | None) -> np.ndarray:
         """Rows of the record that belong to the steps."""
-        if self.per == "sample":
-            return occurrences_of(self._trace, steps)
-        return np.flatnonzero(np.isin(self._trace.steps.index.to_numpy(), _chosen_steps(self._trace, steps)))
+        chosen = chosen_steps(self._trace, steps)
+        of_row = self._trace.occurrences["step"].to_numpy()[self._labels] if self.per == "sample" else self._labels
+        return np.flatnonzero(np.isin(of_row, chosen))
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
         return np.asarray(self._trace.array(f"{self.group}/{name}")[start:stop])
@@ -120,7 +126,7 @@ class TopKPerSample(TopKView):
     per = "sample"
 
     def _block(self, start: int, stop: int) -> Block:
-        occurrence = np.repeat(np.arange(start, stop, dtype=np.int64), self.k)
+        occurrence = np.repeat(self._labels[start:stop], self.k)
         index, shift = self._read("index", start, stop), self._read("shift", start, stop)
         return Block(occurrence, index.reshape(-1), shift.reshape(-1))
 
@@ -137,7 +143,19 @@ class TopKPerStep(TopKView):
         return Block(occurrence[kept], self._read("index", start, stop)[kept], self._read("shift", start, stop)[kept])
 
 
-def _chosen_steps(trace: Trace, steps: int | Iterable[int] | slice | None) -> np.ndarray:
+def chosen_steps(trace: Trace, steps: int | Iterable[int] | slice | None) -> np.ndarray:
+    """Return the numbers of steps.
+
+    Args:
+        trace: the trace.
+        steps: number of a step, several of them, or a slice of them; None for all.
+
+    Returns:
+        Ascending, shape (n,).
+
+    Raises:
+        KeyError: if the trace has no such step.
+    """
     known = trace.steps.index.to_numpy()
     if steps is None:
         return known
@@ -149,22 +167,6 @@ def _chosen_steps(trace: Trace, steps: int | Iterable[int] | slice | None) -> np
         span = f"{known[0]} to {known[-1]}" if len(known) else "none"
         raise KeyError(f"steps {unknown[:5].tolist()} are not in the trace; it holds {len(known)} steps, {span}")
     return chosen
-
-
-def occurrences_of(trace: Trace, steps: int | Iterable[int] | slice | None) -> np.ndarray:
-    """Return the numbers of the occurrences of steps, ascending.
-
-    Args:
-        trace: the trace.
-        steps: number of a step, several of them, or a slice of them; None for all.
-
-    Returns:
-        Shape (n,).
-
-    Raises:
-        KeyError: if the trace has no such step.
-    """
-    return np.flatnonzero(np.isin(trace.occurrences["step"].to_numpy(), _chosen_steps(trace, steps)))
 
 
 def _runs(rows: np.ndarray) -> list[tuple[int, int]]:

@@ -299,7 +299,9 @@ def test_other_draws_than_those_of_the_training_step_are_refused(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"engine": "functional"}, {"per_sample_loss": mean_loss}, {"engine": "other"}], ids=str
+    "arguments",
+    [{"engine": "functional"}, {"per_sample_loss": mean_loss}, {"engine": "other"}],
+    ids=["no loss", "no engine", "unknown"],
 )
 def test_engine_and_loss_must_go_together(arguments: dict, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"engine"):

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from lightning_gradtrace import GradTrace, open_trace
-from lightning_gradtrace.capture import engine as tape_engine
+from lightning_gradtrace.capture.attribution import Attribution
 from lightning_gradtrace.capture.placement import UnattributableError
 from lightning_gradtrace.record import ParameterInfo, Record, StepShifts
 from lightning_gradtrace.store import ArraySpec
@@ -163,7 +163,7 @@ class Outcome:
     """
 
     result: str
-    general: set[str] = field(default_factory=set)
+    general: set[str] = field(default_factory=set)  # functions without a closed form, by name
 
 
 def run(entry: Entry, setup: Setup) -> Outcome:
@@ -171,11 +171,13 @@ def run(entry: Entry, setup: Setup) -> Outcome:
     plain = fit(entry, setup)
     kept, truth, general = Kept(), Truth(entry), set()
 
-    def counted(use, *args, **kwargs):
-        general.add(use.function.__name__)
-        return original(use, *args, **kwargs)
+    def noted(self, use, placement, n_samples):
+        shares = original(self, use, placement, n_samples)
+        if self._ways[use.site, use.switches, n_samples == 1] != "closed":
+            general.add(use.site.function)
+        return shares
 
-    original = tape_engine.general_shares
+    original = Attribution.shares
     loss = (lambda module, batch: module.model.losses(batch) / len(batch[0])) if setup.functional else None
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/a.zarr"
@@ -188,7 +190,7 @@ def run(entry: Entry, setup: Setup) -> Outcome:
             ledger_every_n_steps=1,
         )
         try:
-            with mock.patch.object(tape_engine, "general_shares", counted):
+            with mock.patch.object(Attribution, "shares", noted):
                 traced = fit(entry, setup, truth, callback)
         except UnattributableError as error:
             assert not _get_current_function_mode_stack()
