@@ -213,7 +213,7 @@ class Tracer:
                 stacklevel=2,
             )
         errors = sum_errors(self._pending, true)
-        check_sums(errors, true, self.low_precision, lambda: self.engine.advice(self._pending, true))
+        check_sums(errors, true, self.low_precision, lambda: self.engine.advice(self._pending, true), self.engine.slack)
         finite = [error for error in errors.values() if np.isfinite(error)]
         return max(finite) if finite else float("nan")
 

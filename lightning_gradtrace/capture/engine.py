@@ -64,7 +64,13 @@ R = TypeVar("R", bound=Recording)
 
 
 class Engine(Protocol[R]):
-    """A way to per-sample gradients of the real training step. What it is handed it never changes."""
+    """A way to per-sample gradients of the real training step. What it is handed it never changes.
+
+    Attributes:
+        slack: how much larger than the rounding of a sum the error of its sums may be.
+    """
+
+    slack: float
 
     def tape(self, parameters: Mapping[str, Tensor], batch: Any, n_samples: int, batch_axis: int) -> R:
         """Return the recording of a micro-batch that comes.
@@ -107,10 +113,12 @@ class TapeEngine:
     Attributes:
         placer: remembers where the samples are in every use.
         attribution: remembers by which way the shares of every use are computed.
+        slack: see `Engine`.
     """
 
     placer: Placer = field(default_factory=Placer)
     attribution: Attribution = field(default_factory=Attribution)
+    slack: float = 1.0
 
     def tape(
         self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int | None = None, batch_axis: int = 0

@@ -100,6 +100,7 @@ class FunctionalEngine:
         context: makes the context in which forward passes run (autocast).
         low_precision: whether forward passes run in half precision.
         workspace: numbers that may be written out at a time.
+        slack: see `Engine`; the forward pass is computed anew, in parts perhaps in single precision.
     """
 
     module: nn.Module
@@ -107,6 +108,7 @@ class FunctionalEngine:
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     low_precision: bool = False
     workspace: int = WORKSPACE
+    slack: float = 1e3
     _by_sample: bool = field(default=True, init=False)
     _count: int = field(default=0, init=False)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from tests.compatibility.models import N_SAMPLES, Entry
 from tests.compatibility.truth import true_shares
 
 N_BATCHES = 2
-COARSE = 6e-2
+COARSE = 3e-2
 """Relative error in bfloat16, where the oracle rounds at other places than the batch."""
 
 
@@ -43,25 +43,27 @@ class Setup:
         checkpointed: the whole forward pass is recomputed in the backward pass.
         manual: manual optimization.
         functional: the engine that differentiates a loss per sample.
+        amplifies: the optimizer makes full steps of gradients that are nothing but rounding, so that the ledger can't
+            close closely in single precision.
     """
 
     name: str
-    trainer: dict[str, Any] = field(default_factory=lambda: {"precision": "64-true"})
+    trainer: dict[str, Any] = field(default_factory=dict)
     optimizer: Callable[[Any], torch.optim.Optimizer] = lambda p: torch.optim.SGD(p, 0.05, momentum=0.9)
     checkpointed: bool = False
     manual: bool = False
     functional: bool = False
+    amplifies: bool = False
 
     @property
     def low_precision(self) -> bool:
-        return self.trainer["precision"] == "bf16-mixed"
+        return self.trainer.get("precision") == "bf16-mixed"
 
 
-DOUBLE = {"precision": "64-true"}
 SETUPS = [
-    Setup("SGD, clipping", {**DOUBLE, "gradient_clip_val": 0.3}),
-    Setup("AdamW", optimizer=lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1)),
-    Setup("accumulation", {**DOUBLE, "accumulate_grad_batches": 2}),
+    Setup("SGD, clipping", {"gradient_clip_val": 0.3}),
+    Setup("AdamW", optimizer=lambda p: torch.optim.AdamW(p, 0.01, weight_decay=0.1), amplifies=True),
+    Setup("accumulation", {"accumulate_grad_batches": 2}),
     Setup("bf16-mixed", {"precision": "bf16-mixed"}),
     Setup("checkpointing", checkpointed=True),
     Setup("manual optimization", manual=True),
@@ -96,16 +98,22 @@ class Training(pl.LightningModule):
 class Truth(pl.Callback):
     """Computes the true shares of every micro-batch, before anything of the step has happened."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, setup: Setup) -> None:
         self.entry = entry
+        self.setup_ = setup
         self.shares: list[dict[str, Tensor]] = []
+        self.rounding: list[dict[str, Tensor]] = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         state = torch.get_rng_state()
         with trainer.precision_plugin.train_step_context():
-            found = true_shares(pl_module.model, tuple(batch), self.entry.couples)
+            found = true_shares(pl_module.model, tuple(batch), self.entry.couples, self.setup_.functional)
+        precise = found
+        if self.setup_.low_precision:
+            precise = true_shares(pl_module.model, tuple(batch), self.entry.couples)
         torch.set_rng_state(state)
         self.shares.append({f"model.{n}": g / trainer.accumulate_grad_batches for n, g in found.items()})
+        self.rounding.append({f"model.{n}": largest(g - precise[n]) for n, g in found.items()})
 
 
 class Kept(Record):
@@ -141,9 +149,9 @@ def fit(entry: Entry, setup: Setup, *callbacks: pl.Callback) -> Training:
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
-        **setup.trainer,
+        **{"precision": entry.precision, **setup.trainer},
     )
-    if setup.trainer == DOUBLE or setup.trainer["precision"] == "64-true":
+    if str(trainer.precision) == "64-true":
         items = [[t.double() if t.is_floating_point() else t for t in item] for item in items]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)
@@ -169,7 +177,7 @@ class Outcome:
 def run(entry: Entry, setup: Setup) -> Outcome:
     """Train with and without the callback and compare; whatever is neither exact nor a clear error fails here."""
     plain = fit(entry, setup)
-    kept, truth, general = Kept(), Truth(entry), set()
+    kept, truth, general = Kept(), Truth(entry, setup), set()
 
     def noted(self, use, placement, n_samples):
         shares = original(self, use, placement, n_samples)
@@ -192,41 +200,45 @@ def run(entry: Entry, setup: Setup) -> Outcome:
         try:
             with mock.patch.object(Attribution, "shares", noted):
                 traced = fit(entry, setup, truth, callback)
-        except UnattributableError as error:
+        except (UnattributableError, ValueError) as error:
+            assert str(error).startswith("GradTrace: "), error
             assert not _get_current_function_mode_stack()
             return Outcome("clear error: " + reason(str(error)), general)
         steps = open_trace(path).steps
     assert not _get_current_function_mode_stack()
     for (name, a), (_, b) in zip(plain.state_dict().items(), traced.state_dict().items(), strict=True):
         assert torch.equal(a, b), f"{entry.name}, {setup.name}: training changed `{name}`"
-    bound = COARSE if setup.low_precision else max(entry.tolerance, 1e-9)
+    bound = COARSE if setup.low_precision or (entry.single and setup.amplifies) else 1e-4 if entry.single else 1e-9
     assert (steps["residual"] < bound).all(), f"{entry.name}, {setup.name}: residual {steps['residual'].max():.1e}"
     assert len(kept.shares) == len(truth.shares) == N_BATCHES, f"{len(kept.shares)} micro-batches were recorded"
-    for found, expected in zip(kept.shares, truth.shares, strict=True):
-        compare(found, expected, COARSE if setup.low_precision else entry.tolerance, f"{entry.name}, {setup.name}")
+    for found, expected, rounding in zip(kept.shares, truth.shares, truth.rounding, strict=True):
+        tolerance = COARSE if setup.low_precision else entry.tolerance
+        compare(found, expected, rounding, tolerance, f"{entry.name}, {setup.name}")
     return Outcome("exact", general)
 
 
-def compare(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float, where: str) -> None:
+def largest(shares: Tensor) -> Tensor:
+    """Return the largest norm of a sample's share."""
+    return torch.linalg.vector_norm(shares.double().flatten(1), dim=1).max()
+
+
+def compare(
+    found: dict[str, Tensor], expected: dict[str, Tensor], rounding: dict[str, Tensor], tolerance: float, where: str
+) -> None:
     """Compare every share of every parameter, relative to the largest share of the parameter.
 
     Parameters whose gradient is zero but for rounding (a bias before batch norm) are compared on the scale of the
-    whole gradient.
+    whole gradient. In half precision the oracle itself is off by `rounding`, and so may a share be.
     """
     whole = torch.stack([torch.linalg.vector_norm(g.double()) for g in expected.values()]).norm()
     for name, g in expected.items():
         share = found.get(name, torch.zeros_like(g)).double()
-        error = torch.linalg.vector_norm((share - g).flatten(1), dim=1).max()
-        size = torch.linalg.vector_norm(g.double().flatten(1), dim=1).max()
-        assert error <= tolerance * torch.maximum(size, 1e-3 * whole), f"{where}: `{name}` is off by {error / size:.1e}"
+        error, size = largest(share - g), largest(g)
+        limit = tolerance * torch.maximum(size, 1e-3 * whole) + 2 * rounding[name]
+        assert error <= limit, f"{where}: `{name}` is off by {error / size:.1e}, {limit / size:.1e} is allowed"
 
 
 def reason(message: str) -> str:
     """Return the part of an error that fits into a table."""
     first = message.removeprefix("GradTrace: ").split(". ")[0].replace("model.", "").replace("|", "/")
-    return " ".join(first.split())[:160]
-
-
-def fresh(entry: Entry) -> nn.Module:
-    """Return a model of an entry, for looking at."""
-    return copy.deepcopy(entry.build())
+    return re.sub(r" \(relative error [^)]*\)", "", " ".join(first.split()))[:200]

@@ -19,15 +19,26 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 
 
-def true_shares(model: nn.Module, batch: tuple[Tensor, Tensor], couples: bool) -> dict[str, Tensor]:
-    """Return the share of every sample in the gradient of the mean loss, by parameter."""
+def true_shares(
+    model: nn.Module, batch: tuple[Tensor, Tensor], couples: bool, of_losses: bool = False
+) -> dict[str, Tensor]:
+    """Return the share of every sample in the gradient of the mean loss, by parameter.
+
+    Args:
+        model: the model.
+        batch: the batch.
+        couples: whether batch norm couples the samples.
+        of_losses: in that case, take the gradient of each sample's loss, wherever in the batch it flows.
+    """
     model = copy.deepcopy(model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     n = len(batch[0])
-    if couples:
+    if couples and not of_losses:
         return _by_copies(model, batch, parameters)
 
     def contribution(i: int) -> Tensor:
+        if couples:
+            return model.losses(batch)[i] / n
         return model(tuple(t[i : i + 1] for t in batch)) / n
 
     return per_sample_gradients(contribution, n, parameters)
