@@ -25,6 +25,8 @@ def weights(make) -> list[torch.Tensor]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.filterwarnings("ignore", "Full backward hook is firing")  # opacus, on the tokens
+        warnings.filterwarnings("ignore", "In CPU autocast")  # opacus, inside torch.func
         warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
         assert fit(made, TINY, 2, None) > 0
     return [p.detach() for _, p in sorted(kept[0].network.named_parameters())]
