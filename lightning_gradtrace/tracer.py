@@ -212,7 +212,7 @@ class Tracer:
                 "the first captured step; their shifts are zero until they do",
                 stacklevel=2,
             )
-        errors = sum_errors(self._pending, true)
+        errors = sum_errors(self._pending, true, self._norm)
         check_sums(errors, true, self.low_precision, lambda: self.engine.advice(self._pending, true), self.engine.slack)
         finite = [error for error in errors.values() if np.isfinite(error)]
         return max(finite) if finite else float("nan")

@@ -14,6 +14,9 @@ from lightning_gradtrace.capture.placement import UnattributableError
 # Largest relative error of a sum in the dtype of the gradient, with room for another order of summation.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 5e-2
+# A gradient that vanishes but for rounding (a bias before a batch norm) is compared with this part of all gradients.
+_FLOOR = {torch.float64: 1e-3, torch.float32: 1e-3}
+_COARSE_FLOOR = 1e-1
 
 
 def tolerance(dtype: torch.dtype, low_precision: bool = False) -> float:
@@ -29,26 +32,29 @@ def tolerance(dtype: torch.dtype, low_precision: bool = False) -> float:
     return _COARSE if low_precision else _TOLERANCE.get(dtype, _COARSE)
 
 
-def sum_errors(micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> dict[str, float]:
+def sum_errors(
+    micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor], overall: float = 0.0
+) -> dict[str, float]:
     """Compare the sum over all occurrences with the gradient, parameter by parameter.
 
     Args:
         micro_batches: the shares of all micro-batches that the gradient accumulates.
         gradients: gradient of every tracked parameter before clipping, by name.
+        overall: norm of the gradients of all parameters, tracked or not.
 
     Returns:
         ``|sum_i g[i] - grad| / |grad|`` by name (Frobenius norms); 0 where both vanish, NaN where either is not
-        finite. A gradient that is nothing but the rounding errors of the others (of a bias before batch norm, of the
-        bias of keys) is compared on their scale.
+        finite. A small part of ``overall`` stands in for a ``|grad|`` that is smaller.
     """
     errors = {}
-    norms = {name: float(torch.linalg.vector_norm(gradient.double())) for name, gradient in gradients.items()}
-    whole = math.sqrt(sum(norm**2 for norm in norms.values()))
+    if not math.isfinite(overall):
+        overall = 0.0
     for name, gradient in gradients.items():
         shares = [m.shares[name] for m in micro_batches if name in m.shares]
-        norm = norms[name] if not norms[name] else max(norms[name], _rounding(gradient.dtype) * whole)
+        size = float(torch.linalg.vector_norm(gradient.float()))
+        norm = max(size, overall * _FLOOR.get(gradient.dtype, _COARSE_FLOOR)) if size == size else size
         if not shares:
-            errors[name] = 1.0 if norm else 0.0
+            errors[name] = size / norm if norm else 0.0
             continue
         total = shares[0].total()
         for share in shares[1:]:
@@ -56,11 +62,6 @@ def sum_errors(micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tens
         difference = float(torch.linalg.vector_norm(total - gradient))
         errors[name] = difference / norm if norm else (float("inf") if difference else 0.0)
     return errors
-
-
-def _rounding(dtype: torch.dtype) -> float:
-    """Return the size of a gradient, relative to the whole, below which it is as small as an error that is allowed."""
-    return 100 * torch.finfo(dtype).eps / tolerance(dtype)
 
 
 def check_sums(

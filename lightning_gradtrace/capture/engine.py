@@ -157,7 +157,7 @@ class TapeEngine:
         uses = [use for use in tape.uses if use.cotangents]
         received: dict[Lineage, list[Share]] = {}
         for use, placement in zip(uses, self.placer.place(uses, n_samples, probe), strict=True):
-            for lineage, share in self.attribution.shares(use, placement, n_samples).items():
+            for lineage, share in self.attribution.shares(use, placement.of(use, n_samples), n_samples).items():
                 received.setdefault(lineage, []).append(share)
         parts: dict[str, list[Share]] = {}
         for lineage, shares in received.items():
@@ -169,9 +169,10 @@ class TapeEngine:
     def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
         """Say what to do if the shares don't add up to the gradient."""
         return (
-            "Some use of the parameter was not seen, or its samples were taken from the wrong axis. Give "
-            "`batch_axis=0` or `batch_axis=1` if the batch was misread, or leave the parameter out with "
-            "`GradTrace(params=...)`."
+            "Some use of the parameter was not seen (inside a custom `torch.autograd.Function`, or as a penalty on the "
+            "weights, which no sample causes), or its samples were taken from the wrong axis. Give `batch_axis=0` or "
+            "`batch_axis=1` if the batch was misread, leave the parameter out with `GradTrace(params=...)`, or give "
+            '`engine="functional"` a loss per sample.'
         )
 
 

@@ -24,6 +24,7 @@ from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root,
 from lightning_gradtrace.capture.functions import Facts, facts, without_running_statistics
 from lightning_gradtrace.capture.opening import opened
 from lightning_gradtrace.capture.replay import Surroundings, outputs_of
+from lightning_gradtrace.capture.routing import Routes
 from lightning_gradtrace.capture.rules import Rule, rule_for
 from lightning_gradtrace.capture.taint import Taint
 from lightning_gradtrace.capture.use import Site, Use, operand
@@ -46,6 +47,7 @@ class Tape(TorchFunctionMode):
         self.uses: list[Use] = []
         self._probing = probing
         self._taint = Taint(batch, n_samples)
+        self._routes = Routes(n_samples)
         self._n_samples = n_samples
         self._counts: dict[tuple[str, tuple[str, ...]], int] = {}
         # Lineages hold their tensors, so that an id is not given to another tensor while the tape lives.
@@ -78,7 +80,11 @@ class Tape(TorchFunctionMode):
         elif known.in_place or not any(id(t) in self._lineage for t in outputs):  # `W.to(W.dtype)` is W
             leaves, structure = call or self._leaves(known, args, kwargs)
             around = around or Surroundings.now(func, self._device(args, kwargs))
-            self._record(func, rule, leaves, structure, around, outputs)
+            use = self._record(func, rule, leaves, structure, around, outputs)
+            if use is not None:
+                self._routes.after(known, func, args, kwargs, result, self._taint)
+                routes = {i: self._routes(t) for i, t in enumerate(outputs) if isinstance(t, Tensor)}
+                use.routes = {i: route for i, route in routes.items() if route is not None}
         return result
 
     def _untracked(
@@ -86,7 +92,8 @@ class Tape(TorchFunctionMode):
     ) -> Any:
         batched = self._is_batched(args, kwargs)
         result = func(*args, **kwargs)
-        self._taint.after(known, args, batched, result)
+        if self._taint.after(known, args, batched, result):
+            self._routes.after(known, func, args, kwargs, result, self._taint)
         return result
 
     def _is_batched(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -123,6 +130,7 @@ class Tape(TorchFunctionMode):
                 found.append(self._lineage[id(leaf)])
             else:
                 kept = operand(leaf, not known.fresh and not (known.shape_only and i) and self._taint(leaf))
+                kept.route = self._routes(leaf) if kept.batched else None
                 if known.in_place and i == 0:
                     kept = self._before_writing(known, kept)
                 found.append(kept)
@@ -143,13 +151,14 @@ class Tape(TorchFunctionMode):
         structure: Any,
         around: Surroundings,
         outputs: list[Any],
-    ) -> None:
+    ) -> Use | None:
+        """Record a call as a use, which is returned, or as a derivation."""
         known = facts(func)
         live = self._live(known, outputs)
         leaves = without_running_statistics(known.name, leaves)
         if not any(isinstance(leaf, Operand) and leaf.batched for leaf in leaves):
             self._derive(func, leaves, structure, around, live)
-            return
+            return None
         names = tuple(dict.fromkeys(name for leaf in leaves if isinstance(leaf, (Root, Derived)) for name in leaf.roots))
         keep = self._probing or around.random is not None
         kept = [operand(t, True) if keep and isinstance(t, Tensor) else None for t in outputs]
@@ -157,7 +166,7 @@ class Tape(TorchFunctionMode):
         use = Use(Site(*key, self._counts.get(key, 0)), func, rule, leaves, structure, around, kept)
         if not self._has_room(use, live.values()):
             self._derive(func, leaves, structure, around, live)
-            return
+            return None
         self._counts[key] = use.site.number + 1
         self.uses.append(use)
         for i, tensor in live.items():
@@ -167,6 +176,7 @@ class Tape(TorchFunctionMode):
             self._lineage.pop(id(outputs[0]), None)
             self._taint.written(outputs[0])
         self._taint.add(outputs)
+        return use
 
     def _derive(
         self,
@@ -186,7 +196,7 @@ class Tape(TorchFunctionMode):
         What is computed from such a statistic belongs to the samples that it meets later, as a constant does.
         """
         n = self._n_samples
-        if n is None or n == 1:
+        if n is None or n == 1 or any(operand.route is not None for operand in use.operands.values()):
             return True
         shapes = [t.shape for t in outputs]
         if any(n in shape for shape in shapes):

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import OuterShare, Share
 from lightning_gradtrace.record._base import ParameterShifts, StepShifts
 from lightning_gradtrace.record.bounds import OuterBounds, typical_size
@@ -46,12 +47,36 @@ class _Task:
         share: its share.
         samples: its occurrences within the step.
         bounds: Cauchy-Schwarz bounds, None if the share is no outer product or pruning is off.
+        view: how the share's matrix is arranged in the parameter; None if it is the parameter's own arrangement.
     """
 
     parameter: ParameterShifts
     share: Share
     samples: slice
     bounds: OuterBounds | None
+    view: OuterView | None = None
+
+    @classmethod
+    def of(cls, parameter: ParameterShifts, share: Share, samples: slice, prune: bool) -> tuple[_Task, np.ndarray]:
+        """Make the task of a share, and return the typical size of its shifts with it."""
+        view = share if isinstance(share, OuterView) else None
+        if view is not None:  # searched as a matrix, with the parameter arranged to fit it
+            share, scale = view.matrix, parameter.scale
+            info = replace(parameter.info, shape=tuple(share.shape))
+            scale = view.as_matrix(scale) if isinstance(scale, Tensor) else scale
+            parameter = replace(parameter, info=info, scale=scale, shares=[])
+        outer = OuterBounds.of(share, parameter.scale) if isinstance(share, OuterShare) else None
+        task = cls(parameter, share, samples, outer if prune else None, view)
+        return task, typical_size(share, parameter.scale, outer)
+
+    def rearranged(self, found: Candidates) -> Candidates:
+        """Give candidates of a matrix their entry numbers in the parameter, and their order."""
+        if self.view is None:
+            return found
+        offset = self.parameter.info.offset
+        entry = self.view.index(found.entry - offset) + offset
+        order = np.lexsort((entry, found.occurrence))
+        return Candidates(found.occurrence[order], entry[order], found.shift[order])
 
     def samples_dense(self, samples: slice, threshold: np.ndarray) -> Candidates:
         """Write out some samples of the share and return their entries at or above their threshold."""
@@ -60,7 +85,8 @@ class _Task:
         values = self.share.dense(samples).flatten(1)
         position, shift = _at_least(values, scale, threshold[self.samples][samples])
         occurrence, entry = np.divmod(position, info.numel)
-        return Candidates(occurrence + (self.samples.start + samples.start), entry + info.offset, shift)
+        found = Candidates(occurrence + (self.samples.start + samples.start), entry + info.offset, shift)
+        return self.rearranged(found)
 
     def block(self, samples: np.ndarray, rows: np.ndarray, columns: np.ndarray, threshold: np.ndarray) -> Candidates:
         """Write out some rows and columns of outer products; entries at or above their threshold.
@@ -87,7 +113,7 @@ class _Task:
         sample, place = np.divmod(position, values.shape[1])
         row, column = np.divmod(place, columns.shape[1])
         entry = rows[sample, row] * info.shape[1] + columns[sample, column] + info.offset
-        return Candidates(occurrence[sample], entry, shift)
+        return self.rearranged(Candidates(occurrence[sample], entry, shift))
 
 
 @dataclass
@@ -156,9 +182,9 @@ class Searcher:
                 first += n
                 if share is None:
                     continue
-                outer = OuterBounds.of(share, parameter.scale) if isinstance(share, OuterShare) else None
-                squares[samples] += typical_size(share, parameter.scale, outer)
-                tasks.append(_Task(parameter, share, samples, outer if self.prune else None))
+                task, size = _Task.of(parameter, share, samples, self.prune)
+                squares[samples] += size
+                tasks.append(task)
         return tasks, squares
 
     def _learn(self, found: Candidates, sizes: np.ndarray) -> None:

@@ -30,10 +30,11 @@ from lightning_gradtrace.capture.derived import (
     quiet_vmap,
 )
 from lightning_gradtrace.capture.replay import run
+from lightning_gradtrace.capture.routing import Rows
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, Share
 from lightning_gradtrace.capture.use import Use
 
-Places = Mapping[int, SampleAxis]
+Places = Mapping[int, SampleAxis | Rows]
 
 
 def sliced_shares(
@@ -149,6 +150,41 @@ def weighted_sums(use: Use, outputs: Places, weights: Tensor) -> dict[Lineage, T
     }
 
 
+def own_cotangents(use: Use) -> dict[int, Tensor]:
+    """Take from the cotangent of every output what came to it through other outputs of the same call.
+
+    Some functions compute one output from another, as ``lstm_cell`` does its hidden state from its cell state. The
+    backward pass then gives an output the gradient through the others as well, which would be counted twice.
+
+    Args:
+        use: a use with several cotangents.
+
+    Returns:
+        The gradient of the loss with respect to each output alone.
+
+    Raises:
+        OverwrittenError: an argument has changed since the use.
+    """
+    received = {lineage: lineage.tensor.detach().requires_grad_() for lineage in use.lineages.values()}
+    with torch.enable_grad():
+        results = run_whole(use, {i: received[lineage] for i, lineage in use.lineages.items()})
+    own = dict(use.cotangents)
+    settled: list[int] = []
+    # From the last computed to the first: an output that feeds others is settled after them.
+    for i in sorted(own, key=lambda i: _height(results[i])):
+        for j in settled:
+            (through,) = torch.autograd.grad(results[j], results[i], own[j], retain_graph=True, allow_unused=True)
+            if through is not None:
+                own[i] = own[i] - through
+        settled.append(i)
+    return own
+
+
+def _height(result: Tensor) -> int:
+    """Minus the number of its node: nodes are numbered in the order in which they were made."""
+    return -int(result.grad_fn._sequence_nr()) if result.grad_fn is not None else 0
+
+
 def run_whole(use: Use, tracked: Mapping[int, Tensor]) -> list[Tensor]:
     """Run a use again on the whole batch, with given values of its tracked tensors."""
     check_untouched(use)
@@ -174,6 +210,6 @@ class UnrepeatableError(Exception):
     """A second run of a random function gave other numbers than the first."""
 
 
-def _restore(sample: Tensor, axis: SampleAxis) -> Tensor:
+def _restore(sample: Tensor, axis: SampleAxis | Rows) -> Tensor:
     """Give one sample its axis back: of size 1, or, where axes were merged, the positions that share the axis."""
     return sample.unsqueeze(axis.axis) if axis.factor == "whole" else sample
