@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import UnattributableError
 
 # Largest relative error of a sum in the dtype of the gradient, with room for another order of summation.
@@ -94,4 +96,49 @@ def check_sums(
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UnattributableError(
             f"GradTrace: the per-sample gradients of {listed}{more} don't add up to `.grad`. {advice()}"
+        )
+
+
+def check_used(tracked: Sequence[TrackedParameter], used: Collection[str]) -> None:
+    """Warn of tracked parameters without a gradient in an optimizer's first captured step; frozen ones may wait.
+
+    Args:
+        tracked: the tracked parameters that could take part.
+        used: names of those that did.
+
+    Raises:
+        UnattributableError: none of them did.
+    """
+    able = [f"`{p.name}`" for p in tracked if p.tensor.requires_grad]
+    unused = [f"`{p.name}`" for p in tracked if p.tensor.requires_grad and p.name not in used]
+    if unused and len(unused) == len(able):
+        raise UnattributableError(
+            f"GradTrace: none of the tracked parameters ({', '.join(able[:5])}{', ...' if len(able) > 5 else ''}) took "
+            "part in the loss of the first captured step. Track parameters that the training uses: "
+            "`GradTrace(params=...)` takes globs on names, or a predicate(name, parameter)."
+        )
+    if unused:
+        warnings.warn(
+            f"GradTrace: {', '.join(unused[:5])}{', ...' if len(unused) > 5 else ''} took no part in the loss of "
+            "the first captured step; their shifts are zero until they do",
+            stacklevel=2,
+        )
+
+
+def check_known(unknown: Sequence[str]) -> None:
+    """Refuse a step whose gradients hold more than the recorded backward passes left.
+
+    Args:
+        unknown: parameters whose gradients were not zero when the first of these passes began.
+
+    Raises:
+        UnattributableError: there are any.
+    """
+    if unknown:
+        names = ", ".join(f"`{name}`" for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise UnattributableError(
+            f"GradTrace: the gradients of {names} were not zero when the step's first backward pass began: they still "
+            "held what an earlier step had used, so the samples of this step don't account for it. Call "
+            "`optimizer.zero_grad()` between one step and the next step's first backward pass, or leave these "
+            "parameters out with `GradTrace(params=...)`."
         )

@@ -67,21 +67,28 @@ class Moment:
         batch_axis: axis of the samples in the batch's tensors.
         parameters: tracked parameters by name.
         state: random states when the forward pass began.
+        uses: none; a tape has some.
     """
 
     batch: Any
     n_samples: int
     batch_axis: int
     parameters: Mapping[str, Tensor]
-    state: RandomState = field(init=False)
+    state: RandomState | None = field(default=None, init=False)
+    uses: list[Any] = field(default_factory=list, init=False)
 
     def __enter__(self) -> Self:
         """Take down the random states, for dropout to be drawn alike."""
-        self.state = RandomState.now()
+        if self.state is None:  # entered again for the backward pass
+            self.state = RandomState.now()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Leave nothing behind."""
+
+    def replayed(self) -> AbstractContextManager[None]:
+        """Draw as the forward pass did, for a while."""
+        return nullcontext() if self.state is None else self.state.replayed()
 
 
 class WeightError(ArithmeticError):
@@ -137,7 +144,7 @@ class Replay:
         Raises:
             ValueError: the function does not return one loss per sample.
         """
-        with self.moment.state.replayed(), self.context():
+        with self.moment.replayed(), self.context():
             found = self._call({**self._values, **(values or {})}, self.moment.batch)
         n = self.moment.n_samples
         if not isinstance(found, Tensor) or found.shape != (n,):
@@ -172,7 +179,7 @@ class Replay:
             return found.sum(), found.detach().sum()
 
         wanted = {name: self._values[name] for name in names}
-        with torch.no_grad(), self.moment.state.replayed(), self.context(), quiet_vmap():
+        with torch.no_grad(), self.moment.replayed(), self.context(), quiet_vmap():
             gradient = torch.func.grad(one, has_aux=True)
             found, alone = torch.func.vmap(gradient, in_dims=(None, list(axes)), randomness="error")(wanted, batched)
         if self._whole is None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 from typing_extensions import override
 
-from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.engine import MicroBatch, TokenPass
 from lightning_gradtrace.capture.loss_tokens import TokenChoice
+from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.record._base import ParameterInfo, Record, StepShifts, TokenShifts
 from lightning_gradtrace.record.candidates import fill_with_zeros, largest
 from lightning_gradtrace.record.schedule import Schedule
@@ -18,20 +19,25 @@ from lightning_gradtrace.record.selection import Searcher
 from lightning_gradtrace.store.schema import ArraySpec
 
 
-def with_tokens(step: StepShifts, micro_batches: Sequence[MicroBatch]) -> StepShifts:
+def with_tokens(
+    step: StepShifts, micro_batches: Sequence[MicroBatch], convert: Callable[[str, Share], Share]
+) -> StepShifts:
     """Add to the shifts of a step those of its chosen loss tokens: the same scales, other shares.
 
     Args:
         step: the shifts.
-        micro_batches: its micro-batches, with the shares of their loss tokens.
+        micro_batches: its micro-batches, with the shares of their loss tokens, if any were taken.
+        convert: turns a share of a parameter, by name, into what the parameter's scale is for.
 
     Returns:
         ``step``.
     """
+    if any(m.n_chosen is None for m in micro_batches):
+        return step
     for slot in range(max(len(m.tokens) for m in micro_batches)):
         passes = [m.tokens[slot] if slot < len(m.tokens) else None for m in micro_batches]
         parameters = [
-            replace(p, shares=[None if one is None else one.shares.get(p.info.name) for one in passes])
+            replace(p, shares=[_part(p.info.name, *pair, convert) for pair in zip(p.shares, passes, strict=True)])
             for p in step.parameters
         ]
         none = [np.full(n, -1, np.int32) for n in step.n_samples]
@@ -41,6 +47,14 @@ def with_tokens(step: StepShifts, micro_batches: Sequence[MicroBatch]) -> StepSh
         step.tokens.append(TokenShifts(np.concatenate(position), np.concatenate(token), shifts))
     step.n_chosen = np.concatenate([m.n_chosen for m in micro_batches])
     return step
+
+
+def _part(
+    name: str, whole: Share | None, tokens: TokenPass | None, convert: Callable[[str, Share], Share]
+) -> Share | None:
+    """Return the share of one loss token of every sample, None where the whole loss has none."""
+    share = None if whole is None or tokens is None else tokens.shares.get(name)
+    return None if share is None else convert(name, share)
 
 
 class TokenGrads(Record):

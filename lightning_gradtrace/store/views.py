@@ -66,21 +66,26 @@ class TopKView(ABC):
     def _axis(self) -> str:
         return "occurrence" if self.per == "sample" else "step"
 
-    def blocks(self, max_bytes: int = 64 * 2**20) -> Iterator[Block]:
-        """Stream everything that was kept.
+    def blocks(self, max_bytes: int = 64 * 2**20, steps: int | Iterable[int] | slice | None = None) -> Iterator[Block]:
+        """Stream what was kept.
 
         Args:
             max_bytes: memory that the arrays of one block may take; at least one row is read.
+            steps: number of a step, several of them, or a slice of them, whose rows alone are read; None for all.
 
         Yields:
             Blocks in the order of training.
+
+        Raises:
+            KeyError: if the trace has no such step.
         """
         rows = max(1, max_bytes // (ENTRY_BYTES * max(1, self.k)))
         chunk = int(self._index.chunks[0])
         # Whole chunks, where they fit, so that none is decompressed twice.
         rows = rows // chunk * chunk if rows >= chunk else rows
-        for start in range(0, self.n_rows, rows):
-            yield self._block(start, min(start + rows, self.n_rows))
+        for first, last in [(0, self.n_rows)] if steps is None else _runs(self._rows(steps)):
+            for start in range(first, last, rows):
+                yield self._block(start, min(start + rows, last))
 
     def frame(self, steps: int | Iterable[int] | slice | None = None) -> pd.DataFrame:
         """Tabulate what was kept.

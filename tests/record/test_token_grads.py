@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 
 from lightning_gradtrace import GradTrace, TokenGrads, TopK, open_trace
-from tests.test_callback import LENGTH, VOCAB, fit, make
+from tests.test_callback import LENGTH, VOCAB, Model, fit, make
 
 PARAMETER = "encoder.layers.0.linear1.weight"
 N_ENTRIES = 96
@@ -92,3 +93,21 @@ def test_a_trace_without_the_record_says_so(tmp_path: Path) -> None:
     fit(make(), GradTrace(tmp_path / "a.zarr", TopK(3)), fast_dev_run=1)
     with pytest.raises(AttributeError, match="holds no TokenGrads record; it holds: topk"):
         _ = open_trace(tmp_path / "a.zarr").token_grads
+
+
+def test_several_backward_passes_of_one_batch_are_refused(tmp_path: Path) -> None:
+    class Twice(Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            for _ in range(2):
+                self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    pl.seed_everything(3, verbose=False)
+    with pytest.raises(ValueError, match="2 backward passes went through the forward pass of one batch, expected one"):
+        fit(Twice(), GradTrace(tmp_path / "a.zarr", TokenGrads(), params=PARAMETER), gradient_clip_val=None)
