@@ -22,6 +22,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -36,18 +37,18 @@ from typing_extensions import override
 from lightning_gradtrace.arguments import check_settings
 from lightning_gradtrace.capture.arrival import BatchReader
 from lightning_gradtrace.capture.compiled import check_not_compiled
-from lightning_gradtrace.capture.engine import Engine
 from lightning_gradtrace.capture.engines import make_engine
 from lightning_gradtrace.capture.inputs import vocabulary
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
 from lightning_gradtrace.capture.rehearsal import loss_factor, rehearse
 from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
 from lightning_gradtrace.capture.sample_losses import PerSampleLoss
-from lightning_gradtrace.guard import guarded
+from lightning_gradtrace.guard import guarded, refuse_to_resume
 from lightning_gradtrace.provenance import plain, trace_attributes
 from lightning_gradtrace.record import ParameterInfo, Record, TopK
 from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
 from lightning_gradtrace.run import Run
+from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.tracer import Tracer, parameter_infos, parameter_table
 from lightning_gradtrace.update.nesting import in_outermost_step
@@ -70,8 +71,7 @@ class GradTrace(Callback):
             on names, or a predicate ``(name, parameter) -> bool``.
         quantity: "shift" (what the optimizer did with a sample's gradient) or "gradient".
         engine: "tape" sees the real forward and backward pass; "functional" differentiates ``per_sample_loss``.
-        per_sample_loss: callable(module, batch) -> losses, shape (sample,), that add up to the loss of the training
-            step; for ``engine="functional"`` only (docs/concepts.md, 2).
+        per_sample_loss: callable(module, batch) -> losses, shape (sample,), that add up to the training step's loss.
         every_n_steps: record every n-th optimizer step.
         batch_axis: axis of the batch's tensors that holds the samples, 0 or 1; "auto" tells by size.
         sample_ids: "auto" reads dataset indices off the batch sampler of the training dataloader; a key of a dict
@@ -139,6 +139,8 @@ class GradTrace(Callback):
         check_settings(self)
         self._run: Run | None = None
         self._watch = DataloaderWatch()
+        self._state: dict[str, Any] = {}
+        self._resume: dict[str, Any] = {}
 
     @property
     @override
@@ -151,6 +153,8 @@ class GradTrace(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        # Lightning loads a checkpoint after this hook; what an earlier fit left behind is none of this one's.
+        self._state, self._resume = {}, {}
         if trainer.world_size > 1:
             raise ValueError(
                 f"GradTrace records one process, but the Trainer runs {trainer.world_size}. Use `Trainer(devices=1)`."
@@ -163,7 +167,13 @@ class GradTrace(Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if "ended" in self._resume:
+            self._state = refuse_to_resume(self.path, self._resume, self.on_error)
+            return
         tracked = select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
+        coarse = str(trainer.precision).startswith(_LOW_PRECISION)
+        context, choices = trainer.precision_plugin.train_step_context, [r.choice(self.vocab) for r in self.records]
+        engine = make_engine(pl_module, choices, self.per_sample_loss, context, coarse)
         infos = parameter_infos(tracked)
         self._announce(trainer, infos)
         n_groups = max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1)
@@ -179,19 +189,10 @@ class GradTrace(Callback):
             n_groups=n_groups,
             overwrite=self.overwrite,
             vocab=self.vocab,
+            resume=Cursor.from_state(self._resume) if self._resume else None,
         )
-        coarse = str(trainer.precision).startswith(_LOW_PRECISION)
-        tracer = Tracer(
-            pl_module,
-            tracked,
-            self.records,
-            writer,
-            self.quantity,
-            self.ledger_every_n_steps,
-            coarse,
-            n_groups,
-            self._engine(trainer, pl_module, coarse),
-        )
+        every = self.ledger_every_n_steps
+        tracer = Tracer(pl_module, tracked, self.records, writer, self.quantity, every, coarse, n_groups, engine)
         reader = BatchReader(self._id_source(), self.batch_axis, self.inputs)
         self._run = Run(
             tracer,
@@ -202,6 +203,8 @@ class GradTrace(Callback):
             every_n_steps=self.every_n_steps,
             weights_every_n_steps=self.weights_every_n_steps,
         )
+        if self._resume:
+            self._run.restore(self._resume)
         self._run.watch(functools.partial(self._step_begins, trainer), self._step_ended)
 
     def _announce(self, trainer: pl.Trainer, infos: Sequence[ParameterInfo]) -> None:
@@ -218,11 +221,6 @@ class GradTrace(Callback):
                 f"GradTrace: {outlook.text}. Keep less (a smaller k, `every_n_steps`, a schedule), track fewer "
                 "parameters, or choose another place"
             )
-
-    def _engine(self, trainer: pl.Trainer, pl_module: pl.LightningModule, coarse: bool) -> Engine[Any]:
-        choices = [record.choice(self.vocab) for record in self.records]
-        context = trainer.precision_plugin.train_step_context
-        return make_engine(pl_module, choices, self.per_sample_loss, context, coarse)
 
     def _id_source(self) -> IdSource:
         if callable(self.sample_ids):
@@ -288,10 +286,27 @@ class GradTrace(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert self._run is not None
-        self._run.end_batch()
+        self._run.finish_batch()
         residual = self._run.tracer.residual
         if self.log_residual and not math.isnan(residual):
             pl_module.log("gradtrace/residual", residual, prog_bar=True, batch_size=1)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._run is not None:
+            self._take_state()
+        return dict(self._state)
+
+    @guarded
+    def _take_state(self) -> None:
+        assert self._run is not None
+        self._state = self._run.state()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume = dict(state_dict)
 
     # --- a run ends ---------------------------------------------------------------------------------------------
 
@@ -304,15 +319,26 @@ class GradTrace(Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._close(complete=False, reason=f"{type(exception).__name__}: {exception}")
+        self._abandon(f"{type(exception).__name__}: {exception}")
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._close(complete=False, reason="the training ended without a word")
+        self._abandon("the training ended without a word")
+
+    def _abandon(self, reason: str) -> None:
+        """Close a trace whose training failed; a store that fails too must not hide why."""
+        try:
+            self._close(complete=False, reason=reason)
+        except Exception as error:
+            warnings.warn(f"GradTrace could not end the trace: {type(error).__name__}: {error}", stacklevel=2)
 
     def _close(self, *, complete: bool, reason: str | None = None) -> None:
         """Leave nothing behind: no mode, no hook, no watched dataloader, no open store. Idempotent."""
         run, self._run = self._run, None
         self._watch.stop()
         if run is not None:
-            run.close(complete=complete, reason=reason)
+            try:
+                run.close(complete=complete, reason=reason)
+            finally:
+                # Lightning may make a checkpoint after an exception.
+                self._state = run.state()

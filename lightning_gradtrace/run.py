@@ -22,6 +22,9 @@ from lightning_gradtrace.tracer import Tracer
 
 Rehearsal = Callable[[int, Any], None]
 
+STATE_VERSION = 1
+"""Version of what a checkpoint holds of a run."""
+
 
 @dataclass
 class Run:
@@ -103,8 +106,7 @@ class Run:
         if self._tokens:
             self.tracer.before_backward(self._tape, loss, len(self._arrival.ids), self._probe(self._arrival, rehearse))
         self.tracer.begin_pass(self.optimizers)
-        for use in self._tape.uses:
-            use.cotangents.clear()  # `torch.autograd.grad` in the forward pass leaves nothing in `.grad`
+        self._tape.forget_backward()  # `torch.autograd.grad` in the forward pass leaves nothing in `.grad`
         self._loss = loss.detach()
         self._resume()
 
@@ -119,17 +121,13 @@ class Run:
         if tape is None or arrival is None or loss is None:
             return
         self._suspend()
-        uses = list(tape.uses)
         probe = self._probe(arrival, rehearse)
         self.tracer.end_pass(tape, loss, arrival.ids, probe, self._n_batches, self.optimizers, factor)
         self._loss = None
-        if not self.manual:
-            self._tape = None
-            return
-        for use in uses:
-            use.cotangents.clear()
-        tape.uses[:] = uses  # a retained graph may be run through again
-        self._resume()
+        if self.manual:
+            self._resume()
+        else:
+            self._drop_tape()
 
     def _probe(self, arrival: Arrival, rehearse: Rehearsal) -> PermutationProbe:
         return PermutationProbe(
@@ -208,6 +206,11 @@ class Run:
         self._finish(skipped=overflow is not None and bool(overflow))
         self._resume()
 
+    def finish_batch(self) -> None:
+        """Take note that the training on a batch is over."""
+        self.end_batch()
+        self.reader.finish()
+
     def end_batch(self) -> None:
         """Stop the tape; the training step is over.
 
@@ -217,6 +220,25 @@ class Run:
         self._settle()
         self._check_seen()
         self._drop_tape()
+
+    def state(self) -> dict[str, Any]:
+        """Make everything recorded so far visible, and return what a later process needs to go on from here."""
+        return {
+            "version": STATE_VERSION,
+            **self.tracer.writer.cursor().state(),
+            "n_steps": [self._n_steps.get(id(optimizer), 0) for optimizer in self.optimizers],
+            "next_step": self._next_step,
+            "reader": self.reader.state(),
+            "tracer": self.tracer.state(self.optimizers),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; the writer has cut the trace back to it."""
+        counts = zip(self.optimizers, state["n_steps"], strict=True)
+        self._n_steps = {id(optimizer): n for optimizer, n in counts}
+        self._next_step = state["next_step"]
+        self.reader.restore(state["reader"], self.tracer.writer.stored_samples)
+        self.tracer.restore(state["tracer"], self.optimizers)
 
     def store_weights(self, step: int, last: bool = False) -> None:
         """Store the weights as they are before a step, if it is time to."""
@@ -264,4 +286,6 @@ class Run:
 
     def _drop_tape(self) -> None:
         self._suspend()
+        if self._tape is not None:
+            self._tape.clear()
         self._tape, self._arrival, self._loss = None, None, None

@@ -237,6 +237,23 @@ class Tracer:
         """Fit values of the optimizer's groups into the columns of the steps table."""
         return (values + [float("nan")] * self.n_groups)[: self.n_groups]
 
+    def state(self, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+        """Return what a later process needs to go on with the same schedules."""
+        return {
+            "last_ledger": [self._last_ledger.get(id(optimizer)) for optimizer in optimizers],
+            "checked": sorted(self._checked),
+            "stored_step": self._stored_step,
+            "records": {record.group: record.state() for record in self.records},
+        }
+
+    def restore(self, state: Mapping[str, Any], optimizers: Sequence[Optimizer]) -> None:
+        """Go on where `state` was taken."""
+        last = zip(optimizers, state["last_ledger"], strict=True)
+        self._last_ledger = {id(optimizer): step for optimizer, step in last if step is not None}
+        self._checked, self._stored_step = set(state["checked"]), state["stored_step"]
+        for record in self.records:
+            record.restore(state["records"][record.group])
+
     def store_weights(self, step: int) -> None:
         """Append all weights of the model as they are before optimizer step ``step``; a step is stored once."""
         if step != self._stored_step:

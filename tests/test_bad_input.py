@@ -229,6 +229,9 @@ def test_positions_that_are_as_many_as_the_samples_are_not_taken_for_samples(tmp
         def forward(self, tokens):
             return self.head(self.encoder(self.embedding(tokens) + self.place(self.table)))
 
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
     for n in (5, 6):
         path, numel = tmp_path / f"{n}.zarr", 3 * 8 + 8 * 17
         loader = DataLoader(Sentences(), batch_size=n)

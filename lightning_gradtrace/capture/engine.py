@@ -59,6 +59,12 @@ class Recording(Protocol):
     def __exit__(self, *args: Any) -> Any:
         """End recording."""
 
+    def forget_backward(self) -> None:
+        """Forget what a backward pass left."""
+
+    def clear(self) -> None:
+        """Keep no tensor of the forward pass alive that no share needs."""
+
 
 R = TypeVar("R", bound=Recording)
 
@@ -172,7 +178,7 @@ class TapeEngine:
         for lineage, shares in received.items():
             for root, share in _pull_back(lineage, add_shares(shares)).items():
                 parts.setdefault(root.name, []).append(share)
-        tape.clear()
+        tape.forget_backward()
         return MicroBatch(n_samples, {name: add_shares(found) for name, found in parts.items()})
 
     def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:

@@ -129,6 +129,12 @@ class LossTape(Tape):
         self.n_chosen = np.zeros(n_samples, np.int32)
 
     @override
+    def clear(self) -> None:
+        super().clear()
+        self.losses.clear()
+        self.passes = []
+
+    @override
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -173,6 +179,7 @@ class TokenEngine(TapeEngine):
         assert isinstance(tape, LossTape)
         call, cotangent = _find(tape.losses, loss)
         tape.losses.clear()
+        tape.passes = []
         play = _Passes(self, tape, call, cotangent, n_samples, probe)
         fits = self._place is not None and self._place.fits(call.row_shape, n_samples)
         if not fits:
@@ -223,15 +230,9 @@ class _Passes:
 
     def __call__(self, start: Tensor) -> dict[str, Share]:
         """Return the shares that a cotangent of the logits leads to, by parameter."""
-        uses = list(self.tape.uses)
-        for use in uses:
-            use.cotangents = {}
+        self.tape.forget_backward()
         torch.autograd.grad(self.call.logits, self.tape.wanted, start, retain_graph=True, allow_unused=True)
-        shares = TapeEngine.collect(self.engine, self.tape, self.n_samples, self.probe).shares
-        self.tape.uses = uses
-        for use in uses:
-            use.cotangents = {}
-        return shares
+        return TapeEngine.collect(self.engine, self.tape, self.n_samples, self.probe).shares
 
 
 def _find(calls: Sequence[_LossCall], loss: Tensor) -> tuple[_LossCall, Tensor]:

@@ -86,6 +86,12 @@ class Moment:
     def __exit__(self, *_: object) -> None:
         """Leave nothing behind."""
 
+    def forget_backward(self) -> None:
+        """Do nothing: no backward pass leaves anything here."""
+
+    def clear(self) -> None:
+        """Do nothing: the batch is kept as long as shares are computed from it."""
+
     def replayed(self) -> AbstractContextManager[None]:
         """Draw as the forward pass did, for a while."""
         return nullcontext() if self.state is None else self.state.replayed()

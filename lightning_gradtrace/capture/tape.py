@@ -66,8 +66,15 @@ class Tape(TorchFunctionMode):
         """
         return next((m for m in self._mixtures.values() if m.reached and not any(r.reached for r in m.readers)), None)
 
+    def forget_backward(self) -> None:
+        """Forget what backward passes left; the uses stay, as a retained graph may be run through again."""
+        for use in self.uses:
+            use.cotangents.clear()
+        for mixture in self._mixtures.values():
+            mixture.reached = False
+
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything, so that no tensor of the forward pass is kept alive."""
         self.uses.clear()
         self._mixtures.clear()
         self._lineage.clear()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,6 +175,14 @@ class Record(ABC):
         Such arrays have rows of their own, and the record writes the arrays that list them.
         """
         return []
+
+    def state(self) -> dict[str, Any]:
+        """Return what a later process needs to go on with the same outcome to the last bit, as JSON can hold it."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; called after `specs`."""
+        return
 
     def due(self, step: int) -> bool:
         """Say whether the record is kept at an optimizer step."""

@@ -278,3 +278,13 @@ def escape(param: str) -> str:
         ('layers.0.weight', 'a%2Fb')
     """
     return param.replace("%", "%25").replace("/", "%2F")
+
+
+def unescape(node: str) -> str:
+    """Turn a Zarr node name back into the parameter's name.
+
+    Example:
+        >>> unescape(escape("a%2F/b"))
+        'a%2F/b'
+    """
+    return node.replace("%2F", "/").replace("%25", "%")

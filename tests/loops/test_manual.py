@@ -192,7 +192,8 @@ def test_an_optimizer_that_evaluates_its_closure_several_times_is_refused(manual
         def configure_optimizers(self):
             return torch.optim.LBFGS(self.parameters(), max_iter=3)
 
-    with pytest.raises(ValueError, match="the optimizer `LBFGS` evaluates its closure more than once in one step"):
+    with pytest.raises(
+        ValueError, match="divide the steps of `LBFGS`: it evaluates the loss several times in one step":
         fit(Searching(), GradTrace(tmp_path / "a.zarr", TopK(3)))
 
 
