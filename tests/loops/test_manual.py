@@ -193,7 +193,8 @@ def test_an_optimizer_that_evaluates_its_closure_several_times_is_refused(manual
             return torch.optim.LBFGS(self.parameters(), max_iter=3)
 
     with pytest.raises(
-        ValueError, match="divide the steps of `LBFGS`: it evaluates the loss several times in one step":
+        ValueError, match="divide the steps of `LBFGS`: it evaluates the loss several times in one step"
+    ):
         fit(Searching(), GradTrace(tmp_path / "a.zarr", TopK(3)))
 
 
