@@ -37,10 +37,12 @@ from typing_extensions import override
 from lightning_gradtrace.arguments import check_settings
 from lightning_gradtrace.capture.arrival import BatchReader
 from lightning_gradtrace.capture.compiled import check_not_compiled
+from lightning_gradtrace.capture.engines import make_engine
 from lightning_gradtrace.capture.inputs import vocabulary
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
-from lightning_gradtrace.capture.rehearsal import rehearse
+from lightning_gradtrace.capture.rehearsal import loss_factor, rehearse
 from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
+from lightning_gradtrace.capture.sample_losses import PerSampleLoss
 from lightning_gradtrace.guard import guarded, refuse_to_resume
 from lightning_gradtrace.provenance import plain, trace_attributes
 from lightning_gradtrace.record import ParameterInfo, Record, TopK
@@ -68,7 +70,8 @@ class GradTrace(Callback):
         params: which parameters to track: None for matrices outside embeddings and the output head, a glob or several
             on names, or a predicate ``(name, parameter) -> bool``.
         quantity: "shift" (what the optimizer did with a sample's gradient) or "gradient".
-        engine: "tape".
+        engine: "tape" sees the real forward and backward pass; "functional" differentiates ``per_sample_loss``.
+        per_sample_loss: callable(module, batch) -> losses, shape (sample,), that add up to the training step's loss.
         every_n_steps: record every n-th optimizer step.
         batch_axis: axis of the batch's tensors that holds the samples, 0 or 1; "auto" tells by size.
         sample_ids: "auto" reads dataset indices off the batch sampler of the training dataloader; a key of a dict
@@ -101,7 +104,8 @@ class GradTrace(Callback):
         record: Record | Sequence[Record] | None = None,
         params: ParameterFilter = None,
         quantity: Literal["shift", "gradient"] = "shift",
-        engine: Literal["tape"] = "tape",
+        engine: Literal["tape", "functional"] = "tape",
+        per_sample_loss: PerSampleLoss | None = None,
         every_n_steps: int = 1,
         batch_axis: Literal["auto", 0, 1] = "auto",
         sample_ids: str | Callable[[Any], Any] = "auto",
@@ -120,6 +124,7 @@ class GradTrace(Callback):
         self.params = params
         self.quantity = quantity
         self.engine = engine
+        self.per_sample_loss = per_sample_loss
         self.every_n_steps = every_n_steps
         self.batch_axis = batch_axis
         self.sample_ids = sample_ids
@@ -166,6 +171,9 @@ class GradTrace(Callback):
             self._state = refuse_to_resume(self.path, self._resume, self.on_error)
             return
         tracked = select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
+        coarse = str(trainer.precision).startswith(_LOW_PRECISION)
+        context, choices = trainer.precision_plugin.train_step_context, [r.choice(self.vocab) for r in self.records]
+        engine = make_engine(pl_module, choices, self.per_sample_loss, context, coarse)
         infos = parameter_infos(tracked)
         self._announce(trainer, infos)
         n_groups = max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1)
@@ -183,16 +191,8 @@ class GradTrace(Callback):
             vocab=self.vocab,
             resume=Cursor.from_state(self._resume) if self._resume else None,
         )
-        tracer = Tracer(
-            pl_module,
-            tracked,
-            self.records,
-            writer,
-            self.quantity,
-            self.ledger_every_n_steps,
-            str(trainer.precision).startswith(_LOW_PRECISION),
-            n_groups,
-        )
+        every = self.ledger_every_n_steps
+        tracer = Tracer(pl_module, tracked, self.records, writer, self.quantity, every, coarse, n_groups, engine)
         reader = BatchReader(self._id_source(), self.batch_axis, self.inputs)
         self._run = Run(
             tracer,
@@ -252,13 +252,13 @@ class GradTrace(Callback):
     @guarded
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         assert self._run is not None
-        self._run.before_backward(loss)
+        self._run.before_backward(loss, functools.partial(rehearse, trainer, pl_module))
 
     @override
     @guarded
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._run is not None
-        self._run.after_backward(functools.partial(rehearse, trainer, pl_module))
+        self._run.after_backward(functools.partial(rehearse, trainer, pl_module), loss_factor(trainer))
 
     @override
     @guarded

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_gradtrace.capture.arrival import Arrival, BatchReader
 from lightning_gradtrace.capture.probe import PermutationProbe
-from lightning_gradtrace.capture.tape import Tape, deactivate
+from lightning_gradtrace.capture.tape import deactivate
 from lightning_gradtrace.step import Position
 from lightning_gradtrace.tracer import Tracer
 
@@ -52,7 +52,8 @@ class Run:
     _n_steps: dict[int, int] = field(default_factory=dict, init=False)
     _next_step: int = field(default=0, init=False)
     _arrival: Arrival | None = field(default=None, init=False)
-    _tape: Tape | None = field(default=None, init=False)
+    _tape: Any = field(default=None, init=False)
+    _tokens: bool = field(default=False, init=False)
     _loss: Tensor | None = field(default=None, init=False)
     _stepping: Optimizer | None = field(default=None, init=False)
     _announced: bool = field(default=False, init=False)
@@ -80,16 +81,21 @@ class Run:
         if found is not None:
             self.tracer.writer.append_samples(*found)
         self._arrival = arrival
-        self._tape = self.tracer.tape(arrival.batch, len(arrival.ids))
+        self._tape = self.tracer.tape(arrival.batch, len(arrival.ids), arrival.axis)
+        self._tokens = any(record.wants_tokens and (self.manual or record.due(step)) for record in self.tracer.records)
         self._resume()
 
-    def before_backward(self, loss: Tensor) -> None:
+    def before_backward(self, loss: Tensor, rehearse: Rehearsal) -> None:
         """Look at the gradients as the backward pass finds them.
+
+        Args:
+            loss: the loss that is about to be back-propagated.
+            rehearse: see `after_backward`.
 
         Raises:
             ValueError: the loss needs no gradient.
         """
-        if self._tape is None:
+        if self._tape is None or self._arrival is None:
             return
         self._suspend()
         if not loss.requires_grad:
@@ -97,22 +103,34 @@ class Run:
                 "GradTrace: the loss needs no gradient: `training_step` returned a tensor that no trainable parameter "
                 "led to. Return the loss itself, not a detached copy, and compute it with gradients enabled."
             )
+        if self._tokens:
+            self.tracer.before_backward(self._tape, loss, len(self._arrival.ids), self._probe(self._arrival, rehearse))
         self.tracer.begin_pass(self.optimizers)
         self._tape.forget_backward()  # `torch.autograd.grad` in the forward pass leaves nothing in `.grad`
         self._loss = loss.detach()
         self._resume()
 
-    def after_backward(self, rehearse: Rehearsal) -> None:
+    def after_backward(self, rehearse: Rehearsal, factor: float = 1.0) -> None:
         """Take the shares of a backward pass that is done.
 
         Args:
             rehearse: runs the training step's forward pass on (index of the batch, batch), for the permutation probe.
+            factor: what the user's loss was multiplied by before the backward pass.
         """
         tape, arrival, loss = self._tape, self._arrival, self._loss
         if tape is None or arrival is None or loss is None:
             return
         self._suspend()
-        probe = PermutationProbe(
+        probe = self._probe(arrival, rehearse)
+        self.tracer.end_pass(tape, loss, arrival.ids, probe, self._n_batches, self.optimizers, factor)
+        self._loss = None
+        if self.manual:
+            self._resume()
+        else:
+            self._drop_tape()
+
+    def _probe(self, arrival: Arrival, rehearse: Rehearsal) -> PermutationProbe:
+        return PermutationProbe(
             self.tracer.module,
             self.tracer.parameters(),
             lambda batch: rehearse(arrival.number, batch),
@@ -120,12 +138,6 @@ class Run:
             len(arrival.ids),
             arrival.axis,
         )
-        self.tracer.end_pass(tape, loss, arrival.ids, probe, self._n_batches, self.optimizers)
-        self._loss = None
-        if self.manual:
-            self._resume()
-        else:
-            self._drop_tape()
 
     def before_step(self, optimizer: Optimizer, step: int, epoch: int, rank: int = 0) -> None:
         """Keep what the division of the coming optimizer step needs; called before clipping.

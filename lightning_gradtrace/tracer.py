@@ -5,6 +5,7 @@ The tracer knows the stages and their order; it knows nothing of Lightning. `cal
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,12 +19,12 @@ from torch.optim import Optimizer
 
 from lightning_gradtrace.capture.accumulation import Accumulation
 from lightning_gradtrace.capture.check import check_known, check_sums, check_used, sum_errors
-from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
+from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.shares import Share, accumulation_dtype
-from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
+from lightning_gradtrace.record.token_grads import with_tokens
 from lightning_gradtrace.step import Position, Step
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.update._base import UpdateRule, first_momentum, setting
@@ -62,6 +63,7 @@ class Tracer:
         ledger_every_n_steps: schedule of the ledger and of the check of the sums; the first captured step always.
         low_precision: whether the forward pass runs in half precision, where sums agree less closely.
         n_groups: number of parameter groups that the steps table has columns for.
+        engine: the way to per-sample gradients.
         accumulation: which backward passes the gradients hold.
         residual: of the last ledger, NaN before the first one.
     """
@@ -74,8 +76,8 @@ class Tracer:
     ledger_every_n_steps: int | None = 50
     low_precision: bool = False
     n_groups: int = 1
+    engine: Engine[Any] = field(default_factory=TapeEngine)
     accumulation: Accumulation = field(default_factory=Accumulation, init=False)
-    _engine: TapeEngine = field(default_factory=TapeEngine, init=False)
     _step: Step | None = field(default=None, init=False)
     _met: set[int] = field(default_factory=set, init=False)
     _edited: bool = field(default=False, init=False)
@@ -93,9 +95,13 @@ class Tracer:
         current = dict(self.module.named_parameters(remove_duplicate=False))
         return {p.name: current.get(p.name, p.tensor) for p in self.tracked}
 
-    def tape(self, batch: Any, n_samples: int) -> Tape:
-        """Return a tape to be active during the forward pass of a micro-batch of ``n_samples`` samples."""
-        return self._engine.tape(self.parameters(), batch, n_samples)
+    def tape(self, batch: Any, n_samples: int, batch_axis: int) -> Any:
+        """Return what is to be active during the forward pass of a micro-batch: see `capture.engine.Engine`."""
+        return self.engine.tape(self.parameters(), batch, n_samples, batch_axis)
+
+    def before_backward(self, tape: Any, loss: Tensor, n_samples: int, probe: Probe) -> None:
+        """Take what needs the graph of the forward pass; called before the backward pass, see `end_pass`."""
+        self.engine.before_backward(tape, loss, n_samples, probe)
 
     def begin_pass(self, optimizers: Sequence[Optimizer]) -> None:
         """Look at the gradients; called after the forward pass, right before the backward pass."""
@@ -108,12 +114,13 @@ class Tracer:
 
     def end_pass(
         self,
-        tape: Tape,
+        tape: Any,
         loss: Tensor,
         sample_ids: np.ndarray,
         probe: Probe,
         batch: int,
         optimizers: Sequence[Optimizer],
+        factor: float = 1.0,
     ) -> None:
         """Take the shares of a backward pass that is done.
 
@@ -124,8 +131,9 @@ class Tracer:
             probe: runs the model on the batch and on the batch permuted, see `capture.probe.PermutationProbe`.
             batch: running number of the batch; passes of one batch are one micro-batch of a step.
             optimizers: all optimizers of the training.
+            factor: what the user's loss was multiplied by before the backward pass.
         """
-        micro_batch = self._engine.collect(tape, len(sample_ids), probe)
+        micro_batch = self.engine.collect(tape, len(sample_ids), probe, factor)
         micro_batch.sample_ids = sample_ids
         keys = [id(optimizer) for optimizer in optimizers]
         self.accumulation.end_pass(batch, micro_batch, loss, self._held(optimizers), keys)
@@ -262,7 +270,8 @@ class Tracer:
         """Compare the sums of the shares with the gradients."""
         true = {name: gradient * loss_scale for name, gradient in gradients.items()} if loss_scale != 1 else gradients
         errors = sum_errors(micro_batches, true, norm * loss_scale)
-        check_sums(errors, true, self.low_precision)
+        advice = functools.partial(self.engine.advice, micro_batches, true)
+        check_sums(errors, true, self.low_precision, advice, self.engine.slack)
         finite = {name: error for name, error in errors.items() if np.isfinite(error)}
         self._checked.update(finite)  # an overflowed gradient proves nothing
         return max(finite.values()) if finite else float("nan")
@@ -300,4 +309,6 @@ class Tracer:
                 shares = [None if share is None else division.share(name, share) for share in shares]
             gain = division.gain(name) if not skipped else None
             parameters.append(ParameterShifts(info, 1.0 if scale is None else scale, shares, gain))
-        return StepShifts([m.n_samples for m in step.micro_batches], parameters)
+        shifts = StepShifts([m.n_samples for m in step.micro_batches], parameters, step.position.step)
+        convert = division.share if quantity == "shift" else lambda _, share: share
+        return with_tokens(shifts, step.micro_batches, convert)

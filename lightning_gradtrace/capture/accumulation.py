@@ -165,6 +165,11 @@ def _merge(found: list[MicroBatch]) -> MicroBatch:
     """Add several backward passes through the forward pass of one batch."""
     if len(found) == 1:
         return found[0]
+    if any(m.n_chosen is not None for m in found):
+        raise ValueError(
+            f"`TokenGrads`: {len(found)} backward passes went through the forward pass of one batch, expected one: the "
+            "loss tokens of several losses can't be told apart. Add the losses up, or leave `TokenGrads` out."
+        )
     names = dict.fromkeys(name for m in found for name in m.shares)
     shares = {name: add_shares([m.shares[name] for m in found if name in m.shares]) for name in names}
     return dataclasses.replace(found[0], shares=shares)

@@ -24,6 +24,24 @@ def rehearse(trainer: Any, pl_module: Any, batch_idx: int, batch: Any) -> None:
         pl_module.training_step(batch, batch_idx) if takes_index else pl_module.training_step(batch)
 
 
+def loss_factor(trainer: Any) -> float:
+    """Return what the training multiplies the user's loss by before the backward pass.
+
+    Lightning divides the loss by the number of accumulated micro-batches; fp16 AMP multiplies it by the loss scale.
+    With manual optimization the user does what there is to do.
+
+    Args:
+        trainer: Lightning's trainer.
+
+    Returns:
+        The factor.
+    """
+    automatic = trainer.lightning_module.automatic_optimization
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = float(scaler.get_scale()) if scaler is not None else 1.0
+    return scale / (trainer.accumulate_grad_batches if automatic else 1)
+
+
 class IdleOptimizer:
     """Stands in for an optimizer: its steps evaluate their closure, and that is all they do.
 

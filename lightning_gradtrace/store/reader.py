@@ -18,6 +18,7 @@ from lightning_gradtrace.store.schema import CORE_SPECS, FACTORED_GROUPS, escape
 from lightning_gradtrace.store.sketch_view import SketchView
 from lightning_gradtrace.store.tables import locate_entries, read_occurrences, read_params, read_steps
 from lightning_gradtrace.store.target import Target
+from lightning_gradtrace.store.token_view import TokenGradsView
 from lightning_gradtrace.store.views import TopKPerSample, TopKPerStep, TopKView
 
 if TYPE_CHECKING:
@@ -174,6 +175,11 @@ class Trace(TraceArrays):
     def topk_step(self) -> TopKView:
         """The TopK record per step."""
         return self._view(TopKPerStep)
+
+    @property
+    def token_grads(self) -> TokenGradsView:
+        """The TokenGrads record: the largest shifts of single loss tokens."""
+        return TokenGradsView(self._having("token_grads", "TokenGrads"))
 
     @property
     def dense(self) -> DenseView:

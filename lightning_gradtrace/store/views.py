@@ -114,19 +114,7 @@ class TopKView(ABC):
 
     def _rows(self, steps: int | Iterable[int] | slice | None) -> np.ndarray:
         """Rows of the record that belong to the steps."""
-        known = self._trace.steps.index.to_numpy()
-        if steps is None:
-            chosen = known
-        elif isinstance(steps, slice):
-            chosen = self._trace.steps.loc[steps].index.to_numpy()
-        else:
-            chosen = np.unique(np.atleast_1d(np.asarray(steps if isinstance(steps, int) else list(steps), np.int64)))
-            unknown = np.setdiff1d(chosen, known)
-            if len(unknown):
-                span = f"{known[0]} to {known[-1]}" if len(known) else "none"
-                raise KeyError(
-                    f"steps {unknown[:5].tolist()} are not in the trace; it holds {len(known)} steps, {span}"
-                )
+        chosen = chosen_steps(self._trace, steps)
         of_row = self._trace.occurrences["step"].to_numpy()[self._labels] if self.per == "sample" else self._labels
         return np.flatnonzero(np.isin(of_row, chosen))
 
@@ -173,6 +161,32 @@ class TopKPerStep(TopKView):
         occurrence = self._read("occurrence", start, stop)
         kept = occurrence >= 0
         return Block(occurrence[kept], self._read("index", start, stop)[kept], self._read("shift", start, stop)[kept])
+
+
+def chosen_steps(trace: Trace, steps: int | Iterable[int] | slice | None) -> np.ndarray:
+    """Return the numbers of steps.
+
+    Args:
+        trace: the trace.
+        steps: number of a step, several of them, or a slice of them; None for all.
+
+    Returns:
+        Ascending, shape (n,).
+
+    Raises:
+        KeyError: if the trace has no such step.
+    """
+    known = trace.steps.index.to_numpy()
+    if steps is None:
+        return known
+    if isinstance(steps, slice):
+        return trace.steps.loc[steps].index.to_numpy()
+    chosen = np.unique(np.atleast_1d(np.asarray(steps if isinstance(steps, int) else list(steps), np.int64)))
+    unknown = np.setdiff1d(chosen, known)
+    if len(unknown):
+        span = f"{known[0]} to {known[-1]}" if len(known) else "none"
+        raise KeyError(f"steps {unknown[:5].tolist()} are not in the trace; it holds {len(known)} steps, {span}")
+    return chosen
 
 
 def _runs(rows: np.ndarray) -> list[tuple[int, int]]:
