@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -38,20 +39,15 @@ def half_way(series: pd.Series) -> float:
 def study(run: Run) -> list[Claim]:
     """Check that the network memorises first and generalises later, and that it needs decay for that."""
     measures, control, inner = run.measures(), run.measures("no_decay"), progress(run)
-    memorised = (measures["train_accuracy"] >= 0.999).idxmax()
+    memorised = int(np.argmax(measures["train_accuracy"] >= 0.999))
     falls = half_way(measures["test_loss"])
+    restricted, excluded = half_way(inner["restricted_loss"]), half_way(inner["excluded_loss"])
+    step = measures.index[memorised]
     return [
-        Claim("training accuracy when it has memorised", measures["train_accuracy"].loc[memorised], ">=", 0.999),
-        Claim(f"test accuracy then (step {memorised})", measures["test_accuracy"].loc[memorised], "<", 0.1),
+        Claim("training accuracy when it has memorised", measures["train_accuracy"].iloc[memorised], ">=", 0.999),
+        Claim(f"test accuracy then (step {step})", measures["test_accuracy"].iloc[memorised], "<", 0.1),
         Claim("test accuracy at the end", measures["test_accuracy"].iloc[-1], ">=", 0.99),
-        Claim(
-            "steps by which restricted loss falls before test loss", falls - half_way(inner["restricted_loss"]), ">=", 0
-        ),
-        Claim(
-            "steps by which excluded loss rises before test loss falls",
-            falls - half_way(inner["excluded_loss"]),
-            ">=",
-            0,
-        ),
+        Claim("steps from the fall of restricted loss to that of test loss", falls - restricted, ">=", 1),
+        Claim("steps from the rise of excluded loss to the fall of test loss", falls - excluded, ">=", 1),
         Claim("test accuracy at the end without decay", control["test_accuracy"].iloc[-1], "<", 0.5),
     ]

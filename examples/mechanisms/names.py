@@ -17,51 +17,14 @@ from examples.models import CircuitTransformer
 from examples.models.circuit_model import IGNORE
 from lightning_gradtrace.measures import logit_difference
 
-NAMES = [
-    "mary",
-    "john",
-    "anna",
-    "paul",
-    "laura",
-    "peter",
-    "emma",
-    "david",
-    "alice",
-    "mark",
-    "sarah",
-    "james",
-    "julia",
-    "henry",
-    "clara",
-    "simon",
-    "helen",
-    "george",
-    "nina",
-    "robert",
-    "eva",
-    "thomas",
-    "lisa",
-    "oscar",
-    "rosa",
-    "martin",
-    "ida",
-    "felix",
-    "vera",
-    "hugo",
-    "ada",
-    "leon",
-    "ruth",
-    "max",
-    "iris",
-    "carl",
-    "nora",
-    "otto",
-    "lena",
-    "viktor",
-]
-PLACES = ["park", "shop", "school", "beach", "station", "museum", "garden", "office", "market", "library"]
-THINGS = ["ball", "book", "drink", "letter", "flower", "ticket", "apple", "key", "map", "gift"]
-FRAME = ["<pad>", "when", "and", "went", "to", "the", ",", "gave", "a", ".", "then", "took"]
+_PEOPLE = """
+mary john anna paul laura peter emma david alice mark sarah james julia henry clara simon helen george nina robert
+eva thomas lisa oscar rosa martin ida felix vera hugo ada leon ruth max iris carl nora otto lena viktor
+"""
+_PLACES = "park shop school beach station museum garden office market library"
+_THINGS = "ball book drink letter flower ticket apple key map gift"
+_FRAME = "<pad> when and went to the , gave a . then took"
+NAMES, PLACES, THINGS, FRAME = (words.split() for words in (_PEOPLE, _PLACES, _THINGS, _FRAME))
 
 
 class Names(Task):

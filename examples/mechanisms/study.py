@@ -45,10 +45,9 @@ class Claim:
 
 
 def claim_table(claims: list[Claim]) -> pd.DataFrame:
-    """Return claims as a table: claim, found, relation, wanted, holds."""
-    return pd.DataFrame(
-        [{"claim": c.text, **{k: getattr(c, k) for k in ("found", "relation", "wanted", "holds")}} for c in claims]
-    )
+    """Return claims as a table: text, found, relation, wanted, holds."""
+    columns = ["text", "found", "relation", "wanted", "holds"]
+    return pd.DataFrame([[getattr(claim, name) for name in columns] for claim in claims], columns=columns)
 
 
 @dataclass
