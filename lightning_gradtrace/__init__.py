@@ -10,13 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_gradtrace.callback import GradTrace as GradTrace
+    from lightning_gradtrace.record.dense import Dense as Dense
+    from lightning_gradtrace.record.factored import Factored as Factored
+    from lightning_gradtrace.record.norms import Norms as Norms
+    from lightning_gradtrace.record.sketch import Sketch as Sketch
     from lightning_gradtrace.record.topk import TopK as TopK
     from lightning_gradtrace.store.reader import Trace as Trace
     from lightning_gradtrace.store.reader import open_trace as open_trace
 
 __version__ = "0.1.0"
 
-_PLACES = {"GradTrace": "callback", "TopK": "record.topk", "Trace": "store.reader", "open_trace": "store.reader"}
+_PLACES = {
+    "GradTrace": "callback",
+    "TopK": "record.topk",
+    "Dense": "record.dense",
+    "Factored": "record.factored",
+    "Sketch": "record.sketch",
+    "Norms": "record.norms",
+    "Trace": "store.reader",
+    "open_trace": "store.reader",
+}
 
 
 def __getattr__(name: str) -> Any:

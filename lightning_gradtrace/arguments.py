@@ -28,3 +28,24 @@ def check_interval(name: str, value: Any, *, optional: bool) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         expected = "a whole number of steps, at least 1" + (", or None" if optional else "")
         raise ValueError(f"`GradTrace({name}={value!r})`: expected {expected}")
+
+
+def check_settings(settings: Any) -> None:
+    """Check the arguments of GradTrace, given an object that has them as attributes.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    check_choice("quantity", settings.quantity, ("shift", "gradient"))
+    check_choice("engine", settings.engine, ("tape",))
+    check_choice("batch_axis", settings.batch_axis, ("auto", 0, 1))
+    check_choice("on_error", settings.on_error, ("raise", "disable"))
+    check_interval("every_n_steps", settings.every_n_steps, optional=False)
+    check_interval("ledger_every_n_steps", settings.ledger_every_n_steps, optional=True)
+    check_interval("weights_every_n_steps", settings.weights_every_n_steps, optional=True)
+    groups = [record.group for record in settings.records]
+    if not groups or len(set(groups)) < len(groups):
+        raise ValueError(
+            f"`GradTrace(record=...)`: found records {settings.records}, expected at least one and no two that write "
+            "the same arrays"
+        )

@@ -18,53 +18,29 @@ from __future__ import annotations
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, Literal, ParamSpec
+from typing import Any, Literal
 
 import lightning.pytorch as pl
-import numpy as np
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_gradtrace.arguments import check_choice, check_interval
-from lightning_gradtrace.capture.batch import count_samples, find_batch_axis
-from lightning_gradtrace.capture.inputs import InputFilter, vocabulary
+from lightning_gradtrace.arguments import check_settings
+from lightning_gradtrace.capture.arrival import BatchReader
+from lightning_gradtrace.capture.inputs import vocabulary
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
-from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.rehearsal import rehearse
-from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds, UnknownIds
-from lightning_gradtrace.capture.tape import Tape, deactivate
+from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
+from lightning_gradtrace.guard import guarded
 from lightning_gradtrace.provenance import trace_attributes
 from lightning_gradtrace.record import Record, TopK
+from lightning_gradtrace.run import Run
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.tracer import Position, Tracer, parameter_infos, parameter_table
 
-P = ParamSpec("P")
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
-
-
-def _guarded(
-    hook: Callable[Concatenate[GradTrace, P], None],
-) -> Callable[Concatenate[GradTrace, P], None]:
-    """Run a hook only while a trace is being written, and treat its errors as `on_error` says."""
-
-    @functools.wraps(hook)
-    def run(self: GradTrace, *args: P.args, **kwargs: P.kwargs) -> None:
-        if self._tracer is None:
-            return
-        try:
-            hook(self, *args, **kwargs)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            self._close(complete=False, reason=reason)
-            if self.on_error == "raise":
-                raise
-            warnings.warn(f"GradTrace stopped recording, training goes on: {reason}", stacklevel=2)
-
-    return run
 
 
 class GradTrace(Callback):
@@ -136,30 +112,9 @@ class GradTrace(Callback):
         self.on_error = on_error
         self.overwrite = overwrite
         self.config = config
-        check_choice("quantity", quantity, ("shift", "gradient"))
-        check_choice("engine", engine, ("tape",))
-        check_choice("batch_axis", batch_axis, ("auto", 0, 1))
-        check_choice("on_error", on_error, ("raise", "disable"))
-        check_interval("every_n_steps", every_n_steps, optional=False)
-        check_interval("ledger_every_n_steps", ledger_every_n_steps, optional=True)
-        check_interval("weights_every_n_steps", weights_every_n_steps, optional=True)
-        groups = [record.group for record in self.records]
-        if not groups or len(set(groups)) < len(groups):
-            raise ValueError(
-                f"`GradTrace(record=...)`: found records {self.records}, expected at least one and no two that write "
-                "the same arrays"
-            )
-        self._tracer: Tracer | None = None
-        self._tape: Tape | None = None
-        self._ids: IdSource = UnknownIds()
+        check_settings(self)
+        self._run: Run | None = None
         self._watch = DataloaderWatch()
-        self._hooks: list[Any] = []
-        self._batch: tuple[Any, int, np.ndarray, int] | None = None
-        self._loss: Tensor | None = None
-        self._position: Position | None = None
-        self._axis: int | None = None
-        self._n_arrived = 0
-        self._new_inputs = InputFilter(None)
 
     @property
     @override
@@ -188,25 +143,17 @@ class GradTrace(Callback):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         tracked = select_parameters(pl_module, self.params)
-        if callable(self.sample_ids):
-            self._ids = CallableIds(self.sample_ids)
-        else:
-            self._ids = self._watch.source() if self.sample_ids == "auto" else KeyIds(self.sample_ids)
-        self._n_arrived = 0
-        self._axis = None if self.batch_axis == "auto" else self.batch_axis
-        self._new_inputs = InputFilter(self.inputs)
         infos = parameter_infos(tracked)
-        groups = max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1)
         writer = TraceWriter(
             self.path,
             params=parameter_table(infos),
-            specs=[spec for record in self.records for spec in record.specs(infos)],
+            specs=[spec for record in self.records for spec in record.arrays(infos)],
             attrs=trace_attributes(trainer, pl_module, self._settings(), self.config),
-            n_groups=groups,
+            n_groups=max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1),
             overwrite=self.overwrite,
             vocab=self.vocab,
         )
-        self._tracer = Tracer(
+        tracer = Tracer(
             pl_module,
             tracked,
             self.records,
@@ -215,8 +162,15 @@ class GradTrace(Callback):
             self.ledger_every_n_steps,
             str(trainer.precision).startswith(_LOW_PRECISION),
         )
+        reader = BatchReader(self._id_source(), self.batch_axis, self.inputs)
+        self._run = Run(tracer, reader, self.every_n_steps, self.weights_every_n_steps)
         for optimizer in trainer.optimizers:
-            self._hooks.append(optimizer.register_step_post_hook(self._after_optimizer_step))
+            self._run.hooks.append(optimizer.register_step_post_hook(self._after_optimizer_step))
+
+    def _id_source(self) -> IdSource:
+        if callable(self.sample_ids):
+            return CallableIds(self.sample_ids)
+        return self._watch.source() if self.sample_ids == "auto" else KeyIds(self.sample_ids)
 
     def _settings(self) -> dict[str, Any]:
         elsewhere = ("path", "record", "vocab", "overwrite", "config")
@@ -226,97 +180,59 @@ class GradTrace(Callback):
     # --- a training step ----------------------------------------------------------------------------------------
 
     @override
-    @_guarded
+    @guarded
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        ids = self._ids.ids(batch)
-        n_samples = count_samples(batch, self._axis, None if ids is None else len(ids))
-        if self._axis is None:
-            few = None if ids is None else functools.partial(self._ids.items, ids[:3])
-            axis = find_batch_axis(batch, n_samples, few) if ids is not None else 0
-            self._axis = axis if n_samples > 1 else None
-        else:
-            axis = self._axis
-        if ids is None:
-            ids = np.arange(self._n_arrived, self._n_arrived + n_samples)
-        self._n_arrived += n_samples
-        if trainer.global_step % self.every_n_steps:
-            return
-        assert self._tracer is not None
-        self._store_weights(trainer.global_step)
-        found = self._new_inputs.new(batch, ids, axis)
-        if found is not None:
-            self._tracer.writer.append_samples(*found)
-        self._batch = (batch, batch_idx, ids, axis)
-        self._tape = self._tracer.tape()
-        self._tape.__enter__()
+        assert self._run is not None
+        self._run.begin_batch(batch, batch_idx, trainer.global_step)
 
     @override
-    @_guarded
+    @guarded
     def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
-        assert self._tracer is not None
-        self._tracer.drop_pending()
+        assert self._run is not None
+        self._run.tracer.drop_pending()
 
     @override
-    @_guarded
+    @guarded
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        if self._tape is None:
-            return
-        deactivate(self._tape)
-        if not loss.requires_grad:
-            raise ValueError(
-                "GradTrace: the loss needs no gradient: `training_step` returned a tensor that no trainable parameter "
-                "led to. Return the loss itself, not a detached copy, and compute it with gradients enabled."
-            )
-        self._loss = loss.detach()
+        assert self._run is not None
+        self._run.before_backward(loss)
 
     @override
-    @_guarded
+    @guarded
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._tape is None or self._batch is None or self._loss is None:
-            return
-        assert self._tracer is not None
-        batch, batch_idx, ids, axis = self._batch
-        run = functools.partial(rehearse, trainer, pl_module, batch_idx)
-        look = PermutationProbe(pl_module, self._tracer.parameters(), run, batch, len(ids), axis)
-        self._tracer.add_micro_batch(self._tape, self._loss, ids, look)
-        self._tape, self._batch, self._loss = None, None, None
+        assert self._run is not None
+        self._run.after_backward(functools.partial(rehearse, trainer, pl_module))
 
     @override
-    @_guarded
+    @guarded
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        assert self._tracer is not None
-        self._position = Position(trainer.global_step, trainer.current_epoch, trainer.global_rank)
-        self._tracer.before_step(optimizer, self._position)
+        assert self._run is not None
+        self._run.before_step(optimizer, Position(trainer.global_step, trainer.current_epoch, trainer.global_rank))
 
-    @_guarded
+    @guarded
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        if self._position is not None:
-            assert self._tracer is not None
-            self._tracer.after_step(self._position)
-            self._position = None
+        assert self._run is not None
+        self._run.after_step(optimizer)
 
     @override
-    @_guarded
+    @guarded
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._drop_tape()  # still there if `training_step` returned None
-
-    def _store_weights(self, step: int, last: bool = False) -> None:
-        every = self.weights_every_n_steps
-        if self._tracer is not None and every is not None and (last or step % every == 0):
-            self._tracer.store_weights(step)
+        assert self._run is not None
+        self._run.end_batch()
 
     # --- a run ends ---------------------------------------------------------------------------------------------
 
     @override
-    @_guarded
+    @guarded
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._store_weights(trainer.global_step, last=True)
+        assert self._run is not None
+        self._run.store_weights(trainer.global_step, last=True)
         self._close(complete=True)
 
     @override
@@ -327,19 +243,9 @@ class GradTrace(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._close(complete=False, reason="the training ended without a word")
 
-    def _drop_tape(self) -> None:
-        if self._tape is not None:
-            deactivate(self._tape)
-        self._tape, self._batch, self._loss = None, None, None
-
     def _close(self, *, complete: bool, reason: str | None = None) -> None:
         """Leave nothing behind: no mode, no hook, no watched dataloader, no open store. Idempotent."""
-        tracer, self._tracer = self._tracer, None
-        self._drop_tape()
+        run, self._run = self._run, None
         self._watch.stop()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
-        self._position = None
-        if tracer is not None:
-            tracer.writer.close(complete=complete, end_reason=reason)
+        if run is not None:
+            run.close(complete=complete, reason=reason)

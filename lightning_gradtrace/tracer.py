@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from lightning_gradtrace.capture.check import check_sums, sum_errors
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe, UnattributableError
-from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.capture.shares import Share, accumulation_dtype
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.store.writer import TraceWriter
@@ -34,7 +34,8 @@ def parameter_infos(tracked: Sequence[TrackedParameter]) -> list[ParameterInfo]:
     """Number the entries of the tracked parameters: the rows of the params table."""
     infos, offset = [], 0
     for p in tracked:
-        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module))
+        dtype = str(accumulation_dtype(p.tensor.dtype)).removeprefix("torch.")
+        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module, dtype))
         offset += infos[-1].numel
     return infos
 
@@ -99,9 +100,9 @@ class Tracer:
         current = dict(self.module.named_parameters(remove_duplicate=False))
         return {p.name: current.get(p.name, p.tensor) for p in self.tracked}
 
-    def tape(self) -> Tape:
-        """Return a tape to be active during the forward pass of a micro-batch."""
-        return self._engine.tape(self.parameters())
+    def tape(self, batch: Any, n_samples: int) -> Tape:
+        """Return a tape to be active during the forward pass of a micro-batch of ``n_samples`` samples."""
+        return self._engine.tape(self.parameters(), batch, n_samples)
 
     def add_micro_batch(self, tape: Tape, loss: Tensor, sample_ids: np.ndarray, probe: Probe) -> None:
         """Take a micro-batch whose backward pass is done.
@@ -150,10 +151,14 @@ class Tracer:
             return
         division.complete()
         shifts = self._shifts(division, self.quantity)
+        shifts.number = position.step
         first = self.writer.n_occurrences
         rows: dict[str, np.ndarray] = {}
-        for record in self.records:
-            rows.update(record.reduce(shifts, first))
+        # By name, so that TopK per step comes after TopK per sample and takes over what that found.
+        for record in sorted(self.records, key=lambda record: record.group):
+            if record.due(position.step):
+                self.writer.declare(record.later_specs(shifts))
+                rows.update(record.rows(shifts, first))
         moved = shifts if self.quantity == "shift" or not division.ledger else self._shifts(division, "shift")
         totals = {p.info.name: p.total() for p in moved.parameters} if division.ledger else {}
         residual = division.residual({name: total for name, total in totals.items() if total is not None})

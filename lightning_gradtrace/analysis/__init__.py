@@ -16,6 +16,7 @@ from lightning_gradtrace.analysis.controls import random_control as random_contr
 from lightning_gradtrace.analysis.entries import count_entries as count_entries
 from lightning_gradtrace.analysis.entries import frequent_entries as frequent_entries
 from lightning_gradtrace.analysis.flips import count_flips as count_flips
+from lightning_gradtrace.analysis.heads import attention_heads as attention_heads
 from lightning_gradtrace.analysis.interventions import zero_ablation as zero_ablation
 from lightning_gradtrace.analysis.layers import layer_table as layer_table
 from lightning_gradtrace.analysis.neurons import attributed_samples as attributed_samples

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
 
 IntArray = npt.NDArray[np.integer[Any]]
+FloatArray = npt.NDArray[np.floating[Any]]
 Steps = int | slice | Iterable[int] | IntArray | None
 Entries = pd.DataFrame | Sequence[int] | IntArray
 
@@ -60,26 +61,54 @@ def entry_numbers(trace: Trace, entries: Entries) -> IntArray:
     return numbers
 
 
-def selected(trace: Trace, steps: Steps = None) -> Iterator[tuple[IntArray, IntArray]]:
-    """Run once over the record and yield occurrence (m,) and entry (m,) of everything selected, block by block.
+def moved(trace: Trace, steps: Steps = None) -> Iterator[tuple[IntArray, IntArray, FloatArray]]:
+    """Run once over the record and yield occurrence, entry and shift (m,) of everything selected, block by block.
 
     Entries that did not move (a record fills its k with zero shifts where fewer weights moved) and shifts that are
-    not finite say nothing about which weight a sample moved, and are left out.
+    not finite say nothing about which weight a sample moved, and are left out. No occurrence is split between two
+    blocks.
 
     Args:
         trace: the trace.
         steps: step numbers, as in `trace.topk.frame` (a slice holds both its ends); None for all.
     """
     mask = occurrences_in(trace, steps)
+    rest: list[tuple[IntArray, IntArray, FloatArray]] = []
     for block in topk(trace).blocks():
-        moved = (block.shift != 0) & np.isfinite(block.shift)
+        keep = (block.shift != 0) & np.isfinite(block.shift)
         if mask is not None:
-            moved &= mask[block.occurrence]
+            keep &= mask[block.occurrence]
         # bincount and pandas refuse unsigned 64-bit numbers
-        if moved.all():
-            yield block.occurrence, block.entry.astype(np.int64, copy=False)
-        else:
-            yield block.occurrence[moved], block.entry[moved].astype(np.int64, copy=False)
+        part = (block.occurrence, block.entry.astype(np.int64, copy=False), block.shift)
+        if not keep.all():
+            part = (part[0][keep], part[1][keep], part[2][keep])
+        if not part[0].size:
+            continue
+        # The last occurrence may go on in the next block: it waits.
+        end = int(np.searchsorted(part[0], part[0][-1]))
+        ahead = (part[0][:end], part[1][:end], part[2][:end])
+        if rest and rest[0][0][0] != part[0][0]:
+            yield _join(rest)
+            rest = []
+        if end:
+            yield _join([*rest, ahead])
+            rest = []
+        rest.append((part[0][end:], part[1][end:], part[2][end:]))
+    if rest:
+        yield _join(rest)
+
+
+def _join(parts: list[tuple[IntArray, IntArray, FloatArray]]) -> tuple[IntArray, IntArray, FloatArray]:
+    if len(parts) == 1:
+        return parts[0]
+    occurrence, entry, shift = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return occurrence, entry, shift
+
+
+def selected(trace: Trace, steps: Steps = None) -> Iterator[tuple[IntArray, IntArray]]:
+    """Yield occurrence (m,) and entry (m,) of everything selected, as `moved` does."""
+    for occurrence, entry, _ in moved(trace, steps):
+        yield occurrence, entry
 
 
 def occurrences_in(trace: Trace, steps: Steps) -> npt.NDArray[np.bool_] | None:
@@ -102,6 +131,35 @@ def occurrences_in(trace: Trace, steps: Steps) -> npt.NDArray[np.bool_] | None:
     return mask
 
 
+class Lookup:
+    """Finds the row that stands for an entry.
+
+    Args:
+        trace: the trace.
+        kept: (e,) global entry numbers, each once.
+        rows: (e,) number that stands for each kept entry, e.g. its place in a table or its neuron.
+    """
+
+    def __init__(self, trace: Trace, kept: IntArray, rows: IntArray) -> None:
+        self._table: IntArray | None = None
+        if trace.n_entries <= _TABLE_LIMIT:
+            self._table = np.full(trace.n_entries, -1, dtype=np.int32)
+            self._table[kept] = rows
+        else:
+            order = np.argsort(kept)
+            self._kept, self._rows = kept[order], rows[order]
+
+    def __call__(self, entry: IntArray) -> IntArray:
+        """Return the row of each entry (m,), -1 for those that are not kept."""
+        if self._table is not None:
+            return self._table[entry]
+        if not self._kept.size:
+            return np.full(entry.size, -1, dtype=np.int64)
+        place = np.searchsorted(self._kept, entry)
+        place[place == self._kept.size] = 0
+        return np.where(self._kept[place] == entry, self._rows[place], -1)
+
+
 def selections(
     trace: Trace, kept: IntArray, rows: IntArray, steps: Steps = None
 ) -> Iterator[tuple[IntArray, IntArray]]:
@@ -110,29 +168,26 @@ def selections(
     Args:
         trace: the trace.
         kept: (e,) global entry numbers, each once.
-        rows: (e,) number that stands for each kept entry, e.g. its place in a table or its neuron.
+        rows: (e,) as in `Lookup`.
         steps: step numbers to look at; None for all.
 
     Yields:
         occurrence (m,) and row (m,): occurrence selected an entry that `rows` maps to this row. Memory is that of
         one block.
     """
-    order = np.argsort(kept)
-    ascending = kept[order]
-    table: IntArray | None = None
-    if trace.n_entries <= _TABLE_LIMIT:
-        table = np.full(trace.n_entries, -1, dtype=np.int32)
-        table[kept] = rows
-    for occurrence, entry in selected(trace, steps):
-        if table is not None:
-            row: IntArray = table[entry]
-            found = row >= 0
-        else:
-            place = np.searchsorted(ascending, entry)
-            place[place == kept.size] = 0
-            found = ascending[place] == entry if kept.size else np.zeros(entry.size, dtype=bool)
-            row = rows[order][place] if kept.size else np.zeros(entry.size, dtype=np.int64)
-        yield occurrence[found], row[found]
+    for occurrence, row, _, _ in shifts_of(trace, kept, rows, steps):
+        yield occurrence, row
+
+
+def shifts_of(
+    trace: Trace, kept: IntArray, rows: IntArray, steps: Steps = None
+) -> Iterator[tuple[IntArray, IntArray, IntArray, FloatArray]]:
+    """Yield occurrence, row, entry and shift (m,) of the kept entries' selections, as `selections` does."""
+    find = Lookup(trace, kept, rows)
+    for occurrence, entry, shift in moved(trace, steps):
+        row = find(entry)
+        found = row >= 0
+        yield occurrence[found], row[found], entry[found], shift[found]
 
 
 @dataclass(frozen=True)

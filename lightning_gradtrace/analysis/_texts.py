@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from lightning_gradtrace.analysis._access import IntArray
+from lightning_gradtrace.analysis._access import IntArray, words
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
@@ -22,7 +23,7 @@ class Texts:
     Attributes:
         sample_id: (sample,) ids, in the order of the other arrays' first axis.
         tokens: (sample, position) token ids, -1 after the last one.
-        token: (distinct,) ids that occur at all, ascending: the columns of `counts`.
+        token: (distinct,) ids that occur at all, ascending: the columns of `counts`. (distinct, n) for n-grams.
         counts: (sample, distinct) sparse, how often a text holds a token.
         background: (distinct,) b(t), its count in the data, each sample once.
     """
@@ -33,24 +34,68 @@ class Texts:
     counts: sparse.csr_array
     background: IntArray
 
+    @property
+    def length(self) -> IntArray:
+        """Tokens (or n-grams) of each text: (sample,)."""
+        return np.asarray(self.counts.sum(axis=1)).reshape(-1)
 
-def read_texts(trace: Trace) -> Texts:
+    def ids(self, column: IntArray) -> list[int] | list[tuple[int, ...]]:
+        """Return the token id of each column, a tuple of ids for n-grams."""
+        found = self.token[column].tolist()
+        return found if self.token.ndim == 1 else [tuple(ids) for ids in found]
+
+    def words(self, vocab: Sequence[str] | None, column: IntArray) -> list[str]:
+        """Return the text of each column, the words of an n-gram joined by blanks."""
+        token = self.token[column]
+        if token.ndim == 1:
+            return words(vocab, token)
+        flat = words(vocab, token.reshape(-1))
+        return [" ".join(flat[i : i + token.shape[1]]) for i in range(0, len(flat), token.shape[1])]
+
+
+def read_texts(trace: Trace, ngram: int = 1) -> Texts:
     """Read all texts of a trace, padding left out of every count.
 
+    Args:
+        trace: the trace.
+        ngram: count runs of so many tokens instead of single ones; none of them holds padding.
+
     Raises:
-        ValueError: the trace keeps no inputs.
+        ValueError: the trace keeps no inputs, or `ngram` is below 1.
     """
+    if ngram < 1:
+        raise ValueError(f"`ngram` is {ngram}, expected 1 (tokens), 2 (pairs of neighbours) or more")
     sample_id, tokens = trace.tokens()
     if not len(sample_id):
         raise ValueError(
             "this analysis needs the text of each sample, and the trace keeps no inputs; record with "
             '`GradTrace(..., inputs="auto")` or give `inputs` a callable that returns token ids'
         )
-    sample, position = np.nonzero(tokens >= 0)
-    token, column = np.unique(tokens[sample, position], return_inverse=True)
+    if ngram == 1:
+        sample, position = np.nonzero(tokens >= 0)
+        token, column = np.unique(tokens[sample, position], return_inverse=True)
+    else:
+        sample, token, column = _ngrams(tokens, ngram)
     ones = np.ones(sample.size, dtype=np.int32)
-    counts = sparse.coo_array((ones, (sample, column)), shape=(len(sample_id), token.size)).tocsr()
-    return Texts(sample_id, tokens, token, counts, np.bincount(column, minlength=token.size))
+    counts = sparse.coo_array((ones, (sample, column)), shape=(len(sample_id), len(token))).tocsr()
+    return Texts(sample_id, tokens, token, counts, np.bincount(column, minlength=len(token)))
+
+
+def _ngrams(tokens: IntArray, n: int) -> tuple[IntArray, IntArray, IntArray]:
+    """Return sample and column of every n-gram, and the distinct ones (distinct, n) in ascending order."""
+    width = max(0, tokens.shape[1] - n + 1)
+    whole = np.ones((len(tokens), width), dtype=bool)
+    for at in range(n):
+        whole &= tokens[:, at : at + width] >= 0
+    sample, position = np.nonzero(whole)
+    distinct, column = np.zeros((1, 0), dtype=np.int64), np.zeros(sample.size, dtype=np.int64)
+    for at in range(n):
+        # One more token: distinct pairs of what was found so far and the next token.
+        word = tokens[sample, position + at].astype(np.int64)
+        span = int(word.max()) + 1 if word.size else 1
+        pairs, column = np.unique(column * span + word, return_inverse=True)
+        distinct = np.concatenate([distinct[pairs // span], (pairs % span)[:, None]], axis=1)
+    return sample, distinct, column
 
 
 def linked_samples(trace: Trace, links: IntArray | None) -> IntArray:

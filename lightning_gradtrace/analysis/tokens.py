@@ -2,170 +2,168 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import sparse
+from scipy import stats
 
-from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import Entries, IntArray, Steps
-from lightning_gradtrace.analysis._texts import Texts, read_texts, text_rows
+from lightning_gradtrace.analysis._groups import groups_of
+from lightning_gradtrace.analysis._texts import read_texts
+from lightning_gradtrace.analysis._token_counts import Corpus, Counted, corpus_of, token_counts
+from lightning_gradtrace.analysis.scores import METHODS, Candidates, Method
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
 
-# Counts of one group of entries (entry x distinct token, 4 bytes each); more entries take another pass.
-_GROUP_BYTES = 1 << 30
-# Selections (entry, sample) held back until they are turned into token counts.
-_BUFFER = 1 << 23
-# Rows of the sparse product that are made dense at once.
-_ROWS = 128
-
 
 def notable_tokens(
     trace: Trace,
-    entries: Entries,
+    entries: Entries | None,
     *,
+    method: str = "univariate",
+    by: str = "entry",
+    axis: str = "in",
+    heads: pd.DataFrame | None = None,
+    ngram: int = 1,
+    weight: str = "none",
     min_count: int = 20,
     n_relative: int = 200,
     n_notable: int = 5,
     min_relative: float = 0.0,
+    max_q: float = 1.0,
     links: IntArray | None = None,
     steps: Steps = None,
 ) -> pd.DataFrame:
-    """Find the notable tokens of each parameter entry by the univariate heuristic of the 2023 post.
+    """Find the notable tokens of each parameter entry, neuron, attention head, parameter or module.
 
     For an entry p and its occurrences A(p), c(t) is the count of token t in the texts of A(p), with multiplicity, and
-    b(t) its count in the data, each sample once; relative(t) = (c(t) / sum c) / (b(t) / sum b). Of the tokens with
-    c(t) >= `min_count` the `n_relative` with the largest relative frequency are taken, of these the `n_notable` with
-    the largest count. Padding counts nowhere.
+    b(t) its count in the data, each sample once; relative(t) = (c(t) / sum c) / (b(t) / sum b). Padding counts nowhere.
+    A(p) of a neuron, head, parameter or module holds every occurrence once that selected any of its kept entries.
+
+    The univariate heuristic of the 2023 post: of the tokens with c(t) >= `min_count` the `n_relative` with the largest
+    relative frequency are taken, of these the `n_notable` with the largest count. The other methods take, of the
+    tokens with c(t) >= `min_count`, the `n_notable` with the largest score: "log_product", "mahalanobis", "kl"
+    (docs/concepts.md, 5), "log_odds" with an informative Dirichlet prior, and "hypergeometric". The last two are
+    tests: p-values are computed for all tokens that come `min_count` times in all occurrences, and q-values
+    (Benjamini and Hochberg) over these tokens, for each entry or group apart.
 
     What can mislead: (1) where fewer than `n_relative` tokens pass `min_count`, the relative frequency decides nothing
     and the commonest words of the language come out, with a `relative` near 1; read that column, or set
     `min_relative`. (2) One sample selected in every epoch counts every time, so that `min_count` can be reached by a
     single text; `neurons` reports distinct samples, and `permuted_links(within="sample")` is the null that keeps such
     repetition. (3) Notable tokens are found in every entry with enough occurrences, also where the links carry no
-    information: `null_tokens` says how many.
+    information: `null_tokens` says how many. (4) A q-value bounds the false discoveries among the tokens of one
+    entry; over thousands of entries some are false all the same.
 
     Args:
         trace: an open trace with a `TopK` record and inputs.
-        entries: table with a column `entry` (from `frequent_entries`), or global entry numbers.
+        entries: table with a column `entry` (from `frequent_entries`), or global entry numbers; None for everything
+            that is tracked (with `by` other than "entry").
+        method: "univariate", "log_product", "mahalanobis", "kl", "log_odds" or "hypergeometric".
+        by: "entry", "neuron", "head", "head_part", "param" or "module": what shares tokens.
+        axis: of neurons: "in" for columns, "out" for rows.
+        heads: of heads: the table of `attention_heads`.
+        ngram: look for runs of so many tokens.
+        weight: how much the text of an occurrence counts: "none" for once; "shift" for the sum of |s| of the group's
+            entries that it selected; "value" for the sum of their |W|, from the trace's snapshots. Weights are scaled
+            to a mean of 1 in each group, so that `min_count` keeps its meaning.
         min_count: smallest c(t).
-        n_relative: how many tokens pass by relative frequency.
-        n_notable: how many of these are notable, by count.
+        n_relative: how many tokens pass by relative frequency (univariate).
+        n_notable: how many of these are notable, by count, or by score.
         min_relative: smallest relative frequency; 0 as in the post.
+        max_q: largest q-value, for methods that are tests.
         links: (occurrence,) whose sample each occurrence is linked to, for null controls; None for the truth.
         steps: step numbers to look at; None for all.
 
     Returns:
-        One row per entry and notable token, in the order of `entries`, then `rank`: `entry`, `param`, `index`,
-        `token` (id), `text` (the id where the trace has no vocabulary), `count` c(t), `background` b(t), `relative`,
-        `rank` (1 for the largest count; ties by relative frequency, then by id).
+        One row per entry (or group) and notable token, in the order of `entries` (groups: of the model), then `rank`:
+        `entry`, `param`, `index` (neurons: `param`, `module`, `axis`, `neuron`; heads: `module`, `head` and by part
+        `part`, `param`; else `param`, `module`), `token` (id; a tuple of ids for n-grams), `text` (the id where the
+        trace has no vocabulary), `count` c(t), `background` b(t), `relative`, `rank` (1 for the largest score; ties
+        by relative frequency, then by id), `score` (of the method; c(t) of the univariate heuristic), and for tests
+        `p_value`, `q_value`.
 
     Raises:
-        ValueError: no `TopK` record, no inputs, unknown entries, `links` that don't fit, thresholds out of range.
+        ValueError: no `TopK` record, no inputs or (for `weight="value"`) no weights, unknown entries or names,
+            `links` that don't fit, thresholds out of range.
     """
     for name, value in (("min_count", min_count), ("n_relative", n_relative), ("n_notable", n_notable)):
         if value < 1:
             raise ValueError(f"`{name}` is {value}, expected 1 or more")
-    numbers = _access.entry_numbers(trace, entries)
-    texts = read_texts(trace)
-    rows: list[npt.NDArray[np.float64]] = []
-    for first, counts in token_counts(trace, numbers, texts, links=links, steps=steps):
-        found = _univariate(counts, texts.background, min_count, n_relative, n_notable, min_relative)
-        found[:, 0] += first
-        rows.append(found)
-    row, column, count, relative, rank = np.concatenate([np.zeros((0, 5)), *rows]).T
-    entry, column = numbers[row.astype(np.int64)], column.astype(np.int64)
-    names = trace.entries(entry)
-    token = texts.token[column].astype(np.int64)
-    return pd.DataFrame(
-        {
-            "entry": entry,
-            "param": names["param"].array,
-            "index": names["index"].to_numpy(),
-            "token": token,
-            "text": pd.Series(_access.words(trace.vocab, token), dtype=str),
-            "count": count.astype(np.int64),
-            "background": texts.background[column],
-            "relative": relative,
-            "rank": rank.astype(np.int64),
-        }
+    how = _method(method, weight, max_q)
+    if entries is None and by == "entry":
+        raise ValueError('`entries` is None, which means all, with `by="entry"`; pass `frequent_entries(trace)`')
+    groups = groups_of(trace, entries, by, axis=axis, heads=heads)
+    texts = read_texts(trace, ngram)
+    corpus = corpus_of(trace, texts, links=links, steps=steps, min_count=0 if how.all_tokens else min_count)
+    found: list[npt.NDArray[np.float64]] = [np.zeros((0, 8))]
+    chunks = token_counts(trace, groups, corpus, weight=weight, steps=steps, with_samples=how.needs_samples)
+    for chunk in chunks:
+        candidates = _candidates(chunk, corpus, min_count, min_relative)
+        if method == "univariate":
+            candidates = _only(
+                candidates, _first(candidates.row, (candidates.column, -candidates.relative), n_relative)
+            )
+        found.append(_best(candidates, how, n_notable, max_q))
+    row, column, count, relative, rank, score, p, q = np.concatenate(found).T
+    place, column = row.astype(np.int64), column.astype(np.int64)
+    table = groups.table.iloc[place].reset_index(drop=True)
+    table["token"] = pd.Series(corpus.texts.ids(column), dtype=np.int64 if ngram == 1 else object)
+    table["text"] = pd.Series(corpus.texts.words(trace.vocab, column), dtype=str)
+    table["count"] = count.astype(np.int64) if weight == "none" else count
+    table["background"] = corpus.texts.background[column]
+    table["relative"], table["rank"], table["score"] = relative, rank.astype(np.int64), score
+    return table.assign(p_value=p, q_value=q) if how.test else table
+
+
+def _method(name: str, weight: str, max_q: float) -> Method:
+    if name not in METHODS:
+        raise ValueError(f"`method` is {name!r}, expected one of {', '.join(repr(m) for m in METHODS)}")
+    method = METHODS[name]
+    if weight != "none" and not method.weighted:
+        raise ValueError(f'`method` {name!r} counts samples and takes no `weight` ({weight!r}); use "log_odds"')
+    if not 0 < max_q <= 1:
+        raise ValueError(f"`max_q` is {max_q}, expected a share above 0, at most 1")
+    if max_q < 1 and method.test is None:
+        tests = ", ".join(repr(m) for m, one in METHODS.items() if one.test)
+        raise ValueError(f"`max_q` is {max_q}, but `method` {name!r} is no test; those are {tests}")
+    return method
+
+
+def _candidates(chunk: Counted, corpus: Corpus, min_count: int, min_relative: float) -> Candidates:
+    row, column = np.nonzero(chunk.counts >= min_count)
+    count = chunk.counts[row, column].astype(np.float64)
+    background = corpus.texts.background[column] / max(1, corpus.background_total)
+    relative = (count / chunk.total[row]) / background
+    every = Candidates(row, column, count, relative, chunk, corpus)
+    return _only(every, np.flatnonzero(relative >= min_relative))
+
+
+def _only(candidates: Candidates, chosen: IntArray) -> Candidates:
+    row, column, count, relative = (
+        a[chosen] for a in (candidates.row, candidates.column, candidates.count, candidates.relative)
     )
+    return Candidates(row, column, count, relative, candidates.chunk, candidates.corpus)
 
 
-def token_counts(
-    trace: Trace, numbers: IntArray, texts: Texts, *, links: IntArray | None = None, steps: Steps = None
-) -> Iterator[tuple[int, npt.NDArray[np.int32]]]:
-    """Count the tokens in the texts of each entry's occurrences: c(t), with multiplicity.
-
-    Memory is bounded by the counts of one group of entries (1 GiB) and a buffer of selections, whatever the length
-    of the trace; one pass over the record per group.
-
-    Args:
-        trace: the trace.
-        numbers: (e,) global entry numbers.
-        texts: from `read_texts`.
-        links: as in `notable_tokens`.
-        steps: as in `notable_tokens`.
-
-    Yields:
-        number of the first entry of a chunk, and its counts (entry of the chunk, distinct token).
-    """
-    rows_of = text_rows(trace, texts, links).astype(np.int32)
-    group = max(1, _GROUP_BYTES // (4 * max(1, texts.token.size)))
-    for start in range(0, numbers.size, group):
-        part = numbers[start : start + group]
-        counts = np.zeros((part.size, texts.token.size), dtype=np.int32)
-        held: list[tuple[IntArray, IntArray]] = []
-        size = 0
-        for occurrence, row in _access.selections(trace, part, np.arange(part.size), steps):
-            held.append((row, rows_of[occurrence]))
-            size += row.size
-            if size >= _BUFFER:
-                _add_tokens(counts, held, texts)
-                held, size = [], 0
-        _add_tokens(counts, held, texts)
-        for first in range(0, part.size, _ROWS):
-            yield start + first, counts[first : first + _ROWS]
-
-
-def _add_tokens(counts: npt.NDArray[np.int32], held: list[tuple[IntArray, IntArray]], texts: Texts) -> None:
-    if not held:
-        return
-    row, sample = (np.concatenate(parts).astype(np.int32, copy=False) for parts in zip(*held, strict=True))
-    shape = (counts.shape[0], texts.sample_id.size)
-    links = sparse.coo_array((np.ones(row.size, dtype=np.int32), (row, sample)), shape=shape).tocsr()
-    for first in range(0, counts.shape[0], _ROWS):
-        chunk = links[first : first + _ROWS]
-        if chunk.nnz:
-            counts[first : first + _ROWS] += (chunk @ texts.counts).toarray()
-
-
-def _univariate(
-    counts: npt.NDArray[np.int32],
-    background: IntArray,
-    min_count: int,
-    n_relative: int,
-    n_notable: int,
-    min_relative: float,
-) -> npt.NDArray[np.float64]:
-    """Return (found, 5): row, column, count, relative, rank."""
-    row, column = np.nonzero(counts >= min_count)
-    count = counts[row, column].astype(np.float64)
-    total = counts.sum(axis=1, dtype=np.int64)[row]
-    relative = (count / total) / (background[column] / background.sum())
-    keep = relative >= min_relative
-    row, column, count, relative = row[keep], column[keep], count[keep], relative[keep]
-    order = _first(row, (column, -relative), n_relative)
-    row, column, count, relative = row[order], column[order], count[order], relative[order]
-    order = _first(row, (column, -relative, -count), n_notable)
-    row, column, count, relative = row[order], column[order], count[order], relative[order]
-    rank = np.arange(row.size) - np.searchsorted(row, row) + 1
-    return np.stack([row, column, count, relative, rank], axis=1).astype(np.float64)
+def _best(candidates: Candidates, method: Method, n_notable: int, max_q: float) -> npt.NDArray[np.float64]:
+    """Return (found, 8): group, column, count, relative, rank, score, p-value, q-value."""
+    score = method.score(candidates)
+    p, q = np.full((2, score.size), np.nan)
+    if method.test is not None and score.size:
+        every = method.test(candidates.chunk, candidates.corpus)
+        p = every[candidates.row, candidates.column]
+        q = stats.false_discovery_control(every, axis=1)[candidates.row, candidates.column]
+        keep = np.flatnonzero(q <= max_q)
+        candidates, score, p, q = _only(candidates, keep), score[keep], p[keep], q[keep]
+    order = _first(candidates.row, (candidates.column, -candidates.relative, -score), n_notable)
+    best = _only(candidates, order)
+    rank = np.arange(order.size) - np.searchsorted(best.row, best.row) + 1
+    columns = [best.row + best.chunk.first, best.column, best.count, best.relative, rank, score[order], p[order]]
+    return np.stack([*columns, q[order]], axis=1).astype(np.float64)
 
 
 def _first(row: IntArray, keys: tuple[npt.NDArray[Any], ...], most: int) -> IntArray:

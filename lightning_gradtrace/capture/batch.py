@@ -25,6 +25,17 @@ def tensors(batch: Any) -> Iterator[Tensor]:
             yield from tensors(getattr(batch, field.name))
 
 
+def holds_only_tensors(batch: Any) -> bool:
+    """Say whether every leaf of a batch is a tensor, so that all samples reach the model through tensors."""
+    if isinstance(batch, Mapping):
+        return all(holds_only_tensors(value) for value in batch.values())
+    if isinstance(batch, (tuple, list)):
+        return all(holds_only_tensors(value) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return all(holds_only_tensors(getattr(batch, field.name)) for field in dataclasses.fields(batch))
+    return isinstance(batch, Tensor) or batch is None
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """Return a batch of the same structure with ``function`` applied to each of its tensors."""
     if isinstance(batch, Tensor):

@@ -8,7 +8,7 @@ running the model on the batch with its samples permuted (`probe.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,14 +22,17 @@ class SampleAxis:
 
     Attributes:
         axis: the axis that holds them.
-        factor: "whole" if the axis holds nothing else, "outer" or "inner" if samples and positions are merged in it.
+        factor: "whole" if the axis holds nothing else, "outer" or "inner" if samples and positions are merged in it;
+            "single" if the whole tensor belongs to the only sample.
     """
 
     axis: int
-    factor: Literal["whole", "outer", "inner"] = "whole"
+    factor: Literal["whole", "outer", "inner", "single"] = "whole"
 
     def fits(self, shape: Sequence[int], n_samples: int) -> bool:
         """Say whether a tensor of this shape can hold ``n_samples`` samples here."""
+        if self.factor == "single":
+            return n_samples == 1
         if self.axis >= len(shape):
             return False
         size = shape[self.axis]
@@ -37,6 +40,8 @@ class SampleAxis:
 
     def samples_first(self, tensor: Tensor, n_samples: int) -> Tensor:
         """Return the tensor with the samples along axis 0 and every other axis in its old order."""
+        if self.factor == "single":
+            return tensor.unsqueeze(0)
         if self.factor == "whole":
             return tensor.movedim(self.axis, 0)
         rest = tensor.shape[self.axis] // n_samples
@@ -44,8 +49,32 @@ class SampleAxis:
         axis = self.axis if self.factor == "outer" else self.axis + 1
         return tensor.unflatten(self.axis, sizes).movedim(axis, 0)
 
+    def mark(self, weights: Tensor, shape: Sequence[int]) -> Tensor:
+        """Lay out one weight per sample so that it multiplies what belongs to that sample.
+
+        Args:
+            weights: shape (..., sample).
+            shape: shape of the tensor that holds the samples here.
+
+        Returns:
+            Shape (..., *shape) with 1 for every axis of ``shape`` but that of the samples.
+        """
+        lead, n_samples = weights.shape[:-1], weights.shape[-1]
+        sizes = [1] * len(shape)
+        if self.factor == "single":
+            return weights.reshape(*lead, *sizes)
+        rest = shape[self.axis] // n_samples
+        if self.factor == "outer":
+            weights = weights.repeat_interleave(rest, -1)
+        elif self.factor == "inner":
+            weights = torch.cat([weights] * rest, -1)
+        sizes[self.axis] = shape[self.axis]
+        return weights.reshape(*lead, *sizes)
+
     def permute(self, tensor: Tensor, order: Tensor) -> Tensor:
         """Return the tensor with the samples at this place in the given order."""
+        if self.factor == "single":
+            return tensor
         if self.factor == "whole":
             return tensor.index_select(self.axis, order)
         rest = tensor.shape[self.axis] // len(order)
@@ -55,22 +84,22 @@ class SampleAxis:
         return tensor.index_select(self.axis, rows.flatten())
 
 
-def candidates(shape: Sequence[int], n_samples: int, n_features: int = 0) -> list[SampleAxis]:
+def candidates(shape: Sequence[int], n_samples: int, among: Collection[int] | None = None) -> list[SampleAxis]:
     """Return every place where a tensor of this shape could hold the samples.
 
     Args:
         shape: shape of the tensor.
         n_samples: number of samples of the micro-batch.
-        n_features: number of trailing axes that a function consumes as features and that hold no samples.
+        among: the axes that may hold samples, because the function does not consume them; all if None.
 
     Returns:
         Axes of the right size first, then both factors of axes whose size is a multiple. With one sample every axis
-        of size 1, or else any merged one, means the same, and only the first is returned.
+        of size 1 means the same, and only the first is returned; without one, the whole tensor is the sample.
     """
-    leading = list(enumerate(shape))[: len(shape) - n_features]
+    leading = [(axis, size) for axis, size in enumerate(shape) if among is None or axis in among]
     found = [SampleAxis(axis) for axis, size in leading if size == n_samples]
     if n_samples == 1:
-        return found[:1] or [SampleAxis(axis, "outer") for axis, _ in leading[:1]]
+        return found[:1] or [SampleAxis(0, "single")]
     for axis, size in leading:
         if size > n_samples and size % n_samples == 0:
             found += [SampleAxis(axis, "outer"), SampleAxis(axis, "inner")]

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_gradtrace.capture.placement import Placement, Placer, Probe, UnattributableError
-from lightning_gradtrace.capture.rules._general import general_shares
+from lightning_gradtrace.capture.attribution import Attribution
+from lightning_gradtrace.capture.derived import Lineage, OverwrittenError, Root
+from lightning_gradtrace.capture.placement import Placer, Probe, UnattributableError
 from lightning_gradtrace.capture.shares import Share, add_shares
-from lightning_gradtrace.capture.tape import Operand, Tape, Use
+from lightning_gradtrace.capture.tape import Tape
 
 
 @dataclass
@@ -35,13 +36,24 @@ class TapeEngine:
 
     Attributes:
         placer: remembers where the samples are in every use.
+        attribution: remembers by which way the shares of every use are computed.
     """
 
     placer: Placer = field(default_factory=Placer)
+    attribution: Attribution = field(default_factory=Attribution)
 
-    def tape(self, parameters: Mapping[str, Tensor]) -> Tape:
-        """Return a tape for one forward and backward pass; enter it around the forward pass."""
-        return Tape(parameters)
+    def tape(self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int | None = None) -> Tape:
+        """Return a tape for one forward and backward pass; enter it around the forward pass.
+
+        Args:
+            parameters: the tracked parameters by name.
+            batch: the batch; None if it is unknown, then every tensor that is not tracked counts as batched.
+            n_samples: its number of samples.
+
+        Returns:
+            The tape.
+        """
+        return Tape(parameters, batch, n_samples)
 
     def collect(self, tape: Tape, n_samples: int, probe: Probe) -> MicroBatch:
         """Turn what the tape holds after the backward pass into shares.
@@ -58,42 +70,25 @@ class TapeEngine:
             UnattributableError: the samples of a use can't be found, or its input was overwritten.
         """
         uses = [use for use in tape.uses if use.cotangents]
-        parts: dict[str, list[Share]] = {}
+        received: dict[Lineage, list[Share]] = {}
         for use, placement in zip(uses, self.placer.place(uses, n_samples, probe), strict=True):
-            for name, share in _shares(use, placement, n_samples).items():
-                parts.setdefault(name, []).append(share)
+            for lineage, share in self.attribution.shares(use, placement, n_samples).items():
+                received.setdefault(lineage, []).append(share)
+        parts: dict[str, list[Share]] = {}
+        for lineage, shares in received.items():
+            for root, share in _pull_back(lineage, add_shares(shares)).items():
+                parts.setdefault(root.name, []).append(share)
         tape.uses.clear()
         return MicroBatch(n_samples, {name: add_shares(found) for name, found in parts.items()})
 
 
-def _shares(use: Use, placement: Placement, n_samples: int) -> dict[str, Share]:
-    _check_untouched(use)
-    bound = use.bound()
-    if bound is None:
-        try:
-            return general_shares(use, placement.inputs, placement.outputs, n_samples)
-        except RuntimeError as error:
-            names = ", ".join(f"`{name}`" for name in use.site.parameters)
-            raise UnattributableError(
-                f"GradTrace: can't attribute {names}: {use.site} has no closed-form rule, and the general rule can't "
-                f"run it sample by sample ({error}). Leave the parameter out with `GradTrace(params=...)`."
-            ) from error
-    samples = placement.inputs[bound.place].samples_first(bound.values[bound.rule.input], n_samples)
-    cotangent = placement.outputs[0].samples_first(use.cotangents[0], n_samples)
-    shares = bound.rule.shares(bound.values, samples, cotangent, frozenset(bound.lineages))
-    result: dict[str, Share] = {}
-    for argument, share in shares.items():
-        for name, pulled in bound.lineages[argument].pull_back(share).items():
-            result[name] = add_shares([result[name], pulled]) if name in result else pulled
-    return result
-
-
-def _check_untouched(use: Use) -> None:
-    """Refuse inputs that were overwritten in place after the use: the share would be that of other numbers."""
-    for leaf in use.leaves:
-        if isinstance(leaf, Operand) and leaf.tensor._version != leaf.version:
-            names = ", ".join(f"`{name}`" for name in use.site.parameters)
-            raise UnattributableError(
-                f"GradTrace: the input of {use.site} was changed in place after it was used, so the share of {names} "
-                "can't be computed. Replace the in-place operation in the model by its out-of-place form."
-            )
+def _pull_back(lineage: Lineage, share: Share) -> dict[Root, Share]:
+    try:
+        return lineage.pull_back(share)
+    except OverwrittenError as error:
+        names = ", ".join(f"`{name}`" for name in lineage.roots)
+        raise UnattributableError(
+            f"GradTrace: a tensor that was combined with {names} before they met the batch was changed in place "
+            "afterwards, so the shares can't be followed back. Replace the in-place operation in the model by its "
+            "out-of-place form."
+        ) from error

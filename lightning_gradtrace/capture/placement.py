@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, narrow, shape_before_view
-from lightning_gradtrace.capture.tape import BoundUse, Site, Use
+from lightning_gradtrace.capture.use import Site, Use
 
 
 @dataclass(frozen=True)
@@ -116,27 +117,29 @@ class Placer:
         for i, operand in use.operands.items():
             if bound is None or i == bound.place:
                 shape = operand.tensor.shape
-                found = candidates(shape, n_samples, bound.n_features if bound else 0)
+                found = candidates(shape, n_samples, among=bound.axes if bound else None)
                 options[True, i] = narrow(found, shape, operand.before, n_samples)
-        if bound is None:
+        if bound is None or bound.place is None:
             for i, cotangent in use.cotangents.items():
-                found = candidates(cotangent.shape, n_samples)
+                found = candidates(cotangent.shape, n_samples, among=bound.axes if bound else None)
                 options[False, i] = narrow(found, cotangent.shape, shape_before_view(cotangent), n_samples)
         return options
 
     def _decide(self, use: Use, options: Options, n_samples: int) -> Placement:
+        """Choose the places; those of the outputs are needed, those of other arguments than a rule's are not."""
         bound = use.bound()
-        must = [(True, bound.place)] if bound else [(False, i) for i in use.cotangents]
+        source = bound.place if bound else None
+        must = [(True, source)] if source is not None else [(False, i) for i in use.cotangents]
         for place in must:
             if len(options[place]) != 1:
                 raise UnattributableError(_complaint(use, place, options[place], n_samples))
         chosen = {place: found[0] for place, found in options.items() if len(found) == 1}
         inputs = {i: axis for (is_input, i), axis in chosen.items() if is_input}
-        if not inputs:
-            raise UnattributableError(_complaint(use, (True, 0), [], n_samples))
         outputs = {i: axis for (is_input, i), axis in chosen.items() if not is_input}
-        if bound:
-            outputs = dict.fromkeys(use.cotangents, inputs[bound.place])
+        if bound and source is not None:
+            taken = inputs[source]
+            axis = taken if taken.factor == "single" else replace(taken, axis=bound.axes[taken.axis])
+            outputs = dict.fromkeys(use.cotangents, axis)
         return Placement(inputs, outputs)
 
 
@@ -158,6 +161,13 @@ def _settle(first: Use, second: Use, options: Options, order: Tensor) -> Options
             continue
         order = order.to(a.tensor.device)
         fitting = [o for o in found if _same(o.permute(a.tensor, order), b.tensor)]
+        whole = [o for o in found if o.factor == "whole"]
+        if not fitting and len(whole) > 1:  # samples against samples: it is split by the first of the two axes
+            fitting = [
+                first
+                for first, other in itertools.combinations(whole, 2)
+                if _same(other.permute(first.permute(a.tensor, order), order), b.tensor)
+            ]
         if not fitting and len(found) == 1 and not _same(a.tensor, b.tensor):
             fitting = found
         settled[is_input, i] = fitting
@@ -187,4 +197,4 @@ def _complaint(use: Use, place: tuple[bool, int], options: Sequence[SampleAxis],
     )
 
 
-__all__ = ["BoundUse", "Placement", "Placer", "Probe", "UnattributableError"]
+__all__ = ["Placement", "Placer", "Probe", "UnattributableError"]

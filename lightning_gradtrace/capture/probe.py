@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradtrace.capture.batch import permute_samples, sample_axis_of, tensors
-from lightning_gradtrace.capture.tape import Tape, Use
+from lightning_gradtrace.capture.tape import Tape
+from lightning_gradtrace.capture.use import Use
 
 
 def permutation(n_samples: int) -> Tensor:
@@ -67,7 +68,7 @@ class PermutationProbe:
         found = []
         with undisturbed(self.module):
             for data in (self.batch, permuted):
-                with torch.no_grad(), Tape(self.parameters, probing=True) as tape:
+                with torch.no_grad(), Tape(self.parameters, data, self.n_samples, probing=True) as tape:
                     self.run(data)
                 found.append(tape.uses)
         return found[0], found[1], order

@@ -39,6 +39,17 @@ class Share(ABC):
     def total(self) -> Tensor:
         """Sum over the samples without forming them, shape ``shape``, in at least float32."""
 
+    def weighted_total(self, weights: Tensor) -> Tensor:
+        """Sum over the samples with a weight for each, shape ``shape``; a few samples are formed at a time."""
+        rows = max(1, 2**24 // max(self.shape.numel(), 1))
+        out: Tensor | None = None
+        for start in range(0, self.n_samples, rows):
+            part = self.dense(slice(start, start + rows))
+            part = torch.tensordot(weights[start : start + rows].to(part.dtype), part, 1)
+            out = part if out is None else out + part
+        assert out is not None  # a share has one sample or more
+        return out
+
 
 @dataclass
 class OuterShare(Share):
@@ -73,6 +84,10 @@ class OuterShare(Share):
     @override
     def total(self) -> Tensor:
         return self.left.flatten(0, 1).to(self.dtype).T @ self.right.flatten(0, 1).to(self.dtype)
+
+    @override
+    def weighted_total(self, weights: Tensor) -> Tensor:
+        return OuterShare(self.left.to(self.dtype) * weights.to(self.dtype)[:, None, None], self.right).total()
 
     def squared_norms(self) -> Tensor:
         """Squared Frobenius norm of every ``g[i]``, shape (sample,), from the Gram matrices of the factors.
@@ -155,6 +170,40 @@ class DenseShare(Share):
 
 
 @dataclass
+class DiagonalShare(Share):
+    """``g[i]`` is zero outside slice ``i`` of one axis: a tensor that holds one slice for each sample.
+
+    Attributes:
+        values: the slices, shape (sample, *shape without the axis).
+        axis: the axis.
+    """
+
+    values: Tensor
+    axis: int
+
+    def __post_init__(self) -> None:
+        self.shape = self.values.movedim(0, self.axis).shape
+
+    @property
+    @override
+    def n_samples(self) -> int:
+        return self.values.shape[0]
+
+    @override
+    def dense(self, samples: slice = slice(None)) -> Tensor:
+        values = self.values[samples]
+        out = values.new_zeros((len(values), *self.shape), dtype=accumulation_dtype(values.dtype))
+        first = samples.indices(self.n_samples)[0]
+        for row, value in enumerate(values):
+            out[row].select(self.axis, first + row).copy_(value)
+        return out
+
+    @override
+    def total(self) -> Tensor:
+        return self.values.movedim(0, self.axis).to(accumulation_dtype(self.values.dtype))
+
+
+@dataclass
 class SumShare(Share):
     """Sum of shares of unlike form: a tied weight that is an embedding here and a linear layer there."""
 
@@ -173,6 +222,13 @@ class SumShare(Share):
         out = self.parts[0].dense(samples)
         for part in self.parts[1:]:
             out = out + part.dense(samples)
+        return out
+
+    @override
+    def weighted_total(self, weights: Tensor) -> Tensor:
+        out = self.parts[0].weighted_total(weights)
+        for part in self.parts[1:]:
+            out = out + part.weighted_total(weights)
         return out
 
     @override

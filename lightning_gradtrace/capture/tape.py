@@ -3,129 +3,30 @@
 The tape is a `torch.overrides.TorchFunctionMode`: it sees functions, not modules, because a module's parameters are
 often used without the module being called (`torch.nn.MultiheadAttention` never calls its ``out_proj``). It runs no
 forward of its own and changes no number: it keeps a detached reference to a use's input and puts a hook on its output.
+
+The invariant: every tensor of the pass is tracked (a parameter, or computed from tracked tensors and constants alone),
+batched, or a constant. A *use* is a call in which a tracked tensor first meets a batched one; its result is batched. A
+call of tracked tensors and constants is a derivation; its result is tracked.
 """
 
 from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
-from torch.utils._pytree import tree_unflatten
 
-from lightning_gradtrace.capture.batch_axis import shape_before_view
-from lightning_gradtrace.capture.derived import Derived, Lineage, Root, flatten_call
+from lightning_gradtrace.capture.batch_axis import candidates
+from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root, flatten_call
+from lightning_gradtrace.capture.functions import Facts, facts, without_running_statistics
 from lightning_gradtrace.capture.opening import opened
+from lightning_gradtrace.capture.replay import Surroundings, outputs_of
 from lightning_gradtrace.capture.rules import Rule, rule_for
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where in a forward pass a use happens: the same place in every pass of an unchanged model.
-
-    Attributes:
-        number: running number of the use in the forward passes of one training step.
-        function: name of the torch function.
-        parameters: names of the tracked parameters that the use receives.
-    """
-
-    number: int
-    function: str
-    parameters: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"use {self.number} (`{self.function}` of {', '.join(f'`{p}`' for p in self.parameters)})"
-
-
-@dataclass
-class Operand:
-    """A tensor that a use receives and that may hold samples.
-
-    Attributes:
-        tensor: the tensor, detached.
-        before: its shape before the view that made it, None if no view did.
-        version: its version counter at the time of the use, to notice later changes in place.
-    """
-
-    tensor: Tensor
-    before: tuple[int, ...] | None
-    version: int
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> Operand:
-        """Make the operand of a tensor as it is now."""
-        return cls(tensor.detach(), shape_before_view(tensor), tensor._version)
-
-
-@dataclass
-class BoundUse:
-    """A use whose arguments fit a rule.
-
-    Attributes:
-        rule: the rule.
-        values: arguments by name.
-        lineages: the tracked ones among them.
-        place: where the argument that holds the samples is among the leaves.
-        n_features: number of its trailing feature axes.
-    """
-
-    rule: Rule
-    values: dict[str, Any]
-    lineages: dict[str, Lineage]
-    place: int
-    n_features: int
-
-
-@dataclass
-class Use:
-    """One call of one function with at least one tracked tensor.
-
-    Attributes:
-        site: where it happened.
-        function: the torch function.
-        rule: its closed form, None for the general rule.
-        leaves: flattened arguments; `Root` or `Derived` in place of tracked tensors, `Operand` in place of others.
-        structure: pytree structure of the arguments.
-        outputs: the outputs while probing; None for each in a training step, where nobody reads them.
-        cotangents: gradient of the loss with respect to each output, filled in by the backward pass.
-    """
-
-    site: Site
-    function: Callable[..., Any]
-    rule: Rule | None
-    leaves: list[Any]
-    structure: Any
-    outputs: list[Operand | None]
-    cotangents: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def operands(self) -> dict[int, Operand]:
-        """Tensors that may hold samples, by their place among the leaves."""
-        return {i: leaf for i, leaf in enumerate(self.leaves) if isinstance(leaf, Operand)}
-
-    def bound(self) -> BoundUse | None:
-        """Return the arguments by name if the closed form applies to this use, None if the general rule must serve."""
-        if self.rule is None:
-            return None
-        args, kwargs = tree_unflatten(self.leaves, self.structure)
-        named = self.rule.bind(args, kwargs)
-        lineages = {name: leaf for name, leaf in named.items() if isinstance(leaf, (Root, Derived))}
-        samples = named.get(self.rule.input)
-        if not isinstance(samples, Operand) or not lineages.keys() <= self.rule.parameters:
-            return None
-        values = {
-            name: leaf.tensor if isinstance(leaf, (Root, Derived, Operand)) else leaf for name, leaf in named.items()
-        }
-        place = next(i for i, leaf in enumerate(self.leaves) if leaf is samples)
-        return BoundUse(self.rule, values, lineages, place, self.rule.n_features(values))
-
-    def receive(self, output: int, cotangent: Tensor) -> None:
-        """Keep the cotangent of one output; a second backward pass through it adds up."""
-        known = self.cotangents.get(output)
-        self.cotangents[output] = cotangent.detach() if known is None else known + cotangent.detach()
+from lightning_gradtrace.capture.taint import Taint
+from lightning_gradtrace.capture.use import Site, Use, operand
 
 
 class Tape(TorchFunctionMode):
@@ -133,14 +34,20 @@ class Tape(TorchFunctionMode):
 
     Args:
         parameters: the tracked parameters by name.
-        probing: record uses although no gradients are taken, for `probe.py`.
+        batch: the batch; None if it is unknown, then every tensor that is not tracked counts as batched.
+        n_samples: its number of samples.
+        probing: record although no gradients are taken, and keep the outputs of uses, for `probe.py`.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], *, probing: bool = False) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int | None = None, *, probing: bool = False
+    ) -> None:
         super().__init__()
         self.uses: list[Use] = []
         self._probing = probing
-        self._count = 0
+        self._taint = Taint(batch, n_samples)
+        self._n_samples = n_samples
+        self._counts: dict[tuple[str, tuple[str, ...]], int] = {}
         # Lineages hold their tensors, so that an id is not given to another tensor while the tape lives.
         self._lineage: dict[int, Lineage] = {id(p): Root(name, p) for name, p in parameters.items()}
 
@@ -154,14 +61,39 @@ class Tape(TorchFunctionMode):
         """Call the function and record it if it uses a tracked tensor."""
         kwargs = kwargs or {}
         if not self._is_tracked(args) and not (kwargs and self._is_tracked(kwargs.values())):
-            return func(*args, **kwargs)
+            return self._untracked(facts(func), func, args, kwargs)
         rule = rule_for(func)
         if rule is None and isinstance(func, types.FunctionType):
             with self:
                 return opened(func)(*args, **kwargs)
+        known = facts(func)
+        if not (self._probing or torch.is_grad_enabled()):
+            return self._untracked(known, func, args, kwargs)
+        around = Surroundings.now(func, self._device(args, kwargs)) if known.random else None
+        call = self._leaves(known, args, kwargs) if known.in_place else None
         result = func(*args, **kwargs)
-        self._record(func, rule, args, kwargs, result)
+        outputs = outputs_of(known.in_place, args, result)
+        if not self._live(known, outputs):
+            self._taint.after(known, args, self._is_batched(args, kwargs), result)
+        elif known.in_place or not any(id(t) in self._lineage for t in outputs):  # `W.to(W.dtype)` is W
+            leaves, structure = call or self._leaves(known, args, kwargs)
+            around = around or Surroundings.now(func, self._device(args, kwargs))
+            self._record(func, rule, leaves, structure, around, outputs)
         return result
+
+    def _untracked(
+        self, known: Facts, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        batched = self._is_batched(args, kwargs)
+        result = func(*args, **kwargs)
+        self._taint.after(known, args, batched, result)
+        return result
+
+    def _is_batched(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        return self._taint.any(args) or bool(kwargs and self._taint.any(kwargs.values()))
+
+    def _device(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
+        return next(leaf.device for leaf in flatten_call(args, kwargs)[0] if id(leaf) in self._lineage)
 
     def _is_tracked(self, values: Iterable[Any]) -> bool:
         lineage = self._lineage
@@ -172,33 +104,95 @@ class Tape(TorchFunctionMode):
                 return True
         return False
 
-    def _record(
-        self, func: Callable[..., Any], rule: Rule | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
-    ) -> None:
-        outputs = [result] if isinstance(result, Tensor) else list(result) if isinstance(result, (list, tuple)) else []
-        live = [(i, t) for i, t in enumerate(outputs) if isinstance(t, Tensor) and (self._probing or t.requires_grad)]
-        if not any(isinstance(t, Tensor) for t in outputs):
-            return
+    def _live(self, known: Facts, outputs: list[Any]) -> dict[int, Tensor]:
+        """Return the outputs that gradients pass, or would pass if a probe ran with gradients."""
+        if not self._probing:
+            return {i: t for i, t in enumerate(outputs) if isinstance(t, Tensor) and t.requires_grad}
+        if known.detached:
+            return {}
+        return {i: t for i, t in enumerate(outputs) if isinstance(t, Tensor) and t.is_floating_point()}
+
+    def _leaves(self, known: Facts, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
+        """Return the flattened arguments, as they are before the call, and their structure."""
         leaves, structure = flatten_call(args, kwargs)
-        leaves = [self._lineage.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        if not any(isinstance(leaf, Tensor) for leaf in leaves):
-            single = isinstance(result, Tensor)
-            for i, tensor in live:
-                derived = Derived(func, tuple(leaves), structure, None if single else i, tensor)
-                self._lineage[id(tensor)] = derived
+        found: list[Any] = []
+        for i, leaf in enumerate(leaves):
+            if not isinstance(leaf, Tensor):
+                found.append(leaf)
+            elif id(leaf) in self._lineage:
+                found.append(self._lineage[id(leaf)])
+            else:
+                kept = operand(leaf, not known.fresh and not (known.shape_only and i) and self._taint(leaf))
+                if known.in_place and i == 0:
+                    kept = self._before_writing(known, kept)
+                found.append(kept)
+        return found, structure
+
+    def _before_writing(self, known: Facts, target: Operand) -> Operand:
+        """Keep what a function in place is about to overwrite, unless no derivative asks for it."""
+        tensor = target.tensor
+        spare = known.additive and not self._probing
+        copy = tensor.new_zeros(()).expand(tensor.shape) if spare else tensor.clone()
+        return Operand(copy, target.before, copy._version, target.batched)
+
+    def _record(
+        self,
+        func: Callable[..., Any],
+        rule: Rule | None,
+        leaves: list[Any],
+        structure: Any,
+        around: Surroundings,
+        outputs: list[Any],
+    ) -> None:
+        known = facts(func)
+        live = self._live(known, outputs)
+        leaves = without_running_statistics(known.name, leaves)
+        if not any(isinstance(leaf, Operand) and leaf.batched for leaf in leaves):
+            self._derive(func, leaves, structure, around, live)
             return
-        operands = [Operand.of(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        names = [name for leaf in leaves if isinstance(leaf, (Root, Derived)) for name in leaf.roots()]
-        site = Site(self._count, getattr(func, "__name__", str(func)), tuple(dict.fromkeys(names)))
-        self._count += 1  # uses without gradients count too, so that a pass without gradients numbers them alike
-        if not live:
+        names = tuple(dict.fromkeys(name for leaf in leaves if isinstance(leaf, (Root, Derived)) for name in leaf.roots))
+        keep = self._probing or around.random is not None
+        kept = [operand(t, True) if keep and isinstance(t, Tensor) else None for t in outputs]
+        key = (known.name, names)
+        use = Use(Site(*key, self._counts.get(key, 0)), func, rule, leaves, structure, around, kept)
+        if not self._has_room(use, live.values()):
+            self._derive(func, leaves, structure, around, live)
             return
-        kept = [Operand.of(t) if self._probing and isinstance(t, Tensor) else None for t in outputs]
-        use = Use(site, func, rule, operands, structure, kept)
+        self._counts[key] = use.site.number + 1
         self.uses.append(use)
-        for i, tensor in live:
+        for i, tensor in live.items():
             if tensor.requires_grad:
                 tensor.register_hook(lambda cotangent, use=use, i=i: use.receive(i, cotangent))
+        if known.in_place:
+            self._lineage.pop(id(outputs[0]), None)
+            self._taint.written(outputs[0])
+        self._taint.add(outputs)
+
+    def _derive(
+        self,
+        func: Callable[..., Any],
+        leaves: list[Any],
+        structure: Any,
+        around: Surroundings,
+        live: Mapping[int, Tensor],
+    ) -> None:
+        shared = tuple(leaves)  # one object for all outputs: by it they are known to come from one call
+        for i, tensor in live.items():
+            self._lineage[id(tensor)] = Derived(func, shared, structure, around, i, tensor)
+
+    def _has_room(self, use: Use, outputs: Iterable[Tensor]) -> bool:
+        """Say whether samples can be told apart in a result; in a statistic of the whole batch they can't.
+
+        What is computed from such a statistic belongs to the samples that it meets later, as a constant does.
+        """
+        n = self._n_samples
+        if n is None or n == 1:
+            return True
+        shapes = [t.shape for t in outputs]
+        if any(n in shape for shape in shapes):
+            return True
+        bound = use.bound()
+        return any(candidates(shape, n, among=bound.axes.values() if bound else None) for shape in shapes)
 
 
 def deactivate(tape: Tape) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.shares import Share
-from lightning_gradtrace.store.schema import ArraySpec
+from lightning_gradtrace.record.schedule import Schedule
+from lightning_gradtrace.store.schema import ArraySpec, with_own_rows
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class ParameterInfo:
         offset: global entry number of its first weight.
         kind: what it belongs to, e.g. "linear".
         module: dotted name of the module that owns it.
+        dtype: dtype in which its shifts are formed: float32 or wider.
     """
 
     name: str
@@ -31,6 +35,7 @@ class ParameterInfo:
     offset: int
     kind: str = ""
     module: str = ""
+    dtype: str = "float32"
 
     @property
     def numel(self) -> int:
@@ -72,10 +77,20 @@ class StepShifts:
     Attributes:
         n_samples: number of samples of every micro-batch; occurrences are numbered through all of them.
         parameters: the tracked parameters in the order of the params table.
+        number: number of the optimizer step.
+        shared: what one record leaves for the others of the same step, by key.
     """
 
     n_samples: list[int]
     parameters: list[ParameterShifts]
+    number: int = 0
+    shared: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def micro_batches(self) -> list[slice]:
+        """Occurrences of every micro-batch, counted from the first one of the step."""
+        edges = [0, *itertools.accumulate(self.n_samples)]
+        return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
     @property
     def n_occurrences(self) -> int:
@@ -92,7 +107,12 @@ class Record(ABC):
     """One kind of record: its arrays and its reduction of a step.
 
     Records are plain classes, not dataclasses: Hydra takes dataclasses in a list for configurations.
+
+    Attributes:
+        schedule: at which steps the record is kept; None for every step that GradTrace records.
     """
+
+    schedule: Schedule | None = None
 
     @property
     @abstractmethod
@@ -114,3 +134,48 @@ class Record(ABC):
         Returns:
             Rows to append, by path of the array.
         """
+
+    def later_specs(self, step: StepShifts) -> list[ArraySpec]:
+        """Declare arrays that only the data of a step can: called before `reduce`, returns each array once.
+
+        Such arrays have rows of their own, and the record writes the arrays that list them.
+        """
+        return []
+
+    def due(self, step: int) -> bool:
+        """Say whether the record is kept at an optimizer step."""
+        return self.schedule is None or self.schedule.due(step)
+
+    def arrays(self, parameters: Sequence[ParameterInfo]) -> list[ArraySpec]:
+        """Return `specs`, and, for a record with a schedule, the arrays that list the rows it has."""
+        specs = self.specs(parameters)
+        self._listed: list[ArraySpec] = []
+        if self.schedule is not None:
+            specs = [*with_own_rows(s for s in specs if not s.own_rows), *(s for s in specs if s.own_rows)]
+            self._listed = [spec for spec in specs if spec.own_rows and spec.name == spec.axis]
+        return specs
+
+    def rows(self, step: StepShifts, first_occurrence: int) -> dict[str, np.ndarray]:
+        """Return `reduce`, and, for a record with a schedule, which steps or occurrences these rows belong to.
+
+        Args:
+            step: the shifts.
+            first_occurrence: number of the step's first occurrence in the trace.
+        """
+        rows = self.reduce(step, first_occurrence)
+        occurrences = np.arange(first_occurrence, first_occurrence + step.n_occurrences)
+        labels = {"occurrence": occurrences, "step": np.array([step.number])}
+        return {**{spec.path: labels[spec.axis] for spec in self._listed}, **rows}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the record as JSON can hold it: class, arguments and schedule."""
+        arguments = {n: v for n, v in vars(self).items() if not n.startswith("_") and n != "schedule"}
+        schedule = None if self.schedule is None else self.schedule.describe()
+        return {"record": type(self).__name__, "arguments": arguments, "schedule": schedule}
+
+    def __repr__(self) -> str:
+        """Name the record and its arguments."""
+        arguments = {n: v for n, v in vars(self).items() if not n.startswith("_")}
+        if self.schedule is None:
+            arguments.pop("schedule", None)
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"

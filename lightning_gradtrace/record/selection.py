@@ -20,6 +20,7 @@ from torch import Tensor
 from lightning_gradtrace.capture.shares import OuterShare, Share
 from lightning_gradtrace.record._base import ParameterShifts, StepShifts
 from lightning_gradtrace.record.bounds import OuterBounds, typical_size
+from lightning_gradtrace.record.candidates import Candidates, Known, kth_largest, magnitude
 
 # The dense path writes out at most this many numbers at a time (or one sample of one parameter if that is larger).
 WORKSPACE = 1 << 18
@@ -34,82 +35,6 @@ RETRY = 0.6
 # Candidates that compete are cut down to the k largest once there are this many times k.
 TRIM = 4
 _TINY = float(np.finfo(np.float32).tiny)
-
-
-@dataclass
-class Candidates:
-    """Entries found so far, in ascending order of entry number within each occurrence.
-
-    Attributes:
-        occurrence: number of the occurrence within the step, shape (m,).
-        entry: global entry number, shape (m,).
-        shift: value, shape (m,).
-    """
-
-    occurrence: np.ndarray
-    entry: np.ndarray
-    shift: np.ndarray
-
-    def by_occurrence(self) -> Iterator[Candidates]:
-        """Split sorted candidates by occurrence."""
-        edges = np.append(np.unique(self.occurrence, return_index=True)[1], len(self.occurrence))
-        for a, b in itertools.pairwise(edges):
-            yield Candidates(self.occurrence[a:b], self.entry[a:b], self.shift[a:b])
-
-    @staticmethod
-    def join(parts: list[Candidates]) -> Candidates:
-        """Join candidates and sort them by occurrence; the order of entries within an occurrence is kept."""
-        if not parts:
-            return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-        occurrence = np.concatenate([p.occurrence for p in parts])
-        order = np.argsort(occurrence.astype(np.uint32), kind="stable")
-        entry = np.concatenate([p.entry for p in parts])
-        shift = np.concatenate([p.shift for p in parts])
-        return Candidates(occurrence[order], entry[order], shift[order])
-
-
-def magnitude(shift: np.ndarray) -> np.ndarray:
-    """Absolute values, NaN counted as infinite: what is not finite is always selected."""
-    size = np.abs(shift)
-    return np.where(np.isnan(size), np.inf, size)
-
-
-def largest(shift: np.ndarray, k: int) -> np.ndarray:
-    """Return the ascending positions of the ``k`` largest magnitudes; ties go to the lower position."""
-    if len(shift) <= k:
-        return np.arange(len(shift))
-    size = magnitude(shift)
-    least = kth_largest(shift, k)
-    keep = size > least
-    tied = np.flatnonzero(size == least)[: k - int(keep.sum())]
-    keep[tied] = True
-    return np.flatnonzero(keep)
-
-
-def kth_largest(shift: np.ndarray, k: int) -> float:
-    """Return the k-th largest magnitude of at least ``k`` values."""
-    return float(np.partition(magnitude(shift), len(shift) - k)[len(shift) - k])
-
-
-def fill_with_zeros(entry: np.ndarray, shift: np.ndarray, k: int, n_entries: int) -> tuple[np.ndarray, np.ndarray]:
-    """Add the lowest entries with shift zero until there are ``k``: zeros tie, and ties go to the lower entry.
-
-    Args:
-        entry: entries found, ascending: all entries with a shift other than zero.
-        shift: their shifts.
-        k: number wanted.
-        n_entries: number of all entries.
-
-    Returns:
-        Entries, ascending, and shifts; ``min(k, n_entries)`` of each.
-    """
-    missing = min(k, n_entries) - len(entry)
-    if missing <= 0:
-        return entry, shift
-    free = np.setdiff1d(np.arange(min(n_entries, len(entry) + missing)), entry, assume_unique=True)[:missing]
-    joined = np.concatenate([entry, free])
-    order = np.argsort(joined, kind="stable")
-    return joined[order], np.concatenate([shift, np.zeros(len(free), shift.dtype)])[order]
 
 
 @dataclass
@@ -180,11 +105,13 @@ class Searcher:
     prune: bool = True
     _ratio: float | None = field(default=None, init=False)
 
-    def search(self, step: StepShifts) -> Candidates:
+    def search(self, step: StepShifts, known: Known | None = None) -> Candidates:
         """Return at least the ``k`` largest non-zero shifts of every occurrence (or of the step).
 
         Args:
             step: the shifts.
+            known: what a selection per occurrence found in the same step, for a selection over the step: occurrences of
+                which everything that counts is known are not searched again.
 
         Returns:
             Candidates by occurrence. Fewer than ``k`` only if no more shifts differ from zero.
@@ -195,7 +122,10 @@ class Searcher:
         if self._ratio is not None:
             guess = np.maximum(sizes * self._ratio, floor)
             guess = np.where(np.isfinite(guess), guess, floor)
-        found = self._gather(tasks, guess.copy())
+        if known is not None and known.floor(self.k):
+            # The k-th largest of what is known, less its rounding, is no guess: the step has k entries above it.
+            guess = np.maximum(guess, known.floor(self.k) * (1 - 1e-3))
+        found = self._gather(tasks, guess.copy(), known)
         for lower in (guess * RETRY, floor):
             counts = np.bincount(found.occurrence, minlength=step.n_occurrences)
             short = np.full(len(counts), counts.sum() < self.k) if self.pool else counts < self.k
@@ -204,12 +134,19 @@ class Searcher:
                 break
             keep = ~short[found.occurrence]
             kept = Candidates(found.occurrence[keep], found.entry[keep], found.shift[keep])
-            found = Candidates.join([kept, self._gather(tasks, np.where(short, np.maximum(lower, floor), np.inf))])
+            again = np.where(short, np.maximum(lower, floor), np.inf)
+            found = Candidates.join([kept, self._gather(tasks, again, known)])
         self._learn(found, sizes)
         return found
 
     def _tasks(self, step: StepShifts) -> tuple[list[_Task], np.ndarray]:
         """List the shares to search, and the typical size of the shifts of every occurrence (or of their pool)."""
+        if ("tasks", self.prune) not in step.shared:
+            step.shared["tasks", self.prune] = self._new_tasks(step)
+        tasks, squares = step.shared["tasks", self.prune]
+        return tasks, np.sqrt(np.full_like(squares, squares.sum()) if self.pool else squares)
+
+    def _new_tasks(self, step: StepShifts) -> tuple[list[_Task], np.ndarray]:
         tasks: list[_Task] = []
         squares = np.zeros(step.n_occurrences)
         for parameter in step.parameters:
@@ -222,7 +159,7 @@ class Searcher:
                 outer = OuterBounds.of(share, parameter.scale) if isinstance(share, OuterShare) else None
                 squares[samples] += typical_size(share, parameter.scale, outer)
                 tasks.append(_Task(parameter, share, samples, outer if self.prune else None))
-        return tasks, np.sqrt(np.full_like(squares, squares.sum()) if self.pool else squares)
+        return tasks, squares
 
     def _learn(self, found: Candidates, sizes: np.ndarray) -> None:
         """Remember the smallest ratio of the k-th value to the typical size."""
@@ -239,9 +176,13 @@ class Searcher:
         least = CAUTION * min(ratios)
         self._ratio = least if self._ratio is None else min(least, self._ratio * FORGET)
 
-    def _gather(self, tasks: list[_Task], threshold: np.ndarray) -> Candidates:
+    def _gather(self, tasks: list[_Task], threshold: np.ndarray, known: Known | None) -> Candidates:
         """Collect all entries at or above the threshold of their occurrence (inf skips it); may raise thresholds."""
         parts: list[Candidates] = []
+        if known is not None:
+            complete, entries = known.at_least(threshold)
+            threshold[complete] = np.inf
+            parts.append(entries)
         for task in tasks:
             dense = np.isfinite(threshold[task.samples])
             if task.bounds is not None:

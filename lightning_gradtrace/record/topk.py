@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from typing_extensions import override
 
 from lightning_gradtrace.record._base import ParameterInfo, Record, StepShifts
-from lightning_gradtrace.record.selection import Candidates, Searcher, fill_with_zeros, largest
+from lightning_gradtrace.record.candidates import Candidates, Known, fill_with_zeros, largest
+from lightning_gradtrace.record.schedule import as_schedule
+from lightning_gradtrace.record.selection import Searcher
 from lightning_gradtrace.store.schema import ArraySpec
 
 
@@ -29,9 +31,10 @@ class TopK(Record):
         k: number of entries to keep, at least 1. If the model has fewer, all are kept, with a warning.
         per: "sample" keeps k for each occurrence, "step" keeps k over all occurrences of a step.
         prune: skip rows and columns that can't reach the threshold; slower without, with the same outcome.
+        schedule: at which steps to keep it: a `Schedule`, n for every n-th step, or a function of the step.
 
     Raises:
-        ValueError: ``k`` or ``per`` is out of range.
+        ValueError: ``k``, ``per`` or ``schedule`` is out of range.
 
     Example::
 
@@ -39,10 +42,13 @@ class TopK(Record):
         TopK(k=1000, per='sample', prune=True)
     """
 
-    def __init__(self, k: int, per: Literal["sample", "step"] = "sample", prune: bool = True) -> None:
+    def __init__(
+        self, k: int, per: Literal["sample", "step"] = "sample", prune: bool = True, schedule: Any = None
+    ) -> None:
         self.k = k
         self.per = per
         self.prune = prune
+        self.schedule = as_schedule("TopK", schedule)
         self._searcher: Searcher | None = None
         self._n_entries = 0
         self._kept = 0
@@ -50,9 +56,6 @@ class TopK(Record):
             raise ValueError(f"`TopK(k={self.k!r})`: expected a whole number of entries, at least 1")
         if self.per not in ("sample", "step"):
             raise ValueError(f"`TopK(per={self.per!r})`: expected one of `sample`, `step`")
-
-    def __repr__(self) -> str:
-        return f"TopK(k={self.k}, per={self.per!r}, prune={self.prune})"
 
     @property
     @override
@@ -87,21 +90,28 @@ class TopK(Record):
     def reduce(self, step: StepShifts, first_occurrence: int) -> dict[str, np.ndarray]:
         if self._searcher is None:
             raise RuntimeError("`TopK.reduce` was called before `TopK.specs`, which says what the model tracks")
-        found = self._searcher.search(step)
         if self.per == "sample":
-            return self._per_sample(step, found)
-        return self._per_step(step, found, first_occurrence)
+            return self._per_sample(step, self._searcher.search(step))
+        known: Known | None = step.shared.get(Known)
+        if known is not None and known.k >= self._kept:
+            # The k largest of a step are among the k largest of their occurrences.
+            return self._per_step(step, known.kept, first_occurrence)
+        return self._per_step(step, self._searcher.search(step, known), first_occurrence)
 
     def _per_sample(self, step: StepShifts, found: Candidates) -> dict[str, np.ndarray]:
         n, k = step.n_occurrences, self._kept
         index = np.empty((n, k), np.uint32 if self._n_entries < 2**32 - 1 else np.uint64)
         shift = np.empty((n, k), np.float32)
         edges = np.searchsorted(found.occurrence, np.arange(n + 1))
+        chosen = []
         for i in range(n):
             part = slice(edges[i], edges[i + 1])
             keep = largest(found.shift[part], k)
             entry, value = found.entry[part][keep], found.shift[part][keep]
+            chosen.append(keep + edges[i])
             index[i], shift[i] = fill_with_zeros(entry, value, k, self._n_entries)
+        every = np.concatenate(chosen) if chosen else np.empty(0, np.int64)
+        step.shared[Known] = Known(k, Candidates(found.occurrence[every], found.entry[every], found.shift[every]))
         return {"topk/index": index, "topk/shift": shift}
 
     def _per_step(self, step: StepShifts, found: Candidates, first_occurrence: int) -> dict[str, np.ndarray]:

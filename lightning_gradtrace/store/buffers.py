@@ -23,14 +23,12 @@ class ArrayBuffer:
 
     Args:
         spec: declaration, with all lengths known; the second axis of a growing array counts as the chunk's width.
-        grows: whether the second axis grows with the widest row.
     """
 
-    def __init__(self, spec: ArraySpec, *, grows: bool = False) -> None:
+    def __init__(self, spec: ArraySpec) -> None:
         self.spec = spec
         self.n_rows = 0
-        self._grows = grows
-        self._tail = (0,) if grows else spec.shape_tail
+        self._tail = (0, *spec.shape_tail[1:]) if spec.grows else spec.shape_tail
         self._chunk_shape = spec.chunk_shape
         self._dtype = np.dtype(object if spec.dtype == "str" else spec.dtype)
         self._encoder = ChunkEncoder(spec)
@@ -52,7 +50,7 @@ class ArrayBuffer:
         Yields:
             The chunks that got full.
         """
-        if self._grows:
+        if self.spec.grows:
             rows = self._widen(rows)
         chunk_rows = self._chunk_shape[0]
         at = 0
@@ -102,7 +100,7 @@ class ArrayBuffer:
 
     def _widen(self, rows: np.ndarray) -> np.ndarray:
         """Pad rows and buffer to the same number of whole chunks along the second axis."""
-        self._tail = (max(self._tail[0], rows.shape[1]),)
+        self._tail = (max(self._tail[0], rows.shape[1]), *self._tail[1:])
         width = self._chunk_shape[1]
         wanted = max(width * math.ceil(rows.shape[1] / width), 0 if self._buffer is None else self._buffer.shape[1])
         if self._buffer is not None:
@@ -113,6 +111,6 @@ class ArrayBuffer:
 def _pad(rows: np.ndarray, width: int, fill: Any) -> np.ndarray:
     if rows.shape[1] == width:
         return rows
-    padded = np.full((len(rows), width), fill, rows.dtype)
+    padded = np.full((len(rows), width, *rows.shape[2:]), fill, rows.dtype)
     padded[:, : rows.shape[1]] = rows
     return padded

@@ -10,11 +10,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import google_crc32c
 import numpy as np
 from numcodecs import Blosc, VLenUTF8, Zstd
 
 from lightning_gradtrace.store.schema import ON_OPEN, ArraySpec
+from lightning_gradtrace.store.sharding import inner_chunks, join_shard, shard_document, with_checksum
 
 BLOCK_BYTES = 2**20
 """Shuffling acts on blocks of this size: large ones give Zstandard long planes of similar bytes."""
@@ -34,7 +34,15 @@ _ITEM_BYTES = {
 
 
 def codec_documents(spec: ArraySpec) -> list[dict[str, Any]]:
-    """List the codecs of an array as they stand in its ``zarr.json``; the last one is the checksum."""
+    """List the codecs of an array as they stand in its ``zarr.json``; the last one is the checksum.
+
+    In a sharded array every inner chunk and the index have a checksum of their own.
+    """
+    inner = _inner_documents(spec)
+    return inner if spec.inner_shape is None else [shard_document(spec.inner_shape, inner)]
+
+
+def _inner_documents(spec: ArraySpec) -> list[dict[str, Any]]:
     if spec.dtype == "str":
         compressor: dict[str, Any] = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
         return [{"name": "vlen-utf8", "configuration": {}}, compressor, {"name": "crc32c"}]
@@ -74,7 +82,7 @@ def array_document(spec: ArraySpec, n_rows: int, tail: tuple[int, ...] | None = 
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
         "fill_value": "NaN" if isinstance(fill, float) and math.isnan(fill) else fill,
         "codecs": codec_documents(spec),
-        "attributes": {"long_name": spec.long_name, "units": spec.units},
+        "attributes": {"long_name": spec.long_name, "units": spec.units, **spec.attrs},
         "dimension_names": list(spec.dims),
         "storage_transformers": [],
     }
@@ -97,8 +105,9 @@ class ChunkEncoder:
 
     def __init__(self, spec: ArraySpec) -> None:
         self._text = spec.dtype == "str"
+        self._inner_shape = spec.inner_shape
         self._dtype = np.dtype(object) if self._text else np.dtype(spec.dtype).newbyteorder("<")
-        configurations = {document["name"]: document.get("configuration", {}) for document in codec_documents(spec)}
+        configurations = {document["name"]: document.get("configuration", {}) for document in _inner_documents(spec)}
         if self._text:
             self._compressor: Any = Zstd(level=configurations["zstd"]["level"])
         else:
@@ -107,9 +116,13 @@ class ChunkEncoder:
             self._compressor = Blosc(blosc["cname"], blosc["clevel"], shuffle, blosc["blocksize"])
 
     def encode(self, chunk: np.ndarray) -> bytes:
-        """Encode one chunk, of full shape, and append its checksum."""
+        """Encode one chunk, of full shape, with its checksum; a chunk of a sharded array becomes a shard."""
+        if self._inner_shape is not None:
+            return join_shard(self._encode(part) for part in inner_chunks(chunk, self._inner_shape))
+        return self._encode(chunk)
+
+    def _encode(self, chunk: np.ndarray) -> bytes:
         plain: Any = np.ascontiguousarray(chunk, self._dtype)
         if self._text:
             plain = VLenUTF8().encode(plain.ravel())
-        data = bytes(self._compressor.encode(plain))
-        return data + int(google_crc32c.value(data)).to_bytes(4, "little")
+        return with_checksum(bytes(self._compressor.encode(plain)))

@@ -44,13 +44,12 @@ class Committer:
 
     @property
     def committed(self) -> dict[str, int]:
-        """Committed rows of every axis."""
+        """Committed rows of every axis, and of every group with rows of its own."""
         return dict(self._committed)
 
-    def add(self, spec: ArraySpec, *, grows: bool = False) -> ArrayBuffer:
+    def add(self, spec: ArraySpec) -> None:
         """Declare one more array; the store learns of it with the next commit."""
-        self._arrays[spec.path] = buffer = ArrayBuffer(spec, grows=grows)
-        return buffer
+        self._arrays[spec.path] = ArrayBuffer(spec)
 
     def append(self, rows: dict[str, np.ndarray]) -> None:
         """Add rows to arrays, by path; full chunks are put at once, and stay invisible until the commit."""
@@ -61,10 +60,7 @@ class Committer:
         """Add texts; declares the arrays of ``inputs/`` at the first call."""
         if "inputs/tokens" not in self._arrays:
             for spec in INPUT_SPECS:
-                if spec.path == "inputs/tokens":
-                    self.add(replace(spec, shape_tail=(max(64, tokens.shape[1]),)), grows=True)
-                else:
-                    self.add(spec)
+                self.add(replace(spec, shape_tail=(max(64, tokens.shape[1]),)) if spec.grows else spec)
         self.append({"inputs/sample_id": sample_id, "inputs/length": length, "inputs/tokens": tokens})
 
     def append_weights(self, step: int, values: dict[str, np.ndarray]) -> None:
@@ -93,8 +89,8 @@ class Committer:
         self._groups |= new_groups
         committed = dict(self._committed)
         for array in self._arrays.values():
-            if array.spec.axis in committed:
-                committed[array.spec.axis] = array.n_rows
+            if array.spec.own_rows or array.spec.axis in committed:
+                committed[array.spec.counter] = array.n_rows
         self._replace_root(self._all_members(documents), committed, attrs)
         self.pending_bytes = 0
         self.last_commit = time.monotonic()

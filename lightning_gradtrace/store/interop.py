@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradtrace.store.schema import AXES
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -17,7 +19,8 @@ def to_xarray(trace: Trace) -> xr.DataTree:
     """Open a trace as a DataTree, one node per group; nothing is read but the coordinates.
 
     Arrays along "occurrence" carry step, micro_batch, slot, rank and sample_id as coordinates, arrays along "step" the
-    step's number. With dask installed they are chunked as in the store, without it they are read when indexed.
+    step's number. Records with rows of their own carry the occurrences that have one as the index of that axis. With
+    dask installed arrays are chunked as in the store, without it they are read when indexed.
 
     Args:
         trace: the trace.
@@ -37,14 +40,17 @@ def to_xarray(trace: Trace) -> xr.DataTree:
     datasets = xr.open_groups(store, engine="zarr", chunks=chunks, zarr_format=3)
     occurrences = trace.occurrences
     for path, dataset in datasets.items():
-        dataset = dataset.isel({axis: slice(0, n) for axis, n in trace.committed.items() if axis in dataset.dims})
+        group, committed = path.strip("/"), trace.committed
+        rows = {axis: committed.get(group, committed[axis]) for axis in AXES if axis in dataset.dims}
+        dataset = dataset.isel({axis: slice(0, n) for axis, n in rows.items()})
         if path not in ("/occurrences", "/steps"):
             if "occurrence" in dataset.dims:
-                columns = {name: ("occurrence", occurrences[name].to_numpy()) for name in _COORDINATES}
+                of_row = occurrences.iloc[trace.row_labels(group, "occurrence")]
+                columns = {name: ("occurrence", of_row[name].to_numpy()) for name in _COORDINATES}
                 dataset = dataset.assign_coords(
                     {name: column for name, column in columns.items() if name not in dataset}
                 )
             if "step" in dataset.dims and "step" not in dataset.coords:
-                dataset = dataset.assign_coords(step=trace.steps.index.to_numpy())
+                dataset = dataset.assign_coords(step=trace.row_labels(group, "step"))
         datasets[path] = dataset
     return xr.DataTree.from_dict(datasets)

@@ -11,9 +11,13 @@ import pandas as pd
 import zarr
 from zarr.abc.store import Store
 
+from lightning_gradtrace.store.dense_view import DenseView
+from lightning_gradtrace.store.factored_view import FactoredView
 from lightning_gradtrace.store.inputs import Inputs
+from lightning_gradtrace.store.norms_view import NormsView
 from lightning_gradtrace.store.opening import open_store
-from lightning_gradtrace.store.schema import AXES, CORE_SPECS, escape
+from lightning_gradtrace.store.schema import AXES, CORE_SPECS, FACTORED_GROUPS, escape
+from lightning_gradtrace.store.sketch_view import SketchView
 from lightning_gradtrace.store.tables import locate_entries, read_occurrences, read_params, read_steps
 from lightning_gradtrace.store.target import StoreError, Target, describe
 from lightning_gradtrace.store.views import TopKPerSample, TopKPerStep, TopKView
@@ -22,15 +26,6 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from lightning_gradtrace.store.verify import VerifyReport
-
-_RECORDS = {
-    "topk": "TopK",
-    "topk_step": "TopK",
-    "dense": "Dense",
-    "factored": "Factored",
-    "sketch": "Sketch",
-    "norms": "Norms",
-}
 
 
 def open_trace(target: Target) -> Trace:
@@ -67,7 +62,7 @@ class Trace:
             raise StoreError(f"`{self._name}` has damaged metadata: {type(error).__name__}: {error}") from error
         self._attrs: dict[str, Any] = root["attributes"]
         committed = self._attrs.get("committed") or {}
-        self._committed = {axis: int(committed.get(axis, 0)) for axis in AXES}
+        self._committed = {str(name): int(n) for name, n in {**dict.fromkeys(AXES, 0), **committed}.items()}
         self._chosen: str | None = None
 
     def __repr__(self) -> str:
@@ -115,7 +110,8 @@ class Trace:
     def records(self) -> list[str]:
         """Groups of the records that the trace holds."""
         fixed = {spec.group.partition("/")[0] for spec in CORE_SPECS}
-        return sorted(name for name in self._group.group_keys() if name not in fixed)
+        groups = {"factored" if name in FACTORED_GROUPS else name for name in self._group.group_keys()}
+        return sorted(groups - fixed)
 
     def array(self, path: str) -> zarr.Array:
         """Give access to any array, lazily, as zarr reads it.
@@ -134,6 +130,29 @@ class Trace:
                 f"`{self._name}` holds no array `{path}`; it holds: {', '.join(sorted(self._group.group_keys()))}"
             )
         return cast(zarr.Array, self._group[path])
+
+    def committed_rows(self, path: str) -> int | None:
+        """Return the number of committed rows of an array, None for tables that are written once, such as params."""
+        group = path.rpartition("/")[0]
+        if group in self._committed and group not in AXES:
+            return self._committed[group]
+        names = self.array(path).metadata.dimension_names or (None,)  # type: ignore[union-attr]
+        return self._committed.get(str(names[0])) if names[0] in AXES else None
+
+    def row_labels(self, group: str, axis: str) -> np.ndarray:
+        """Say which steps or occurrences the rows of a group belong to.
+
+        Args:
+            group: group of a record, such as "topk" or "dense/<param>".
+            axis: first axis of its arrays, "step" or "occurrence".
+
+        Returns:
+            Numbers of steps or occurrences, rising, shape (rows,).
+        """
+        path = f"{group}/{axis}"
+        if group in self._committed:
+            return np.asarray(self.array(path)[: self._committed[group]])
+        return self.steps.index.to_numpy() if axis == "step" else np.arange(self.n_occurrences)
 
     @cached_property
     def params(self) -> pd.DataFrame:
@@ -210,24 +229,29 @@ class Trace:
         return self._view(TopKPerStep)
 
     @property
-    def dense(self) -> Any:
-        """The Dense record."""
-        raise self._no_record("Dense")
+    def dense(self) -> DenseView:
+        """The Dense record: a lazy array (occurrence, *shape) for every parameter."""
+        return DenseView(self._having("dense", "Dense"))
 
     @property
-    def factored(self) -> Any:
-        """The Factored record."""
-        raise self._no_record("Factored")
+    def factored(self) -> FactoredView:
+        """The Factored record: exact shifts of any occurrence, rebuilt from their factors."""
+        return FactoredView(self._having("factored", "Factored"))
 
     @property
-    def sketch(self) -> Any:
-        """The Sketch record."""
-        raise self._no_record("Sketch")
+    def sketch(self) -> SketchView:
+        """The Sketch record: inner products of the shifts of any two occurrences, estimated."""
+        return SketchView(self._having("sketch", "Sketch"))
 
     @property
-    def norms(self) -> Any:
-        """The Norms record."""
-        raise self._no_record("Norms")
+    def norms(self) -> NormsView:
+        """The Norms record: the norm of every occurrence's shift of every parameter."""
+        return NormsView(self._having("norms", "Norms"))
+
+    def _having(self, group: str, kind: str) -> Trace:
+        if group not in self.records:
+            raise self._no_record(kind)
+        return self
 
     def _view(self, view: type[TopKView]) -> TopKView:
         if view.group not in self.records:

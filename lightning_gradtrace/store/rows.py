@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ class StepRows:
     """
 
     def __init__(self, records: Sequence[ArraySpec], n_groups: int) -> None:
-        _check_specs(records)
+        _check_specs(records, ())
         steps = [replace(s, shape_tail=(n_groups,)) if s.dims[1:] == ("group",) else s for s in STEP_SPECS]
         self._steps = {spec.name: spec for spec in steps}
         self._padding = {s.name: np.full((1, *s.shape_tail), s.fill_value, s.dtype) for s in steps}
@@ -33,8 +33,20 @@ class StepRows:
 
     @property
     def specs(self) -> list[ArraySpec]:
-        """Arrays that every step adds rows to."""
+        """Arrays that steps add rows to."""
         return [*self._steps.values(), *OCCURRENCE_SPECS, *self._records.values()]
+
+    def declare(self, records: Sequence[ArraySpec]) -> None:
+        """Add arrays that only the data of a step could declare; they have rows of their own.
+
+        Raises:
+            ValueError: if one is declared already, or has no rows of its own.
+        """
+        _check_specs(records, self._records)
+        shared = [spec.path for spec in records if not spec.own_rows]
+        if shared:
+            raise ValueError(f"{shared} were declared after the first step; expected arrays with rows of their own")
+        self._records |= {spec.path: spec for spec in records}
 
     def of(
         self, step: dict[str, Any], occurrences: dict[str, np.ndarray], records: dict[str, np.ndarray]
@@ -91,13 +103,19 @@ class StepRows:
         return rows
 
     def _record_rows(self, records: dict[str, np.ndarray], n: int, number: int) -> dict[str, np.ndarray]:
-        if records.keys() != self._records.keys():
-            raise ValueError(f"`records` of step {number} has {sorted(records)}; expected {sorted(self._records)}")
+        # A group with rows of its own has all of its arrays at a step, or none.
+        groups = {spec.group for path, spec in self._records.items() if spec.own_rows and path in records}
+        wanted = [path for path, spec in self._records.items() if not spec.own_rows or spec.group in groups]
+        if records.keys() != set(wanted):
+            raise ValueError(f"`records` of step {number} has {sorted(records)}; expected {sorted(wanted)}")
         rows = {}
-        for path, spec in self._records.items():
-            array = np.asarray(records[path])
-            expected = (n if spec.axis == "occurrence" else 1, *spec.shape_tail)
-            if array.shape != expected or array.dtype != spec.dtype:
+        for path in wanted:
+            spec, array = self._records[path], np.asarray(records[path])
+            rows_of_axis = n if spec.axis == "occurrence" else 1
+            first = len(records[f"{spec.group}/{spec.axis}"]) if spec.own_rows else rows_of_axis
+            expected = (first, *spec.shape_tail)
+            found = (*array.shape[:1], spec.shape_tail[0], *array.shape[2:]) if spec.grows else array.shape
+            if found != expected or array.dtype != spec.dtype or first > rows_of_axis:
                 raise ValueError(
                     f"`{path}` of step {number} has shape {array.shape} and dtype {array.dtype}; "
                     f"expected {expected} and {spec.dtype}"
@@ -106,8 +124,9 @@ class StepRows:
         return rows
 
 
-def _check_specs(records: Sequence[ArraySpec]) -> None:
-    taken = {spec.path for spec in (*PARAM_SPECS, *STEP_SPECS, *OCCURRENCE_SPECS)}
+def _check_specs(records: Sequence[ArraySpec], before: Iterable[str]) -> None:
+    taken = {spec.path for spec in (*PARAM_SPECS, *STEP_SPECS, *OCCURRENCE_SPECS)} | set(before)
+    listed = {spec.path for spec in records if spec.own_rows}
     for spec in records:
         if spec.axis not in ("occurrence", "step"):
             raise ValueError(f"`{spec.path}` grows along `{spec.axis}`; expected `occurrence` or `step`")
@@ -116,5 +135,9 @@ def _check_specs(records: Sequence[ArraySpec]) -> None:
         if "/" not in spec.path or math.prod(spec.shape_tail) < 0:
             raise ValueError(
                 f"`{spec.path}` of shape_tail {spec.shape_tail}; expected a path `group/name` and known lengths"
+            )
+        if spec.own_rows and f"{spec.group}/{spec.axis}" not in listed:
+            raise ValueError(
+                f"`{spec.path}` has rows of its own; expected `{spec.group}/{spec.axis}`, which lists them"
             )
         taken.add(spec.path)

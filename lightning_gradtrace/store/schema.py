@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,6 +45,12 @@ class ArraySpec:
         units: their unit; empty where there is none.
         codec: "index" for row-wise ascending integers, "float" for floats that fill their mantissa, else "plain".
         chunk_rows: rows per chunk; None chooses chunks of about `CHUNK_BYTES`.
+        own_rows: whether not every step or occurrence has a row; then the array ``<group>/<axis>`` beside it lists the
+            steps or occurrences that have one (docs/store-format.md, "Rows of a record").
+        grows: whether the second axis grows with the widest row; its length in ``shape_tail`` is the chunk's width.
+        fill: padding, where it is not `fill_value`'s default.
+        inner_rows: rows of the inner chunks of a sharded array; None for an array that isn't sharded.
+        attrs: further attributes of the array, as JSON holds them.
     """
 
     path: str
@@ -54,6 +61,11 @@ class ArraySpec:
     units: str = ""
     codec: Literal["index", "float", "plain"] = "plain"
     chunk_rows: int | None = None
+    own_rows: bool = False
+    grows: bool = False
+    fill: Scalar | None = None
+    inner_rows: int | None = None
+    attrs: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         """Check that axes and lengths fit together."""
@@ -64,11 +76,18 @@ class ArraySpec:
             )
         if self.chunk_rows is not None and self.chunk_rows < 1:
             raise ValueError(f"`{self.path}` has chunk_rows={self.chunk_rows}; expected at least 1, or None")
+        if self.grows and (not self.shape_tail or self.inner_rows is not None):
+            raise ValueError(f"`{self.path}` grows; expected a second axis, and no shards")
 
     @property
     def axis(self) -> str:
         """Name of the first axis, along which rows are appended."""
         return self.dims[0]
+
+    @property
+    def counter(self) -> str:
+        """Name in ``committed`` of the number of rows: the axis, or the group where it has rows of its own."""
+        return self.group if self.own_rows else self.axis
 
     @property
     def group(self) -> str:
@@ -82,7 +101,9 @@ class ArraySpec:
 
     @property
     def fill_value(self) -> Scalar:
-        """Value of padding: NaN, -1, the largest unsigned number, False or the empty string."""
+        """Value of padding: NaN, -1, the largest unsigned number, False or the empty string, or `fill`."""
+        if self.fill is not None:
+            return self.fill
         if self.dtype == "str":
             return ""
         dtype = np.dtype(self.dtype)
@@ -100,7 +121,15 @@ class ArraySpec:
             while row > MAX_CHUNK_BYTES and tail[axis] > 1:
                 tail[axis] = (tail[axis] + 1) // 2
                 row = itemsize * math.prod(tail)
-        return (self.chunk_rows or max(1, CHUNK_BYTES // row), *tail)
+        rows = self.chunk_rows or max(1, CHUNK_BYTES // row)
+        if self.inner_rows is not None:
+            rows = -(-rows // self.inner_rows) * self.inner_rows
+        return (rows, *tail)
+
+    @property
+    def inner_shape(self) -> tuple[int, ...] | None:
+        """Shape of the inner chunks of a shard, None for an array that isn't sharded."""
+        return None if self.inner_rows is None else (self.inner_rows, *self.chunk_shape[1:])
 
 
 def _step(name: str, dtype: str, long_name: str, units: str = "") -> ArraySpec:
@@ -143,7 +172,13 @@ INPUT_SPECS = (
     ArraySpec("inputs/sample_id", ("sample",), (), "int64", "item of the training data set", chunk_rows=16384),
     ArraySpec("inputs/length", ("sample",), (), "int32", "number of tokens of the sample", chunk_rows=16384),
     ArraySpec(
-        "inputs/tokens", ("sample", "position"), (ON_OPEN,), "int32", "token ids, padded with -1", "", "plain", 4096
+        "inputs/tokens",
+        ("sample", "position"),
+        (ON_OPEN,),
+        "int32",
+        "token ids, padded with -1",
+        chunk_rows=4096,
+        grows=True,
     ),
 )
 
@@ -158,12 +193,35 @@ PARAM_SPECS = (
     _param("module", "str", "dotted name of the module that owns the parameter"),
 )
 
+FACTORED_GROUPS = ("factored", "factored_rows", "factored_dense", "factored_scale", "factored_gain", "factored_steps")
+"""Root groups of a Factored record. They stand side by side because each has rows of its own, and xarray wants the rows
+of a group inside another one to be those of the outer one."""
+
 WEIGHT_STEP_SPEC = ArraySpec(
     "weights/step", ("snapshot",), (), "int64", "step before which the snapshot was taken", chunk_rows=4096
 )
 
 CORE_SPECS = (*PARAM_SPECS, *STEP_SPECS, *OCCURRENCE_SPECS, *INPUT_SPECS, VOCAB_SPEC, WEIGHT_STEP_SPEC)
 """The fixed arrays of a trace. Records add theirs; `weight_spec` declares those of the weight snapshots."""
+
+
+def coordinate_spec(group: str, axis: str) -> ArraySpec:
+    """Declare the array that says which steps or occurrences the rows of a group belong to.
+
+    Example:
+        >>> coordinate_spec("topk", "occurrence").path
+        'topk/occurrence'
+
+    Args:
+        group: a group whose arrays have rows of their own.
+        axis: "occurrence" or "step".
+
+    Returns:
+        The declaration.
+    """
+    meaning = {"occurrence": "occurrence that the row belongs to", "step": "optimizer step that the row belongs to"}
+    path = f"{group}/{axis}"
+    return ArraySpec(path, (axis,), (), "int64", meaning[axis], chunk_rows=16384, own_rows=True)
 
 
 def weight_spec(param: str, shape: tuple[int, ...], dtype: str) -> ArraySpec:
@@ -184,6 +242,20 @@ def weight_spec(param: str, shape: tuple[int, ...], dtype: str) -> ArraySpec:
     dims = ("snapshot", *(f"{param}.{axis}" for axis in range(len(shape))))
     path = f"weights/values/{escape(param)}"
     return ArraySpec(path, dims, tuple(shape), dtype, f"weights of {param}", "", "float", chunk_rows=1)
+
+
+def with_own_rows(specs: Iterable[ArraySpec]) -> list[ArraySpec]:
+    """Give the arrays of a record rows of their own, and add the array that lists them to every group.
+
+    Args:
+        specs: arrays of one or more groups; those of one group share their first axis.
+
+    Returns:
+        The coordinates and the arrays.
+    """
+    own = [replace(spec, own_rows=True) for spec in specs]
+    coordinates = {spec.group: coordinate_spec(spec.group, spec.axis) for spec in own}
+    return [*coordinates.values(), *own]
 
 
 def escape(param: str) -> str:

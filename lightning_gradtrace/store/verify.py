@@ -69,10 +69,11 @@ def verify(trace: Trace, *, residual_tolerance: float | None = None) -> VerifyRe
     arrays = {path: node for path, node in trace.group.members(max_depth=None) if isinstance(node, zarr.Array)}
     damaged = set()
     for path, array in sorted(arrays.items()):
-        axis = (array.metadata.dimension_names or [None])[0]  # type: ignore[union-attr]
-        if axis in AXES and array.shape[0] < trace.committed[axis]:
+        promised = trace.committed_rows(path)
+        if promised is not None and array.shape[0] < promised:
+            axis = array.metadata.dimension_names[0]  # type: ignore[union-attr,index]
             report.problems.append(
-                f"`{path}` has {array.shape[0]} rows, the commit mark promises {trace.committed[axis]} along `{axis}`"
+                f"`{path}` has {array.shape[0]} rows, the commit mark promises {promised} along `{axis}`"
             )
             damaged.add(path)
         problems = list(_check_chunks(trace, path, array, report))
@@ -83,6 +84,7 @@ def verify(trace: Trace, *, residual_tolerance: float | None = None) -> VerifyRe
         (_check_params, "params"),
         (_check_steps, "steps"),
         (_check_occurrences, "occurrences"),
+        (_check_own_rows, "steps"),
         (_check_topk, "topk"),
         (_check_topk_step, "topk_step"),
     ]
@@ -109,17 +111,18 @@ def _usual_tolerance(trace: Trace) -> float:
 
 def _check_chunks(trace: Trace, path: str, array: zarr.Array, report: VerifyReport) -> Iterator[str]:
     axis = (array.metadata.dimension_names or [None])[0]  # type: ignore[union-attr]
-    rows = min(array.shape[0], trace.committed.get(str(axis), array.shape[0]))
-    shape = (rows, *array.shape[1:])
-    counts = [-(-n // chunk) for n, chunk in zip(shape, array.chunks, strict=True)]
+    promised = trace.committed_rows(path)
+    rows = array.shape[0] if promised is None else min(array.shape[0], promised)
+    shape, chunks = (rows, *array.shape[1:]), array.shards or array.chunks
+    counts = [-(-n // chunk) for n, chunk in zip(shape, chunks, strict=True)]
     for place in itertools.product(*(range(n) for n in counts)):
         region = tuple(
-            slice(i * chunk, min((i + 1) * chunk, n)) for i, chunk, n in zip(place, array.chunks, shape, strict=True)
+            slice(i * chunk, min((i + 1) * chunk, n)) for i, chunk, n in zip(place, chunks, shape, strict=True)
         )
         report.n_chunks += 1
         key = f"{path}/{array.metadata.encode_chunk_key(place)}"
         if not key_exists(trace.store, key):
-            if not _may_be_absent(trace, path, region):
+            if not _may_be_absent(trace, path, region, rows):
                 yield f"{_place(trace, path, place, str(axis), region[0])} is missing"
             continue
         try:
@@ -129,26 +132,32 @@ def _check_chunks(trace: Trace, path: str, array: zarr.Array, report: VerifyRepo
             yield f"{where} can't be read: {type(error).__name__}: {error}"
 
 
-def _may_be_absent(trace: Trace, path: str, region: tuple[slice, ...]) -> bool:
-    """Rows of short texts have no chunk in columns that a longer text added later."""
-    if path != "inputs/tokens":
+def _may_be_absent(trace: Trace, path: str, region: tuple[slice, ...], n_rows: int) -> bool:
+    """Short rows of an array that grows have no chunk in columns that a wider row added later."""
+    lengths = f"{path.rpartition('/')[0]}/length"
+    if len(region) < 2 or not region[1].start or lengths not in trace.group:
         return False
-    length = np.asarray(trace.array("inputs/length")[region[0]])
-    return region[1].start > 0 and bool((length <= region[1].start).all())
+    length = np.asarray(trace.array(lengths)[region[0].start : min(region[0].stop, n_rows)])
+    return bool((length <= region[1].start).all())
 
 
 def _place(trace: Trace, path: str, place: tuple[int, ...], axis: str, rows: slice) -> str:
     """Name a chunk, its rows and its steps."""
     number = "/".join(map(str, place))
-    return f"`{path}` chunk {number} ({axis} {rows.start} to {rows.stop - 1}{_steps_of(trace, axis, rows)})"
+    return f"`{path}` chunk {number} ({axis} {rows.start} to {rows.stop - 1}{_steps_of(trace, path, axis, rows)})"
 
 
-def _steps_of(trace: Trace, axis: str, rows: slice) -> str:
+def _steps_of(trace: Trace, path: str, axis: str, rows: slice) -> str:
     """Name the steps that rows belong to, where that can be known."""
     if axis not in ("occurrence", "step") or not rows.stop:
         return ""
     try:
-        step = np.asarray(trace.array(f"{axis}s/step")[rows])
+        listed = f"{path.rpartition('/')[0]}/{axis}"
+        if listed not in trace.group:
+            step = np.asarray(trace.array(f"{axis}s/step")[rows])
+        else:
+            own = np.asarray(trace.array(listed)[rows])
+            step = own if axis == "step" else np.asarray(trace.array("occurrences/step")[own[0] : own[-1] + 1])
     except Exception:
         return ""
     return f", steps {step[0]} to {step[-1]}" if len(step) else ""
@@ -186,31 +195,48 @@ def _check_occurrences(trace: Trace, report: VerifyReport) -> None:
         report.problems.append(f"occurrence {first} names step {of_row[first]}, its place is in step {expected[first]}")
 
 
+def _check_own_rows(trace: Trace, report: VerifyReport) -> None:
+    """Rows of groups that don't have every step or occurrence rise and name what the trace holds."""
+    for group in sorted(trace.committed.keys() - set(AXES)):
+        if group not in trace.group:
+            report.problems.append(f"the commit mark promises rows of `{group}`, which the trace doesn't hold")
+            continue
+        for axis, known in (("step", trace.steps.index.to_numpy()), ("occurrence", np.arange(trace.n_occurrences))):
+            if f"{group}/{axis}" not in trace.group or trace.array(f"{group}/{axis}").ndim != 1:
+                continue
+            listed = trace.row_labels(group, axis)
+            if (np.diff(listed) <= 0).any():
+                report.problems.append(f"`{group}/{axis}` does not rise")
+            if not np.isin(listed, known).all():
+                report.problems.append(f"`{group}/{axis}` names rows that the trace doesn't hold")
+
+
 def _check_topk(trace: Trace, report: VerifyReport) -> None:
-    view = trace.topk
     index = trace.array("topk/index")
-    for start, stop in _row_ranges(view.n_rows, int(index.chunks[0])):
+    for start, stop in _row_ranges(len(trace.row_labels("topk", "occurrence")), int(index.chunks[0])):
         rows = np.asarray(index[start:stop])
         _check_range(rows, start, trace.n_entries, "topk/index", report)
         wrong = np.flatnonzero((rows[:, 1:] <= rows[:, :-1]).any(1))
         if len(wrong):
-            report.problems.append(f"`topk/index` of occurrence {start + wrong[0]} is not in rising order")
+            report.problems.append(f"`topk/index` row {start + wrong[0]} is not in rising order")
 
 
 def _check_topk_step(trace: Trace, report: VerifyReport) -> None:
     index, occurrence = trace.array("topk_step/index"), trace.array("topk_step/occurrence")
     last = np.cumsum(trace.steps["n_occurrences"].to_numpy())
     first = last - trace.steps["n_occurrences"].to_numpy()
-    for start, stop in _row_ranges(trace.n_steps, int(index.chunks[0])):
+    number = trace.row_labels("topk_step", "step")
+    step_row = np.searchsorted(trace.steps.index.to_numpy(), number)
+    for start, stop in _row_ranges(len(number), int(index.chunks[0])):
         rows, owner = np.asarray(index[start:stop]), np.asarray(occurrence[start:stop])
         kept = owner >= 0
         _check_range(np.where(kept, rows, 0), start, trace.n_entries, "topk_step/index", report)
         for row in range(len(rows)):
             who, entry = owner[row][kept[row]], rows[row][kept[row]].astype(np.int64)
-            place = f"of step {trace.steps.index[start + row]}"
+            place, own = f"of step {number[start + row]}", step_row[start + row]
             if kept[row][len(who) :].any():
                 report.problems.append(f"`topk_step/occurrence` {place} has padding before kept entries")
-            if len(who) and not (first[start + row] <= who.min() and who.max() < last[start + row]):
+            if len(who) and not (first[own] <= who.min() and who.max() < last[own]):
                 report.problems.append(f"`topk_step/occurrence` {place} names occurrences of other steps")
             rising = (np.diff(who) > 0) | ((np.diff(who) == 0) & (np.diff(entry) > 0))
             if not rising.all():

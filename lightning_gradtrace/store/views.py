@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -53,8 +54,13 @@ class TopKView(ABC):
 
     @property
     def n_rows(self) -> int:
-        """Committed rows: occurrences or steps."""
-        return self._trace.committed[self._axis]
+        """Committed rows: one for each occurrence or step that the record was kept at."""
+        return len(self._labels)
+
+    @cached_property
+    def _labels(self) -> np.ndarray:
+        """Occurrences or steps that the rows belong to, shape (rows,)."""
+        return self._trace.row_labels(self.group, self._axis)
 
     @property
     def _axis(self) -> str:
@@ -114,7 +120,7 @@ class TopKView(ABC):
                 raise KeyError(
                     f"steps {unknown[:5].tolist()} are not in the trace; it holds {len(known)} steps, {span}"
                 )
-        of_row = self._trace.occurrences["step"].to_numpy() if self.per == "sample" else known
+        of_row = self._trace.occurrences["step"].to_numpy()[self._labels] if self.per == "sample" else self._labels
         return np.flatnonzero(np.isin(of_row, chosen))
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
@@ -132,7 +138,7 @@ class TopKPerSample(TopKView):
     per = "sample"
 
     def _block(self, start: int, stop: int) -> Block:
-        occurrence = np.repeat(np.arange(start, stop, dtype=np.int64), self.k)
+        occurrence = np.repeat(self._labels[start:stop], self.k)
         index, shift = self._read("index", start, stop), self._read("shift", start, stop)
         return Block(occurrence, index.reshape(-1), shift.reshape(-1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -114,6 +115,21 @@ class TraceWriter:
         """Time that calls have waited for the thread because the queue was full."""
         return self._thread.blocked_seconds
 
+    def declare(self, specs: Sequence[ArraySpec]) -> None:
+        """Add arrays that only the data of a step could declare, before the step that has their first rows.
+
+        Args:
+            specs: arrays with rows of their own, and the arrays that list these.
+
+        Raises:
+            StoreError: if the writer is closed or its thread has failed.
+            ValueError: if an array is declared already, or has no rows of its own.
+        """
+        self._check_open()
+        self._rows.declare(specs)
+        for spec in specs:
+            self._put(functools.partial(self._committer.add, spec), 0)
+
     def append_step(
         self, step: dict[str, Any], occurrences: dict[str, np.ndarray], records: dict[str, np.ndarray]
     ) -> None:
@@ -123,7 +139,8 @@ class TraceWriter:
             step: scalars by name of an array in ``steps/``; `step` is needed, `lr` is a sequence of n_groups numbers,
                 what is left out becomes padding.
             occurrences: arrays of n rows by name of an array in ``occurrences/``; `step` may be left out.
-            records: rows by path: n of them for arrays along "occurrence", one for arrays along "step".
+            records: rows by path: n of them for arrays along "occurrence", one for arrays along "step"; of a group
+                with rows of its own at most as many, or none.
 
         Raises:
             StoreError: if the writer is closed or its thread has failed.

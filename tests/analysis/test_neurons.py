@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from lightning_gradtrace.analysis import (
+    _groups,
     attributed_samples,
     frequent_entries,
     neuron_samples,
@@ -87,7 +86,7 @@ def test_blocks_that_split_occurrences_change_nothing(monkeypatch):
 
     monkeypatch.setattr(TopKPerSample, "blocks", split)
     assert neurons(raw.trace, entries, notable).equals(whole)
-    monkeypatch.setattr(sys.modules[neurons.__module__], "_SCRATCH", 1)
+    monkeypatch.setattr(_groups, "_SCRATCH", 1)
     assert neurons(raw.trace, entries, notable).equals(whole)
     assert neuron_samples(raw.trace, entries, "a.weight", 0).equals(samples)
 

@@ -37,6 +37,7 @@ def write_trace(
     per: str = "sample",
     steps_per_epoch: int = 4,
     record: bool = True,
+    weights: dict[int, dict[str, np.ndarray]] | None = None,  # before which step
 ) -> Trace:
     store = zarr.storage.MemoryStore()
     n_steps, batch = sample_id.shape
@@ -74,7 +75,11 @@ def write_trace(
         slot = np.arange(batch)
         occurrences = {"micro_batch": slot * 0, "slot": slot, "rank": slot * 0, "sample_id": sample_id[number]}
         step = {"step": number, "epoch": number // steps_per_epoch, "lr": [0.1]}
+        if weights and number in weights:
+            writer.append_weights(number, weights[number])
         writer.append_step(step, occurrences, records if record else {})
+    if weights and n_steps in weights:
+        writer.append_weights(n_steps, weights[n_steps])
     writer.close(complete=True)
     return open_trace(store)
 

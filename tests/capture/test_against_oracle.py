@@ -23,7 +23,7 @@ def capture(
     engine = engine or TapeEngine()
     parameters = dict(model.named_parameters())
     n_targets = int((targets != -100).sum())
-    tape = engine.tape(parameters)
+    tape = engine.tape(parameters, (inputs, targets), case.n_samples)
     with tape:
         loss = case.loss(model, inputs, targets, reduction, n_targets)
     loss.backward()
@@ -62,7 +62,7 @@ def test_an_input_that_is_changed_in_place_after_its_use_is_refused() -> None:
     model = nn.Linear(3, 2)
     engine = TapeEngine()
     x = torch.randn(4, 3)
-    tape = engine.tape(dict(model.named_parameters()))
+    tape = engine.tape(dict(model.named_parameters()), x, 4)
     with tape:
         loss = model(x).sum()
     loss.backward()
@@ -78,7 +78,7 @@ def test_a_use_in_a_pass_without_backward_is_left_out() -> None:
     model = nn.Linear(3, 2)
     engine = TapeEngine()
     x = torch.randn(4, 3)
-    tape = engine.tape(dict(model.named_parameters()))
+    tape = engine.tape(dict(model.named_parameters()), x, 4)
     with tape:
         model(x * 100).sum()
         loss = model(x).sum()
@@ -95,7 +95,7 @@ def test_placements_are_remembered_and_serve_a_last_batch_of_another_size() -> N
     engine = TapeEngine()
     capture(case, model, *case.batch(False), "mean", engine)
     inputs, targets = (t[:3] for t in case.batch(False))
-    tape = engine.tape(dict(model.named_parameters()))
+    tape = engine.tape(dict(model.named_parameters()), (inputs, targets), 3)
     with tape:
         loss = case.loss(model, inputs, targets, "sum", 1)
     model.zero_grad()

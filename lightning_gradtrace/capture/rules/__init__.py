@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 
+from lightning_gradtrace.capture.rules._base import Call as Call
 from lightning_gradtrace.capture.rules._base import Rule as Rule
 from lightning_gradtrace.capture.rules._base import register as register
 from lightning_gradtrace.capture.rules._base import registered as registered

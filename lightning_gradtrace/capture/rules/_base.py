@@ -8,10 +8,49 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_gradtrace.capture.batch_axis import SampleAxis
 from lightning_gradtrace.capture.shares import Share
 
 Arguments = Mapping[str, Any]
-ShareFunction = Callable[[Arguments, Tensor, Tensor, frozenset[str]], dict[str, Share]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One use, cut into samples: what a rule gets.
+
+    Attributes:
+        arguments: the arguments by name, as the use received them, detached.
+        source: name of the argument that holds the samples, empty if the rule reads no such argument.
+        input: that argument with the samples along axis 0 and every other axis in its old order.
+        cotangent: gradient of the loss with respect to the (first) output, laid out in the same way.
+        axis: place of the samples in the output.
+        n_samples: number of samples.
+        wanted: names of the arguments whose shares are wanted.
+    """
+
+    arguments: Arguments
+    source: str
+    input: Tensor
+    cotangent: Tensor
+    axis: SampleAxis
+    n_samples: int
+    wanted: frozenset[str]
+
+    def cut(self, tensor: Tensor) -> Tensor:
+        """Return a tensor laid out like the output with the samples along axis 0, as ``cotangent`` is."""
+        return self.axis.samples_first(tensor, self.n_samples)
+
+    def position(self, axis: int) -> int:
+        """Return where an axis of the output is in ``cotangent``."""
+        if self.axis.factor != "whole" or axis < self.axis.axis:
+            return axis + 1
+        return 0 if axis == self.axis.axis else axis
+
+
+# None: the closed form doesn't hold for this layout, the general rule must serve.
+Shares = dict[str, Share] | None
+ShareFunction = Callable[[Call], Shares]
+Axes = Callable[[Arguments, str], Mapping[int, int]]
 
 
 @dataclass(frozen=True)
@@ -21,53 +60,75 @@ class Rule:
     Attributes:
         function: the function as a function mode sees it, e.g. ``torch.layer_norm``.
         arguments: names of its positional arguments.
-        input: the argument that holds the samples.
+        inputs: the arguments that may hold the samples; the first that is no parameter does. Empty if the samples
+            are to be looked for in the output.
         parameters: the arguments whose shares the rule can give.
-        n_features: number of trailing axes of the input that hold features, from the bound arguments.
-        shares: ``(arguments, input, cotangent, wanted) -> {argument: share}`` with the samples of input and
-            cotangent along axis 0.
+        reads: the arguments whose values the rule reads: these must not be changed in place after the use.
+        axes: ``(arguments, input) -> {axis of the input: axis of the output}``, where samples may be. Without inputs
+            the axes of the output stand on both sides.
+        shares: gives the shares of a `Call`, by argument.
     """
 
     function: Callable[..., Any]
     arguments: tuple[str, ...]
-    input: str
+    inputs: tuple[str, ...]
     parameters: frozenset[str]
-    n_features: Callable[[Arguments], int]
+    reads: frozenset[str]
+    axes: Axes
     shares: ShareFunction
 
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call by name."""
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the arguments of a call by name, None if they are not what the rule knows."""
+        if len(args) > len(self.arguments) or not kwargs.keys() <= set(self.arguments):
+            return None
         return {**dict(zip(self.arguments, args, strict=False)), **kwargs}
 
 
 _RULES: dict[Callable[..., Any], Rule] = {}
 
 
+def leading_axes(n_features: int | Callable[[Arguments], int]) -> Axes:
+    """Return ``axes`` of a function that keeps all axes of its input but a number of trailing feature axes."""
+
+    def axes(arguments: Arguments, name: str) -> Mapping[int, int]:
+        count = n_features(arguments) if callable(n_features) else n_features
+        return {axis: axis for axis in range(arguments[name].dim() - count)}
+
+    return axes
+
+
 def register(
-    function: Callable[..., Any],
-    *,
+    *functions: Callable[..., Any],
     arguments: str,
     input: str,
     parameters: str,
+    reads: str | None = None,
     n_features: int | Callable[[Arguments], int] = 0,
+    axes: Axes | None = None,
 ) -> Callable[[ShareFunction], ShareFunction]:
     """Register the decorated function as the rule of a torch function.
 
     Args:
-        function: the torch function.
-        arguments: names of its positional arguments, separated by blanks.
-        input: name of the argument that holds the samples.
+        functions: the torch function, or all functions with the same arguments and meaning.
+        arguments: names of its arguments, positional ones first, separated by blanks.
+        input: name of the argument that holds the samples; several if any of them may.
         parameters: names of the arguments whose shares the rule gives, separated by blanks.
+        reads: names of the arguments whose values the rule reads; all of them if None.
         n_features: trailing feature axes of the input: a number, or a function of the bound arguments.
+        axes: instead of ``n_features``, where the output is not laid out like the input; see `Rule`.
 
     Returns:
         The decorator; it returns the rule's function unchanged.
     """
-    count = n_features if callable(n_features) else lambda _: n_features
 
     def decorate(shares: ShareFunction) -> ShareFunction:
         names = tuple(arguments.split())
-        _RULES[function] = Rule(function, names, input, frozenset(parameters.split()), count, shares)
+        read = frozenset(names if reads is None else reads.split())
+        layout = axes or leading_axes(n_features)
+        for function in functions:
+            _RULES[function] = Rule(
+                function, names, tuple(input.split()), frozenset(parameters.split()), read, layout, shares
+            )
         return shares
 
     return decorate

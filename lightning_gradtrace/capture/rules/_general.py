@@ -1,7 +1,13 @@
-"""The general rule: vmap of a use's vector-Jacobian product over its samples (docs/concepts.md, 2).
+"""The general rules, for every function: by slicing and by masking (docs/concepts.md, 2).
 
-It serves every function without a closed form. It needs the parameters as they were in the forward pass, so it is
-evaluated at the end of the backward pass, and it writes the shares out: ``n_samples * numel`` numbers per parameter.
+By *slicing*, a use is run on the samples one by one (under vmap) and each run is differentiated. It is right where the
+function treats the samples apart. By *masking*, the use is run once as it was, on the whole batch, and the cotangent of
+each sample, zero outside the sample's part of the output, is pulled back through it. It is right for every function,
+also for one that mixes the samples: the shares are then the parts of the outputs in the gradient. It costs as many
+backward passes of the use over the whole batch as there are samples.
+
+Both need the parameters as they were in the forward pass, so they are evaluated at the end of the backward pass, and
+both write the shares out: ``n_samples * numel`` numbers per parameter.
 """
 
 from __future__ import annotations
@@ -11,61 +17,163 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_unflatten
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis
-from lightning_gradtrace.capture.derived import Derived, Root, quiet_vmap
-from lightning_gradtrace.capture.shares import DenseShare, Share
-from lightning_gradtrace.capture.tape import Operand, Use
+from lightning_gradtrace.capture.derived import (
+    Derived,
+    Lineage,
+    Operand,
+    OverwrittenError,
+    Root,
+    batched_vjp,
+    evaluate,
+    quiet_vmap,
+)
+from lightning_gradtrace.capture.replay import run
+from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, Share
+from lightning_gradtrace.capture.use import Use
+
+Places = Mapping[int, SampleAxis]
 
 
-def general_shares(
-    use: Use, inputs: Mapping[int, SampleAxis], outputs: Mapping[int, SampleAxis], n_samples: int
-) -> dict[str, Share]:
-    """Return the shares of every parameter behind a use of any function.
+def sliced_shares(
+    use: Use, inputs: Places, outputs: Places, cut: Mapping[Lineage, int], n_samples: int
+) -> dict[Lineage, Share]:
+    """Return the shares of every tracked tensor that a use received, sample by sample.
 
     Args:
         use: the use, with its cotangents.
         inputs: place of the samples in those arguments that hold any, by position among the leaves.
         outputs: place of the samples in every output that has a cotangent.
+        cut: axis of the samples in those tracked tensors that hold a slice for each.
         n_samples: number of samples.
 
     Returns:
-        A share per parameter name; derived tensors are differentiated through, down to the parameters.
+        A share per tracked tensor.
+
+    Raises:
+        RuntimeError: the function can't be run on one sample.
+        OverwrittenError: an argument has changed since the use.
     """
-    roots: dict[str, Tensor] = {}
-    for leaf in use.leaves:
-        if isinstance(leaf, (Root, Derived)):
-            roots.update({name: tensor.detach() for name, tensor in leaf.roots().items()})
+    check_untouched(use)
+    lineages = set(use.lineages.values())
+    whole = {lineage: lineage.tensor.detach() for lineage in lineages if lineage not in cut}
+    slices = {lineage: lineage.tensor.detach().movedim(axis, 0) for lineage, axis in cut.items()}
     batched = {i: axis.samples_first(use.leaves[i].tensor, n_samples) for i, axis in inputs.items()}
     cotangents = {i: axis.samples_first(use.cotangents[i], n_samples) for i, axis in outputs.items()}
 
-    def single(samples: dict[int, Tensor], cotangent: dict[int, Tensor]) -> dict[str, Tensor]:
-        def call(values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-            leaves = [_value(leaf, i, values, samples, inputs) for i, leaf in enumerate(use.leaves)]
-            args, kwargs = tree_unflatten(leaves, use.structure)
-            result = use.function(*args, **kwargs)
-            return (result,) if isinstance(result, Tensor) else tuple(result[i] for i in outputs)
+    def single(
+        samples: dict[int, Tensor], cotangent: dict[int, Tensor], own: dict[Lineage, Tensor]
+    ) -> dict[Lineage, Tensor]:
+        def call(received: Mapping[Lineage, Tensor]) -> tuple[Tensor, ...]:
+            leaves = []
+            for i, leaf in enumerate(use.leaves):
+                if isinstance(leaf, (Root, Derived)):
+                    value = received[leaf]
+                    leaves.append(value.unsqueeze(cut[leaf]) if leaf in cut else value)
+                elif i in samples:
+                    leaves.append(_restore(samples[i], inputs[i]))
+                else:
+                    leaves.append(leaf.tensor if isinstance(leaf, Operand) else leaf)
+            results = run(use.function, leaves, use.structure, use.around)
+            return tuple(results[i] for i in outputs)
 
-        vjp = torch.func.vjp(call, roots)[1]
-        seeds = tuple(_restore(cotangent[i], axis) for i, axis in outputs.items())
-        return vjp(seeds)[0]
+        vjp = torch.func.vjp(call, {**whole, **own})[1]
+        pulled: dict[Lineage, Tensor] = vjp(tuple(_restore(cotangent[i], axis) for i, axis in outputs.items()))[0]
+        return pulled
 
     with quiet_vmap():
-        pulled = torch.func.vmap(single)(batched, cotangents)
-    return {name: DenseShare(value) for name, value in pulled.items()}
+        pulled = torch.func.vmap(single)(batched, cotangents, slices)
+    return {
+        lineage: DiagonalShare(value, cut[lineage]) if lineage in cut else DenseShare(value)
+        for lineage, value in pulled.items()
+    }
+
+
+def masked_shares(use: Use, outputs: Places, n_samples: int) -> dict[Lineage, Share]:
+    """Return the shares of every parameter behind a use, by parts of its outputs.
+
+    Args:
+        use: the use, with its cotangents.
+        outputs: place of the samples in every output that has a cotangent.
+        n_samples: number of samples.
+
+    Returns:
+        A share per parameter; derived tensors are differentiated through.
+
+    Raises:
+        OverwrittenError: an argument has changed since the use.
+    """
+    roots = {name: root for lineage in use.lineages.values() for name, root in lineage.roots.items()}
+    values = {name: root.tensor.detach().requires_grad_() for name, root in roots.items()}
+    known: dict[int, list[Any]] = {}
+    with torch.enable_grad():
+        results = run_whole(use, {i: evaluate(lineage, values, known) for i, lineage in use.lineages.items()})
+    identity = torch.eye(n_samples, device=results[next(iter(outputs))].device)
+
+    def cotangents(samples: slice) -> list[Tensor]:
+        return [
+            use.cotangents[i] * axis.mark(identity[samples].to(use.cotangents[i].dtype), use.cotangents[i].shape)
+            for i, axis in outputs.items()
+        ]
+
+    pulled = batched_vjp([results[i] for i in outputs], list(values.values()), cotangents, n_samples)
+    return {roots[name]: DenseShare(value) for name, value in zip(values, pulled, strict=True)}
+
+
+def weighted_sums(use: Use, outputs: Places, weights: Tensor) -> dict[Lineage, Tensor]:
+    """Return what the shares of every tracked tensor that a use received must add up to, with a weight per sample.
+
+    Args:
+        use: the use, with its cotangents.
+        outputs: place of the samples in every output that has a cotangent.
+        weights: one per sample.
+
+    Returns:
+        ``sum_i weights[i] g[i]`` by tracked tensor, of one vector-Jacobian product of the whole use.
+
+    Raises:
+        OverwrittenError: an argument has changed since the use.
+    """
+    received = {lineage: lineage.tensor.detach().requires_grad_() for lineage in use.lineages.values()}
+    with torch.enable_grad():
+        results = run_whole(use, {i: received[lineage] for i, lineage in use.lineages.items()})
+    seeds = [
+        use.cotangents[i] * axis.mark(weights.to(use.cotangents[i].dtype), use.cotangents[i].shape)
+        for i, axis in outputs.items()
+    ]
+    found = torch.autograd.grad([results[i] for i in outputs], list(received.values()), seeds, allow_unused=True)
+    return {
+        lineage: torch.zeros_like(lineage.tensor) if gradient is None else gradient
+        for lineage, gradient in zip(received, found, strict=True)
+    }
+
+
+def run_whole(use: Use, tracked: Mapping[int, Tensor]) -> list[Tensor]:
+    """Run a use again on the whole batch, with given values of its tracked tensors."""
+    check_untouched(use)
+    leaves = [
+        tracked[i] if i in tracked else leaf.tensor if isinstance(leaf, Operand) else leaf
+        for i, leaf in enumerate(use.leaves)
+    ]
+    results = run(use.function, leaves, use.structure, use.around)
+    for result, kept in zip(results, use.outputs, strict=True):
+        if kept is not None and kept.untouched and use.around.random is not None:
+            if not torch.equal(result.detach(), kept.tensor):
+                raise UnrepeatableError
+    return results
+
+
+def check_untouched(use: Use) -> None:
+    """Raise if any tensor that a use received has changed since."""
+    if not all(leaf.untouched for leaf in use.leaves if isinstance(leaf, Operand)):
+        raise OverwrittenError
+
+
+class UnrepeatableError(Exception):
+    """A second run of a random function gave other numbers than the first."""
 
 
 def _restore(sample: Tensor, axis: SampleAxis) -> Tensor:
     """Give one sample its axis back: of size 1, or, where axes were merged, the positions that share the axis."""
     return sample.unsqueeze(axis.axis) if axis.factor == "whole" else sample
-
-
-def _value(
-    leaf: Any, i: int, values: Mapping[str, Tensor], samples: Mapping[int, Tensor], inputs: Mapping[int, SampleAxis]
-) -> Any:
-    if isinstance(leaf, (Root, Derived)):
-        return leaf.evaluate(values)
-    if i in samples:
-        return _restore(samples[i], inputs[i])
-    return leaf.tensor if isinstance(leaf, Operand) else leaf

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.rules._base import Arguments, register
-from lightning_gradtrace.capture.shares import RowShare, Share
+from lightning_gradtrace.capture.rules._base import Arguments, Call, Shares, register
+from lightning_gradtrace.capture.shares import RowShare
+
+
+_SUM, _MEAN, _MAX = 0, 1, 2  # modes of an embedding bag
+
+
+def _frequency(indices: Tensor, n_rows: int) -> Tensor:
+    """Return how often the whole batch reads every row; ``scale_grad_by_freq`` divides gradients by it."""
+    return torch.bincount(indices.flatten(), minlength=n_rows).clamp_(min=1)
 
 
 @register(
@@ -15,18 +25,74 @@ from lightning_gradtrace.capture.shares import RowShare, Share
     input="indices",
     parameters="weight",
 )
-def embedding(arguments: Arguments, input: Tensor, cotangent: Tensor, wanted: frozenset[str]) -> dict[str, Share]:
-    """``g[i][r] = sum over t with index[i, t] = r of d[i, t]``; the padding row gets nothing.
-
-    With ``scale_grad_by_freq`` every look-up is divided by how often the whole batch reads its row, as torch does.
-    """
-    weight, padding = arguments["weight"], arguments.get("padding_idx", -1)
-    n = input.shape[0]
-    rows = input.reshape(n, -1).long()
-    values = cotangent.reshape(n, -1, weight.shape[1])
-    if arguments.get("scale_grad_by_freq", False):
-        counts = torch.bincount(rows.flatten(), minlength=weight.shape[0]).clamp_(min=1)
-        values = values / counts[rows].unsqueeze(-1)
+def embedding(call: Call) -> Shares:
+    """``g[i][r] = sum over t with index[i, t] = r of d[i, t]``; the padding row gets nothing."""
+    weight, padding = call.arguments["weight"], call.arguments.get("padding_idx", -1)
+    rows = call.input.reshape(call.n_samples, -1).long()
+    values = call.cotangent.reshape(call.n_samples, -1, weight.shape[1])
+    if call.arguments.get("scale_grad_by_freq", False):
+        values = values / _frequency(rows, weight.shape[0])[rows].unsqueeze(-1)
     if padding >= 0:
         values = values.masked_fill((rows == padding).unsqueeze(-1), 0)
     return {"weight": RowShare(rows, values, weight.shape[0])}
+
+
+def _bags(arguments: Arguments, name: str) -> Mapping[int, int]:
+    return {0: 0}
+
+
+@register(
+    torch.embedding_bag,
+    arguments="weight indices offsets scale_grad_by_freq mode sparse per_sample_weights include_last_offset padding_idx",
+    input="",
+    parameters="weight",
+    axes=_bags,
+)
+def embedding_bag(call: Call) -> Shares:
+    """Sum, mean or maximum of the rows of a bag; a sample is a bag, or several of them.
+
+    The samples are looked for in the output, because the indices of all bags stand in one row.
+    """
+    weight, indices = call.arguments["weight"], call.arguments["indices"].long()
+    starts, sizes = _bounds(call.arguments, len(indices))
+    bags = call.cut(torch.arange(len(starts), device=starts.device)).reshape(call.n_samples, -1)
+    d = call.cotangent.reshape(*bags.shape, weight.shape[1])
+    place = torch.arange(int(sizes.max()) if len(sizes) else 0, device=starts.device)
+    inside = place < sizes[bags].unsqueeze(-1)  # (sample, bag, place): bags are filled up to the longest
+    members = (starts[bags].unsqueeze(-1) + place).where(inside, 0)
+    rows = indices[members] if len(indices) else members
+    padding = call.arguments.get("padding_idx", -1)
+    if padding is not None and padding >= 0:
+        inside = inside & (rows != padding)
+    mode, own = call.arguments.get("mode", _SUM), call.arguments.get("per_sample_weights")
+    if mode == _MAX:
+        return {"weight": _largest(call.arguments, d, bags, inside.any(-1))}
+    factor = inside.to(d.dtype)
+    if mode == _MEAN:
+        factor = factor / factor.sum(-1, keepdim=True).clamp_(min=1)
+    elif own is not None:
+        factor = factor * own[members]
+    values = d.unsqueeze(2) * factor.unsqueeze(-1)
+    if call.arguments.get("scale_grad_by_freq", False):
+        values = values / _frequency(indices, weight.shape[0])[rows].unsqueeze(-1)
+    return {"weight": RowShare(rows.flatten(1), values.flatten(1, 2), weight.shape[0])}
+
+
+def _bounds(arguments: Arguments, n_indices: int) -> tuple[Tensor, Tensor]:
+    """Return where every bag starts among the indices, and its size."""
+    offsets = arguments["offsets"].long()
+    if arguments.get("include_last_offset", False):
+        return offsets[:-1], offsets.diff()
+    return offsets, torch.cat([offsets, offsets.new_tensor([n_indices])]).diff()
+
+
+def _largest(arguments: Arguments, d: Tensor, bags: Tensor, filled: Tensor) -> RowShare:
+    """Return the share of a maximum: every feature goes to the row that it was taken from."""
+    weight = arguments["weight"]
+    names = ("indices", "offsets", "scale_grad_by_freq", "mode", "sparse", "per_sample_weights", "include_last_offset")
+    defaults = (None, None, False, _MAX, False, None, False)
+    rest = [arguments.get(name, default) for name, default in zip(names, defaults, strict=True)]
+    chosen = torch.embedding_bag(weight, *rest, arguments.get("padding_idx"))[3][bags]
+    chosen = chosen.where(filled.unsqueeze(-1), 0).long()
+    values = torch.diag_embed(d * filled.unsqueeze(-1))
+    return RowShare(chosen.flatten(1), values.flatten(1, 2), weight.shape[0])

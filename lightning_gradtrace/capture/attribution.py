@@ -1,0 +1,168 @@
+"""Turns one use into shares: by its closed form, by slicing or by masking, whichever is right and cheapest.
+
+Which one is right is decided by a check, the first time that a use is seen: the shares, each with a weight of its own,
+must add up to one vector-Jacobian product of the whole use with the cotangent weighted in the same way. That holds for
+any weights only if every single share is right. Masking is right by definition and needs no check.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gradtrace.capture.derived import Derived, Lineage, OverwrittenError
+from lightning_gradtrace.capture.placement import Placement, UnattributableError
+from lightning_gradtrace.capture.rules import Call
+from lightning_gradtrace.capture.rules._general import (
+    UnrepeatableError,
+    masked_shares,
+    sliced_shares,
+    weighted_sums,
+)
+from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.capture.use import Use
+
+Shares = dict[Lineage, Share]
+Way = Callable[[Use, Placement, int], Shares | None]
+
+# Largest relative error of a weighted sum of shares, with room for another order of summation.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+_COARSE = 3e-2
+
+
+@dataclass
+class Attribution:
+    """Remembers by which way the shares of every site of a model are computed."""
+
+    _ways: dict[Any, str] = field(default_factory=dict)
+
+    def shares(self, use: Use, placement: Placement, n_samples: int) -> Shares:
+        """Return the shares of the tracked tensors that a use received.
+
+        Args:
+            use: the use, with its cotangents.
+            placement: where the samples are.
+            n_samples: number of samples.
+
+        Returns:
+            Shares of tensors that the use received, or, by masking, of the parameters behind them.
+
+        Raises:
+            UnattributableError: an argument was overwritten, or the use can't be run again.
+        """
+        key = (use.site, use.switches, n_samples == 1)
+        names = ", ".join(f"`{name}`" for name in use.site.parameters)
+        try:
+            way = self._ways.get(key)
+            if way is not None:
+                found = _WAYS[way](use, placement, n_samples)
+                if found is not None:
+                    return found
+            for way, shares in _attempts(use, placement, n_samples):
+                if way == "masked" or _agrees(use, placement, shares, n_samples):
+                    self._ways[key] = way
+                    return shares
+                if way == "closed":
+                    warnings.warn(
+                        f"GradTrace: the closed form of `{use.site.function}` disagrees with autograd for {names} in "
+                        f"{use.site}; the general rule serves instead. Please report this use.",
+                        stacklevel=2,
+                    )
+        except OverwrittenError as error:
+            raise UnattributableError(
+                f"GradTrace: the input of {use.site} was changed in place after it was used, so the share of {names} "
+                "can't be computed. Replace the in-place operation in the model by its out-of-place form."
+            ) from error
+        except UnrepeatableError as error:
+            raise UnattributableError(
+                f"GradTrace: can't attribute {names}: {use.site} draws random numbers that can't be drawn again. Move "
+                "the dropout out of it, or leave the parameter out with `GradTrace(params=...)`."
+            ) from error
+        except RuntimeError as error:
+            raise UnattributableError(
+                f"GradTrace: can't attribute {names}: {use.site} has no closed-form rule, and the general rule can't "
+                f"run it again ({error}). Leave the parameter out with `GradTrace(params=...)`."
+            ) from error
+        raise AssertionError("masking always gives shares")
+
+
+def _attempts(use: Use, placement: Placement, n_samples: int) -> Iterator[tuple[str, Shares]]:
+    for name, way in _WAYS.items():
+        try:
+            shares = way(use, placement, n_samples)
+        except (RuntimeError, IndexError, ValueError):
+            if name in ("closed", "masked"):
+                raise
+            continue
+        if shares is not None:
+            yield name, shares
+
+
+def _agrees(use: Use, placement: Placement, shares: Shares, n_samples: int) -> bool:
+    """Check every share at once: weighted in the same way, shares and cotangents give the same sum."""
+    device = next(iter(use.cotangents.values())).device
+    weights = 0.5 + torch.frac(torch.arange(1, n_samples + 1, dtype=torch.float64, device=device) * 0.6180339887498949)
+    try:
+        wanted = weighted_sums(use, placement.outputs, weights)
+    except OverwrittenError:
+        if use.rule is None:
+            raise
+        return True  # the rule does not read what was overwritten; sums are compared with `.grad` all the same
+    for lineage, share in shares.items():
+        found, right = share.weighted_total(weights), wanted[lineage]
+        error = torch.linalg.vector_norm(found - right)
+        if error > _tolerance(use, right) * torch.linalg.vector_norm(right):  # False for NaN
+            return False
+    return True
+
+
+def _tolerance(use: Use, gradient: Tensor) -> float:
+    dtypes = {gradient.dtype, *(c.dtype for c in use.cotangents.values())}
+    return max(_TOLERANCE.get(dtype, _COARSE) for dtype in dtypes) if use.around.autocast is None else _COARSE
+
+
+def _closed_form(use: Use, placement: Placement, n_samples: int) -> Shares | None:
+    """Return the shares by the use's rule, None if it has none or the rule leaves this layout to the general rule."""
+    bound = use.bound()
+    if bound is None or use.cotangents.keys() != {0}:
+        return None
+    if not all(use.leaves[i].untouched for i in bound.reads):
+        raise OverwrittenError
+    axis = placement.outputs[0]
+    cotangent = axis.samples_first(use.cotangents[0], n_samples)
+    samples = cotangent
+    if bound.place is not None:
+        samples = placement.inputs[bound.place].samples_first(bound.values[bound.source], n_samples)
+    wanted = frozenset(bound.lineages)
+    found = bound.rule.shares(Call(bound.values, bound.source, samples, cotangent, axis, n_samples, wanted))
+    return None if found is None else {bound.lineages[argument]: share for argument, share in found.items()}
+
+
+def _sliced(use: Use, placement: Placement, n_samples: int) -> Shares | None:
+    return sliced_shares(use, placement.inputs, placement.outputs, {}, n_samples)
+
+
+def _sliced_too(use: Use, placement: Placement, n_samples: int) -> Shares | None:
+    """Slice derived tensors as well that hold a slice for each sample, such as an expanded class token."""
+    if n_samples == 1 or any(axis.factor != "whole" for axis in placement.outputs.values()):
+        return None
+    (place, axis), *_ = placement.outputs.items()
+    from_the_right = axis.axis - use.cotangents[place].dim()
+    cut = {}
+    for lineage in use.lineages.values():
+        own = lineage.tensor.dim() + from_the_right
+        if isinstance(lineage, Derived) and own >= 0 and lineage.tensor.shape[own] == n_samples:
+            cut[lineage] = own
+    return sliced_shares(use, placement.inputs, placement.outputs, cut, n_samples) if cut else None
+
+
+def _masked(use: Use, placement: Placement, n_samples: int) -> Shares | None:
+    return masked_shares(use, placement.outputs, n_samples)
+
+
+_WAYS: dict[str, Way] = {"closed": _closed_form, "sliced": _sliced, "sliced too": _sliced_too, "masked": _masked}

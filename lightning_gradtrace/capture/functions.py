@@ -1,0 +1,92 @@
+"""What a torch function does besides computing a result, read off its name and the tags of its operator."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_IN_PLACE = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv pow mod and or xor".split())
+_ADDITIVE = frozenset(("add_", "sub_", "__iadd__", "__isub__"))
+_FRESH = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty")
+_SHAPE_ONLY = frozenset(("to", "type_as", "expand_as", "view_as", "reshape_as", "__len__"))
+_FROM_DATA = frozenset(("tensor", "as_tensor", "from_numpy", "frombuffer", "asarray", "new_tensor", "Tensor", "stack"))
+_RANDOM = frozenset(
+    ("rand", "randn", "randint", "normal", "rand_like", "randn_like", "randint_like", "bernoulli", "poisson")
+    + ("multinomial", "normal_", "uniform_", "bernoulli_", "random_", "exponential_")
+)
+_RUNNING_STATISTICS = {"batch_norm": (3, 4, 5), "instance_norm": (3, 4, 5)}  # places of mean, variance, "training"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts about one torch function.
+
+    Attributes:
+        name: its name.
+        in_place: writes its result into its first argument.
+        additive: in place, and its derivative does not depend on what the first argument was.
+        fresh: returns a constant; tensors among its arguments give only a shape and a dtype.
+        shape_only: tensors after the first argument give only a shape or a dtype.
+        from_data: makes a tensor of numbers that are no tensor.
+        draws: a source of random numbers, not a function of its arguments alone.
+        random: draws random numbers, as dropout does.
+        detached: returns a tensor that no gradient passes.
+        pointwise: every entry of the result depends on the entries at the same place of its arguments.
+    """
+
+    name: str
+    in_place: bool
+    additive: bool
+    fresh: bool
+    shape_only: bool
+    from_data: bool
+    draws: bool
+    random: bool
+    detached: bool
+    pointwise: bool
+
+
+@functools.cache
+def facts(function: Callable[..., Any]) -> Facts:
+    """Return the facts about a torch function as a function mode sees it."""
+    name = str(getattr(function, "__name__", function))
+    if name == "__get__":  # an attribute such as `Tensor.T`
+        name = str(getattr(getattr(function, "__self__", None), "__name__", name))
+    public = name.strip("_") if name.startswith("__") else name.rstrip("_")
+    tags = _tags(public)
+    return Facts(
+        name=name,
+        in_place=name in _IN_PLACE or name == "__setitem__" or (name.endswith("_") and not name.endswith("__")),
+        additive=name in _ADDITIVE,
+        fresh=name in _FRESH,
+        shape_only=name in _SHAPE_ONLY,
+        from_data=name in _FROM_DATA,
+        draws=name in _RANDOM,
+        random=torch.Tag.nondeterministic_seeded in tags,
+        detached=name in ("detach", "data"),
+        pointwise=torch.Tag.pointwise in tags,
+    )
+
+
+def _tags(name: str) -> set[torch.Tag]:
+    """Return the tags of all overloads of an operator; of its out-of-place form for ``iadd`` and the like."""
+    for candidate in (name, name[1:] if name[:1] in ("i", "r") else name):
+        packet = getattr(torch.ops.aten, candidate, None)
+        if packet is not None:
+            return {tag for overload in packet.overloads() for tag in getattr(packet, overload).tags}
+    return set()
+
+
+def without_running_statistics(name: str, leaves: list[Any]) -> list[Any]:
+    """Blank the running statistics of a normalisation that takes its statistics from the batch.
+
+    It writes them and does not read them: their values must be changed by no second run and need not be kept.
+    """
+    places = _RUNNING_STATISTICS.get(name)
+    if places is None or len(leaves) <= places[2] or leaves[places[2]] is not True:
+        return leaves
+    return [None if i in places[:2] else leaf for i, leaf in enumerate(leaves)]

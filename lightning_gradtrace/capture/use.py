@@ -1,0 +1,131 @@
+"""A use of tracked parameters: one call of one function in which something computed from them meets the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_unflatten
+
+from lightning_gradtrace.capture.batch_axis import shape_before_view
+from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root
+from lightning_gradtrace.capture.replay import Surroundings
+from lightning_gradtrace.capture.rules import Rule
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where in a forward pass a use happens: the same place in every pass, also if other parts are left out.
+
+    Attributes:
+        function: name of the torch function.
+        parameters: names of the tracked parameters that the use receives.
+        number: how many uses of the same parameters by the same function came before it in the pass.
+    """
+
+    function: str
+    parameters: tuple[str, ...]
+    number: int
+
+    def __str__(self) -> str:
+        return f"use {self.number} (`{self.function}` of {', '.join(f'`{p}`' for p in self.parameters)})"
+
+
+@dataclass
+class BoundUse:
+    """A use whose arguments fit a rule.
+
+    Attributes:
+        rule: the rule.
+        values: arguments by name.
+        lineages: the tracked ones among them.
+        source: name of the argument that holds the samples, empty if the rule looks for them in the output.
+        place: where that argument is among the leaves, None without one.
+        axes: where samples may be: axis of that argument (or of the output) to axis of the output.
+        reads: places among the leaves of the tensors whose values the rule reads.
+    """
+
+    rule: Rule
+    values: dict[str, Any]
+    lineages: dict[str, Lineage]
+    source: str
+    place: int | None
+    axes: Mapping[int, int]
+    reads: tuple[int, ...]
+
+
+@dataclass
+class Use:
+    """One call of one function with tracked and batched tensors.
+
+    Attributes:
+        site: where it happened.
+        function: the torch function.
+        rule: its closed form, None for the general rule.
+        leaves: flattened arguments; `Root` or `Derived` in place of tracked tensors, `Operand` in place of others.
+        structure: pytree structure of the arguments.
+        around: surroundings in which it ran.
+        outputs: the outputs while probing, and those of a random function; None for all others, which nobody reads.
+        cotangents: gradient of the loss with respect to each output, filled in by the backward pass.
+    """
+
+    site: Site
+    function: Callable[..., Any]
+    rule: Rule | None
+    leaves: list[Any]
+    structure: Any
+    around: Surroundings
+    outputs: list[Operand | None]
+    cotangents: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def operands(self) -> dict[int, Operand]:
+        """Batched tensors among the arguments, by their place among the leaves."""
+        return {i: leaf for i, leaf in enumerate(self.leaves) if isinstance(leaf, Operand) and leaf.batched}
+
+    @property
+    def lineages(self) -> dict[int, Lineage]:
+        """Tracked tensors among the arguments, by their place among the leaves."""
+        return {i: leaf for i, leaf in enumerate(self.leaves) if isinstance(leaf, (Root, Derived))}
+
+    @property
+    def switches(self) -> tuple[Any, ...]:
+        """What selects a branch of the function, such as the ``training`` of a normalisation."""
+        return tuple(leaf for leaf in self.leaves if leaf is None or isinstance(leaf, (bool, str)))
+
+    def bound(self) -> BoundUse | None:
+        """Return the arguments by name if the closed form applies to this use, None if the general rule must serve."""
+        if self.rule is None:
+            return None
+        args, kwargs = tree_unflatten(self.leaves, self.structure)
+        named = self.rule.bind(args, kwargs)
+        if named is None:
+            return None
+        lineages = {name: leaf for name, leaf in named.items() if isinstance(leaf, (Root, Derived))}
+        operands = {name: leaf for name, leaf in named.items() if isinstance(leaf, Operand)}
+        source = next((name for name in self.rule.inputs if name in operands and operands[name].batched), "")
+        if (self.rule.inputs and not source) or not lineages.keys() <= self.rule.parameters:
+            return None
+        values = {
+            name: leaf.tensor if isinstance(leaf, (Root, Derived, Operand)) else leaf for name, leaf in named.items()
+        }
+        if any(isinstance(value, Tensor) and value.is_complex() for value in values.values()):
+            return None
+        axes = self.rule.axes(values, source)
+        if not axes:
+            return None
+        places = {name: i for name in operands for i, leaf in enumerate(self.leaves) if leaf is operands[name]}
+        reads = tuple(places[name] for name in operands if name in self.rule.reads)
+        return BoundUse(self.rule, values, lineages, source, places.get(source), axes, reads)
+
+    def receive(self, output: int, cotangent: Tensor) -> None:
+        """Keep the cotangent of one output; a second backward pass through it adds up."""
+        known = self.cotangents.get(output)
+        self.cotangents[output] = cotangent.detach() if known is None else known + cotangent.detach()
+
+
+def operand(tensor: Tensor, batched: bool) -> Operand:
+    """Make the operand of a tensor as it is now."""
+    return Operand(tensor.detach(), shape_before_view(tensor), tensor._version, batched)
