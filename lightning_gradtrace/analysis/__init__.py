@@ -13,9 +13,11 @@ from lightning_gradtrace.analysis.controls import null_tokens as null_tokens
 from lightning_gradtrace.analysis.controls import permuted_links as permuted_links
 from lightning_gradtrace.analysis.controls import pool_controls as pool_controls
 from lightning_gradtrace.analysis.controls import random_control as random_control
+from lightning_gradtrace.analysis.enrichment import pattern_enrichment as pattern_enrichment
 from lightning_gradtrace.analysis.entries import count_entries as count_entries
 from lightning_gradtrace.analysis.entries import frequent_entries as frequent_entries
 from lightning_gradtrace.analysis.flips import count_flips as count_flips
+from lightning_gradtrace.analysis.head_shifts import head_shifts as head_shifts
 from lightning_gradtrace.analysis.heads import attention_heads as attention_heads
 from lightning_gradtrace.analysis.interventions import zero_ablation as zero_ablation
 from lightning_gradtrace.analysis.layers import layer_table as layer_table
