@@ -4,43 +4,59 @@ Order of events in one training step of Lightning's automatic optimisation, and 
 
     on_train_batch_start       sample ids and inputs of the batch; the tape becomes active
       training_step            the forward pass; the tape sees every use of a tracked parameter
-    on_before_zero_grad        gradients are thrown away, and with them the shares that belonged to them
-    on_before_backward         the tape is no longer active
-      backward                 hooks on the outputs of the uses receive the cotangents
-    on_after_backward          shares of the micro-batch
-    on_before_optimizer_step   gradients before clipping, the optimizer's memory, the check of the sums
+    on_before_zero_grad
+    on_before_backward         which gradients are still there, and which were zeroed
+      backward                 hooks on the outputs of the uses receive the cotangents; checkpointed layers run again
+    on_after_backward          shares of the backward pass; gradients before hooks and clipping; the tape ends
+    on_before_optimizer_step   the optimizer's memory, the check of the sums
       clipping, optimizer step
     step hook of the optimizer shifts, records, ledger, and the row in the store
-    on_train_batch_end         nothing is left active
+    on_train_batch_end         a step that the GradScaler skipped is recorded as such; nothing is left active
+
+With manual optimization the middle part happens inside `training_step`, in any order and number; the tape then stays
+until the end of the batch and only rests while an optimizer steps.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import BaseFinetuning, Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_gradtrace.arguments import check_settings
 from lightning_gradtrace.capture.arrival import BatchReader
+from lightning_gradtrace.capture.compiled import check_not_compiled
 from lightning_gradtrace.capture.inputs import vocabulary
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
 from lightning_gradtrace.capture.rehearsal import rehearse
 from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
-from lightning_gradtrace.guard import guarded
-from lightning_gradtrace.provenance import trace_attributes
-from lightning_gradtrace.record import Record, TopK
+from lightning_gradtrace.guard import guarded, refuse_to_resume
+from lightning_gradtrace.provenance import plain, trace_attributes
+from lightning_gradtrace.record import ParameterInfo, Record, TopK
+from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
 from lightning_gradtrace.run import Run
+from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.writer import TraceWriter
-from lightning_gradtrace.tracer import Position, Tracer, parameter_infos, parameter_table
+from lightning_gradtrace.tracer import Tracer, parameter_infos, parameter_table
+from lightning_gradtrace.update.nesting import in_outermost_step
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
+
+
+def _thawing(trainer: pl.Trainer) -> int:
+    """Return the number of callbacks that will unfreeze parameters."""
+    return sum(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 class GradTrace(Callback):
@@ -62,6 +78,7 @@ class GradTrace(Callback):
         vocab: the text of every token id: a list of strings, or an object with ``decode``.
         ledger_every_n_steps: how often the ledger's residual and the check of the sums are computed; None: only the
             check, at the first captured step.
+        log_residual: show the last residual in the progress bar and log it, as ``gradtrace/residual``.
         weights_every_n_steps: how often all weights are stored, None for never.
         on_error: "raise" stops the training when a step can't be recorded; "disable" lets it go on, and the trace
             says where and why it ends.
@@ -91,6 +108,7 @@ class GradTrace(Callback):
         inputs: Literal["auto"] | Callable[[Any], Any] | None = "auto",
         vocab: Any = None,
         ledger_every_n_steps: int | None = 50,
+        log_residual: bool = False,
         weights_every_n_steps: int | None = None,
         on_error: Literal["raise", "disable"] = "raise",
         overwrite: bool = False,
@@ -108,6 +126,7 @@ class GradTrace(Callback):
         self.inputs = inputs
         self.vocab = vocabulary(vocab)
         self.ledger_every_n_steps = ledger_every_n_steps
+        self.log_residual = log_residual
         self.weights_every_n_steps = weights_every_n_steps
         self.on_error = on_error
         self.overwrite = overwrite
@@ -115,6 +134,8 @@ class GradTrace(Callback):
         check_settings(self)
         self._run: Run | None = None
         self._watch = DataloaderWatch()
+        self._state: dict[str, Any] = {}
+        self._resume: dict[str, Any] = {}
 
     @property
     @override
@@ -127,31 +148,40 @@ class GradTrace(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        # Lightning loads a checkpoint after this hook; what an earlier fit left behind is none of this one's.
+        self._state, self._resume = {}, {}
         if trainer.world_size > 1:
             raise ValueError(
                 f"GradTrace records one process, but the Trainer runs {trainer.world_size}. Use `Trainer(devices=1)`."
             )
-        if str(trainer.precision).startswith("16"):
-            raise ValueError(
-                f"GradTrace does not undo the loss scaling of `Trainer(precision={trainer.precision!r})` yet; use "
-                "`bf16-mixed` or `32-true`."
-            )
-        select_parameters(pl_module, self.params)  # a filter that matches nothing is said before any data is loaded
+        check_not_compiled(pl_module)
+        # A filter that matches nothing is said before any data is loaded.
+        select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
         if self.sample_ids == "auto":
             self._watch.start(trainer.strategy, lambda: bool(trainer.training))
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        tracked = select_parameters(pl_module, self.params)
+        if "ended" in self._resume:
+            self._state = refuse_to_resume(self.path, self._resume, self.on_error)
+            return
+        tracked = select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
         infos = parameter_infos(tracked)
+        self._announce(trainer, infos)
+        n_groups = max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1)
+        n_groups += _thawing(trainer)  # unfreezing adds a group of parameters
         writer = TraceWriter(
             self.path,
             params=parameter_table(infos),
             specs=[spec for record in self.records for spec in record.arrays(infos)],
-            attrs=trace_attributes(trainer, pl_module, self._settings(), self.config),
-            n_groups=max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1),
+            attrs={
+                **trace_attributes(trainer, pl_module, self._settings(), self.config, [p.name for p in tracked]),
+                "records": plain({record.group: record.describe() for record in self.records}),
+            },
+            n_groups=n_groups,
             overwrite=self.overwrite,
             vocab=self.vocab,
+            resume=Cursor.from_state(self._resume) if self._resume else None,
         )
         tracer = Tracer(
             pl_module,
@@ -161,11 +191,36 @@ class GradTrace(Callback):
             self.quantity,
             self.ledger_every_n_steps,
             str(trainer.precision).startswith(_LOW_PRECISION),
+            n_groups,
         )
         reader = BatchReader(self._id_source(), self.batch_axis, self.inputs)
-        self._run = Run(tracer, reader, self.every_n_steps, self.weights_every_n_steps)
-        for optimizer in trainer.optimizers:
-            self._run.hooks.append(optimizer.register_step_post_hook(self._after_optimizer_step))
+        self._run = Run(
+            tracer,
+            reader,
+            trainer.optimizers,
+            manual=not pl_module.automatic_optimization,
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
+            every_n_steps=self.every_n_steps,
+            weights_every_n_steps=self.weights_every_n_steps,
+        )
+        if self._resume:
+            self._run.restore(self._resume)
+        self._run.watch(functools.partial(self._step_begins, trainer), self._step_ended)
+
+    def _announce(self, trainer: pl.Trainer, infos: Sequence[ParameterInfo]) -> None:
+        """Say what the run is going to write, and warn if it is more than there is room for."""
+        try:
+            n_steps: float = trainer.estimated_stepping_batches - trainer.global_step
+        except MisconfigurationException:  # accumulation that changes between epochs
+            n_steps = math.inf
+        n_samples = samples_per_step(trainer.train_dataloader, trainer.accumulate_grad_batches)
+        outlook = look_ahead(self.path, infos, self.records, max(0, n_steps), n_samples, self.every_n_steps)
+        rank_zero_info(f"GradTrace: {outlook.text}")
+        if not outlook.fits:
+            rank_zero_warn(
+                f"GradTrace: {outlook.text}. Keep less (a smaller k, `every_n_steps`, a schedule), track fewer "
+                "parameters, or choose another place"
+            )
 
     def _id_source(self) -> IdSource:
         if callable(self.sample_ids):
@@ -191,7 +246,7 @@ class GradTrace(Callback):
     @guarded
     def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         assert self._run is not None
-        self._run.tracer.drop_pending()
+        self._run.tracer.accumulation.passed_over(id(optimizer))
 
     @override
     @guarded
@@ -211,12 +266,19 @@ class GradTrace(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         assert self._run is not None
-        self._run.before_step(optimizer, Position(trainer.global_step, trainer.current_epoch, trainer.global_rank))
+        self._run.before_step(optimizer, trainer.global_step, trainer.current_epoch, trainer.global_rank)
 
     @guarded
-    def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _step_begins(self, trainer: pl.Trainer, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         assert self._run is not None
-        self._run.after_step(optimizer)
+        announce = functools.partial(self.on_before_optimizer_step, trainer, trainer.lightning_module, optimizer)
+        self._run.step_begins(optimizer, kwargs, announce)
+
+    @guarded
+    def _step_ended(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        assert self._run is not None
+        if in_outermost_step(optimizer):
+            self._run.step_ended(optimizer)
 
     @override
     @guarded
@@ -224,7 +286,27 @@ class GradTrace(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert self._run is not None
-        self._run.end_batch()
+        self._run.finish_batch()
+        residual = self._run.tracer.residual
+        if self.log_residual and not math.isnan(residual):
+            pl_module.log("gradtrace/residual", residual, prog_bar=True, batch_size=1)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._run is not None:
+            self._take_state()
+        return dict(self._state)
+
+    @guarded
+    def _take_state(self) -> None:
+        assert self._run is not None
+        self._state = self._run.state()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume = dict(state_dict)
 
     # --- a run ends ---------------------------------------------------------------------------------------------
 
@@ -237,15 +319,26 @@ class GradTrace(Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._close(complete=False, reason=f"{type(exception).__name__}: {exception}")
+        self._abandon(f"{type(exception).__name__}: {exception}")
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._close(complete=False, reason="the training ended without a word")
+        self._abandon("the training ended without a word")
+
+    def _abandon(self, reason: str) -> None:
+        """Close a trace whose training failed; a store that fails too must not hide why."""
+        try:
+            self._close(complete=False, reason=reason)
+        except Exception as error:
+            warnings.warn(f"GradTrace could not end the trace: {type(error).__name__}: {error}", stacklevel=2)
 
     def _close(self, *, complete: bool, reason: str | None = None) -> None:
         """Leave nothing behind: no mode, no hook, no watched dataloader, no open store. Idempotent."""
         run, self._run = self._run, None
         self._watch.stop()
         if run is not None:
-            run.close(complete=complete, reason=reason)
+            try:
+                run.close(complete=complete, reason=reason)
+            finally:
+                # Lightning may make a checkpoint after an exception.
+                self._state = run.state()

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests import models
+
 REDUCTIONS = ("mean", "sum", "ignored")
 IGNORE = -100
 
@@ -137,6 +139,13 @@ def _tokens(length: int, n: int, batch_first: bool, vocab: int = 11) -> Callable
     return make
 
 
+def _images(n: int) -> Callable[[bool], tuple[Tensor, Tensor]]:
+    def make(ignored: bool) -> tuple[Tensor, Tensor]:
+        return torch.randn(n, 16), _reals(n)(ignored)[1]
+
+    return make
+
+
 def _reals(n: int) -> Callable[[bool], tuple[Tensor, Tensor]]:
     def make(ignored: bool) -> tuple[Tensor, Tensor]:
         targets = torch.randint(0, 4, (n,))
@@ -159,4 +168,36 @@ CASES = [
     Case("decoder, cross-attention", Decoder, _tokens(5, 4, True), 0, 4),
     Case("tied weights", Tied, _tokens(5, 4, True), 0, 4),
     Case("mlp", Pooled, _reals(5), 0, 5),
+    Case("positions, shared (1, T)", lambda: models.Positions("shared"), _tokens(5, 4, True), 0, 4),
+    Case("positions, flat, T = B", lambda: models.Positions("flat"), _tokens(4, 4, True), 0, 4),
+    Case("positions, one copy for each sample", lambda: models.Positions("copied"), _tokens(5, 4, True), 0, 4),
+    Case("positions, copied, T = B = width", lambda: models.Positions("copied"), _tokens(8, 8, True), 0, 8),
+    Case("positions, one sample", lambda: models.Positions("copied"), _tokens(5, 1, True), 0, 1),
+    Case("image transformer, class token", models.ImageTransformer, _images(3), 0, 3),
+    Case("image transformer, B = positions", models.ImageTransformer, _images(5), 0, 5),
+    Case("latents expanded over the batch", models.Latents, _tokens(5, 4, True), 0, 4),
+    Case("latents, as many as samples", models.Latents, _tokens(5, 3, True), 0, 3),
+    Case("research transformer", models.Research, _tokens(5, 4, True), 0, 4),
+    Case("research transformer, T = B", models.Research, _tokens(4, 4, True), 0, 4),
+    Case("research transformer, B = heads", models.Research, _tokens(6, 2, True), 0, 2),
+    Case("adapted weights", models.Adapted, _tokens(5, 3, True), 0, 3),
+    Case("adapted weights, B = width", models.Adapted, _tokens(5, 8, True), 0, 8),
+    Case("deep sets, hypernetwork", models.Sets, _reals(5), 0, 5),
+    Case("last token by index", models.LastToken, _tokens(5, 4, True), 0, 4),
+    Case("experts by mask", lambda: models.Experts("mask"), _tokens(5, 4, True), 0, 4),
+    Case("experts by index", lambda: models.Experts("index"), _tokens(5, 4, True), 0, 4),
+    Case("experts by sorting", lambda: models.Experts("sorted"), _tokens(4, 4, True), 0, 4),
+    Case("lstm", lambda: models.Recurrent(nn.LSTM, False), _tokens(5, 3, False), 1, 3),
+    Case(
+        "lstm, T = B, two layers, both ways",
+        lambda: models.Recurrent(nn.LSTM, True, num_layers=2, bidirectional=True),
+        _tokens(4, 4, True),
+        0,
+        4,
+    ),
+    Case("gru, two layers", lambda: models.Recurrent(nn.GRU, True, num_layers=2), _tokens(5, 3, True), 0, 3),
+    Case("rnn, no biases", lambda: models.Recurrent(nn.RNN, True, bias=False), _tokens(5, 3, True), 0, 3),
+    Case("recurrent cells", models.Cells, _tokens(5, 4, True), 0, 4),
+    Case("packed lstm", lambda: models.Packed(nn.LSTM), _tokens(5, 4, True), 0, 4),
+    Case("packed gru", lambda: models.Packed(nn.GRU), _tokens(5, 4, True), 0, 4),
 ]

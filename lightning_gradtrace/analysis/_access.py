@@ -37,6 +37,15 @@ def topk(trace: Trace) -> Any:
         ) from error
 
 
+def recorded(trace: Trace) -> IntArray:
+    """Return the occurrences at which the TopK record was kept, ascending: all of them unless it has a schedule."""
+    view = topk(trace)
+    if view.per == "sample":
+        return np.asarray(trace.row_labels(view.group, "occurrence"))
+    kept = trace.row_labels(view.group, "step")
+    return np.flatnonzero(np.isin(trace.occurrences["step"].to_numpy(), kept))
+
+
 def entry_numbers(trace: Trace, entries: Entries) -> IntArray:
     """Return the global entry numbers of a table with a column `entry`, or of a sequence of numbers.
 
@@ -74,7 +83,9 @@ def moved(trace: Trace, steps: Steps = None) -> Iterator[tuple[IntArray, IntArra
     """
     mask = occurrences_in(trace, steps)
     rest: list[tuple[IntArray, IntArray, FloatArray]] = []
-    for block in topk(trace).blocks():
+    view = topk(trace)
+    blocks = view.blocks() if mask is None else view.blocks(steps=np.unique(trace.occurrences["step"].to_numpy()[mask]))
+    for block in blocks:
         keep = (block.shift != 0) & np.isfinite(block.shift)
         if mask is not None:
             keep &= mask[block.occurrence]
@@ -129,6 +140,12 @@ def occurrences_in(trace: Trace, steps: Steps) -> npt.NDArray[np.bool_] | None:
         held = f"steps {step.min()} to {step.max()}" if step.size else "no step at all"
         raise ValueError(f"`steps` matches no occurrence of this trace, which holds {held}")
     return mask
+
+
+def snapshots_of(trace: Trace) -> IntArray:
+    """Return the last snapshot before each occurrence's step, the first one for earlier steps: (occurrence,)."""
+    step = trace.occurrences["step"].to_numpy()
+    return np.maximum(np.searchsorted(trace.weight_steps, step, side="right") - 1, 0)
 
 
 class Lookup:

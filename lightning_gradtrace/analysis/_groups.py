@@ -142,7 +142,9 @@ def distinct_pairs(
         marked = np.zeros((int(occurrence[end - 1]) - first + 1) * n_rows, dtype=bool)
         marked[place] = True
         pairs = np.flatnonzero(marked)
-        total = None if size is None else np.bincount(place, size[:end], minlength=marked.size)[pairs]
+        total: FloatArray | None = None
+        if size is not None:
+            total = np.bincount(place, size[:end], minlength=marked.size)[pairs].astype(np.float64)
         found, rows = np.divmod(pairs, n_rows)
         yield found + first, rows, total
         occurrence, row, size = occurrence[end:], row[end:], None if size is None else size[end:]
@@ -168,9 +170,7 @@ class _Values:
                 here = at == one
                 weights = trace.weights(known[one].param, step).reshape(-1)
                 self._value[number, here] = np.abs(weights[self._entry[here] - known[one].offset])
-        # Steps before the first snapshot take the first one.
-        step = trace.occurrences["step"].to_numpy()
-        self._snapshot = np.maximum(np.searchsorted(trace.weight_steps, step, side="right") - 1, 0)
+        self._snapshot = _access.snapshots_of(trace)
 
     def __call__(self, occurrence: IntArray, entry: IntArray) -> FloatArray:
         place = np.searchsorted(self._entry, entry)

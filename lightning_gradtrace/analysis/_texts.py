@@ -71,18 +71,17 @@ def read_texts(trace: Trace, ngram: int = 1) -> Texts:
             "this analysis needs the text of each sample, and the trace keeps no inputs; record with "
             '`GradTrace(..., inputs="auto")` or give `inputs` a callable that returns token ids'
         )
-    if ngram == 1:
-        sample, position = np.nonzero(tokens >= 0)
-        token, column = np.unique(tokens[sample, position], return_inverse=True)
-    else:
-        sample, token, column = _ngrams(tokens, ngram)
+    sample, token, column = _ngrams(tokens, ngram)
     ones = np.ones(sample.size, dtype=np.int32)
     counts = sparse.coo_array((ones, (sample, column)), shape=(len(sample_id), len(token))).tocsr()
     return Texts(sample_id, tokens, token, counts, np.bincount(column, minlength=len(token)))
 
 
 def _ngrams(tokens: IntArray, n: int) -> tuple[IntArray, IntArray, IntArray]:
-    """Return sample and column of every n-gram, and the distinct ones (distinct, n) in ascending order."""
+    """Return the sample of every n-gram, the distinct ones (distinct[, n]), and the column of every one."""
+    if n == 1:
+        sample, position = np.nonzero(tokens >= 0)
+        return sample, *np.unique(tokens[sample, position], return_inverse=True)
     width = max(0, tokens.shape[1] - n + 1)
     whole = np.ones((len(tokens), width), dtype=bool)
     for at in range(n):

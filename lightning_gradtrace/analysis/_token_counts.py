@@ -15,6 +15,7 @@ from lightning_gradtrace.analysis._access import IntArray, Steps
 from lightning_gradtrace.analysis._bootstrap import FloatArray
 from lightning_gradtrace.analysis._groups import Groups, group_selections
 from lightning_gradtrace.analysis._texts import Texts, text_rows
+from lightning_gradtrace.analysis._workers import over_steps
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
@@ -96,6 +97,7 @@ def token_counts(
     weight: str = "none",
     steps: Steps = None,
     with_samples: bool = False,
+    client: Any = None,
 ) -> Iterator[Counted]:
     """Count the tokens in the texts of each group's occurrences.
 
@@ -108,7 +110,8 @@ def token_counts(
         corpus: from `corpus_of`, with the same steps.
         weight: as in `group_selections`.
         steps: step numbers to look at; None for all.
-        with_samples: whether to say which samples are attributed to each group: a bit per group and sample besides.
+        with_samples: whether to say which samples are attributed to each group: a byte per group and sample besides.
+        client: a `dask.distributed.Client`, or None.
 
     Yields:
         The counts, chunk by chunk, in the order of the groups.
@@ -117,39 +120,71 @@ def token_counts(
     width = len(texts.token)
     cell = 4 if weight == "none" else 8
     n_groups, n_samples = len(groups.table), texts.sample_id.size
+    shared = corpus if client is None else client.scatter(corpus, broadcast=True)
     most = max(1, _GROUP_BYTES // (cell * max(1, width) + (n_samples if with_samples else 0)))
     for start in range(0, n_groups, most):
         part = _part(groups, start, min(start + most, n_groups))
         n_rows = len(part.table)
-        counts = np.zeros((n_rows, width), dtype=np.int32 if weight == "none" else np.float64)
-        total, number, mass = (np.zeros(n_rows) for _ in range(3))
-        seen = np.zeros((n_rows, n_samples), dtype=bool) if with_samples else None
-        held: list[tuple[Any, ...]] = []
-        size = 0
-        for occurrence, row, heavy in group_selections(trace, part, weight=weight, steps=steps):
-            sample = corpus.rows[occurrence]
-            total += np.bincount(
-                row, corpus.length[sample] if heavy is None else heavy * corpus.length[sample], minlength=n_rows
-            )
-            if heavy is not None:
-                number += np.bincount(row, minlength=n_rows)
-                mass += np.bincount(row, heavy, minlength=n_rows)
-            if seen is not None:
-                seen[row, sample] = True
-            held.append((row, sample, heavy))
-            size += row.size
-            if size >= _BUFFER:
-                _add_tokens(counts, held, texts)
-                held, size = [], 0
-        _add_tokens(counts, held, texts)
+        sums = over_steps(client, trace, steps, _count, Sums.add, part, shared, weight, with_samples)
+        counts, total, seen = sums.counts, sums.total, sums.seen
         if weight != "none":
-            scale = np.divide(number, mass, out=np.zeros(n_rows), where=mass > 0)
+            scale = np.divide(sums.number, sums.mass, out=np.zeros(n_rows), where=sums.mass > 0)
             counts *= scale[:, None]
             total *= scale
         for first in range(0, n_rows, _ROWS):
             rows = slice(first, first + _ROWS)
             samples = None if seen is None else sparse.csr_array(seen[rows].astype(np.int32))
             yield Counted(start + first, counts[rows], total[rows], samples)
+
+
+@dataclass
+class Sums:
+    """What adds up over steps: token counts of groups and their totals; `seen` unites.
+
+    Attributes:
+        counts: (row, distinct).
+        total: (row,) tokens.
+        number: (row,) occurrences, only counted with weights.
+        mass: (row,) sum of their weights.
+        seen: (row, sample), None unless asked for.
+    """
+
+    counts: npt.NDArray[Any]
+    total: FloatArray
+    number: FloatArray
+    mass: FloatArray
+    seen: npt.NDArray[np.bool_] | None
+
+    def add(self, other: Sums) -> Sums:
+        """Return the sums over the steps of both."""
+        seen = None if self.seen is None or other.seen is None else self.seen | other.seen
+        total, number, mass = self.total + other.total, self.number + other.number, self.mass + other.mass
+        return Sums(self.counts + other.counts, total, number, mass, seen)
+
+
+def _count(trace: Trace, groups: Groups, corpus: Corpus, weight: str, with_samples: bool, steps: Steps) -> Sums:
+    texts, n_rows = corpus.texts, len(groups.table)
+    counts = np.zeros((n_rows, len(texts.token)), dtype=np.int32 if weight == "none" else np.float64)
+    total, number, mass = (np.zeros(n_rows) for _ in range(3))
+    seen = np.zeros((n_rows, texts.sample_id.size), dtype=bool) if with_samples else None
+    held: list[tuple[Any, ...]] = []
+    size = 0
+    for occurrence, row, heavy in group_selections(trace, groups, weight=weight, steps=steps):
+        sample = corpus.rows[occurrence]
+        length = corpus.length[sample]
+        total += np.bincount(row, length if heavy is None else heavy * length, minlength=n_rows)
+        if heavy is not None:
+            number += np.bincount(row, minlength=n_rows)
+            mass += np.bincount(row, heavy, minlength=n_rows)
+        if seen is not None:
+            seen[row, sample] = True
+        held.append((row, sample, heavy))
+        size += row.size
+        if size >= _BUFFER:
+            _add_tokens(counts, held, texts)
+            held, size = [], 0
+    _add_tokens(counts, held, texts)
+    return Sums(counts, total, number, mass, seen)
 
 
 def _part(groups: Groups, start: int, stop: int) -> Groups:

@@ -129,8 +129,8 @@ def head_rows(trace: Trace, heads: pd.DataFrame, numbers: IntArray) -> IntArray:
         raise ValueError(f"`heads` lacks the columns {sorted(missing)}; pass the table of `attention_heads`")
     known = {p.param: p for p in _access.shapes(trace)}
     found = np.full(len(numbers), -1, dtype=np.int64)
-    for place, one in enumerate(heads.itertuples(index=False)):
-        name, axis = str(one.param), int(one.axis)
+    for place, one in enumerate(heads.to_dict("records")):
+        name, axis = str(one["param"]), int(one["axis"])
         if name not in known:
             raise ValueError(f"`heads` names `{name}`, which this trace doesn't track; make it from the same trace")
         shape = known[name].shape
@@ -138,7 +138,7 @@ def head_rows(trace: Trace, heads: pd.DataFrame, numbers: IntArray) -> IntArray:
         inside = np.flatnonzero((index >= 0) & (index < int(np.prod(shape))))
         stride = int(np.prod(shape[axis + 1 :]))
         at = index[inside] // stride % shape[axis]
-        inside = inside[(at >= int(one.start)) & (at < int(one.stop))]
+        inside = inside[(at >= int(one["start"])) & (at < int(one["stop"]))]
         if (found[inside] >= 0).any():
             raise ValueError(f"`heads` holds blocks of `{name}` that overlap, row {place} with an earlier one")
         found[inside] = place

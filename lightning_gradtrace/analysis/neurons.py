@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import Entries, IntArray, Steps
-from lightning_gradtrace.analysis._grid import check_neuron, grid_of, places, tokens_of
+from lightning_gradtrace.analysis._grid import Grid, check_neuron, grid_of, places, tokens_of
 from lightning_gradtrace.analysis._groups import distinct_pairs
 from lightning_gradtrace.analysis._texts import linked_samples
+from lightning_gradtrace.analysis._workers import over_steps
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
@@ -25,6 +26,7 @@ def neurons(
     *,
     links: IntArray | None = None,
     steps: Steps = None,
+    client: Any = None,
 ) -> pd.DataFrame:
     """Gather entries into neurons; occurrences and notable tokens are the unions over a neuron's entries.
 
@@ -42,6 +44,7 @@ def neurons(
         axis: "in" for columns, "out" for rows.
         links: as in `notable_tokens`; only `n_samples` depends on them here.
         steps: step numbers to look at; None for all.
+        client: a `dask.distributed.Client` whose workers share the work; None does all of it here.
 
     Returns:
         One row per neuron with an entry, largest `n_notable` first, then `n_occurrences`, then by place in the model:
@@ -56,13 +59,10 @@ def neurons(
     n_neurons = len(grid.neuron)
     n_entries = np.bincount(grid.row, minlength=n_neurons)
 
-    n_occurrences = np.zeros(n_neurons, dtype=np.int64)
     sample, ids = pd.factorize(linked_samples(trace, links))
-    seen = np.zeros((n_neurons, len(ids)), dtype=bool)
-    for block in _access.selections(trace, grid.entry, grid.row, steps):
-        for occurrence, row, _ in distinct_pairs(*block, n_neurons):
-            n_occurrences += np.bincount(row, minlength=n_neurons)
-            seen[row, sample[occurrence]] = True
+    if client is not None:
+        sample = client.scatter(sample, broadcast=True)
+    n_occurrences, seen = over_steps(client, trace, steps, _met, _unite, grid, sample, len(ids))
 
     tokens, text = tokens_of(notable, grid.entry, grid.row, n_neurons)
     table = pd.DataFrame(
@@ -73,7 +73,7 @@ def neurons(
             "neuron": grid.neuron,
             "n_entries": n_entries,
             "n_occurrences": n_occurrences,
-            "n_samples": seen.sum(axis=1),
+            "n_samples": np.bitwise_count(seen).sum(axis=1, dtype=np.int64),
             "n_notable": np.array([len(t) for t in tokens], dtype=np.int64),
             "tokens": pd.Series(tokens, dtype=object),
             "text": pd.Series(text, dtype=object),
@@ -81,6 +81,24 @@ def neurons(
     )
     # the rows lie in the order of the model, which a stable sort keeps among equals
     return table.sort_values(["n_notable", "n_occurrences"], ascending=False, kind="stable", ignore_index=True)
+
+
+def _met(trace: Trace, grid: Grid, sample: IntArray, n_samples: int, steps: Steps) -> tuple[IntArray, IntArray]:
+    """Return the number of occurrences of each neuron, and its samples as bits (neuron, sample / 8)."""
+    n_neurons = len(grid.neuron)
+    n_occurrences = np.zeros(n_neurons, dtype=np.int64)
+    width = -(-n_samples // 8)
+    seen = np.zeros(n_neurons * width, dtype=np.uint8)
+    for block in _access.selections(trace, grid.entry, grid.row, steps):
+        for occurrence, row, _ in distinct_pairs(*block, n_neurons):
+            n_occurrences += np.bincount(row, minlength=n_neurons)
+            place = sample[occurrence]
+            np.bitwise_or.at(seen, row * width + (place >> 3), (1 << (place & 7)).astype(np.uint8))
+    return n_occurrences, seen.reshape(n_neurons, width)
+
+
+def _unite(one: tuple[IntArray, IntArray], other: tuple[IntArray, IntArray]) -> tuple[IntArray, IntArray]:
+    return one[0] + other[0], one[1] | other[1]
 
 
 def neuron_samples(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from lightning_gradtrace.analysis._access import IntArray
 from lightning_gradtrace.analysis.interventions import zero_ablation
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
+
+    from lightning_gradtrace.analysis.ablate import Ablator
 
     Forward = Callable[[nn.Module, Tensor], Tensor]
 
@@ -38,6 +42,24 @@ def predict(model: nn.Module, tokens: IntArray, *, batch_size: int = 32, forward
     """
     import torch
 
+    tokens, length = check_tokens(tokens, batch_size)
+    device = device_of(model)
+    found = np.full(tokens.shape, -1, dtype=np.int64)
+    with evaluating(model), torch.no_grad():
+        for rows, size in batches(length, batch_size):
+            batch = torch.as_tensor(tokens[rows, :size].astype(np.int64), device=device)
+            logits = model(batch) if forward is None else forward(model, batch)
+            check_logits(logits, batch)
+            found[rows, :size] = logits.argmax(dim=-1).cpu().numpy()
+    return found
+
+
+def check_tokens(tokens: IntArray, batch_size: int) -> tuple[IntArray, IntArray]:
+    """Return texts as an array, and the length of each.
+
+    Raises:
+        ValueError: another number of axes, padding before a token, or `batch_size` below 1.
+    """
     tokens = np.asarray(tokens)
     if tokens.ndim != 2:
         raise ValueError(f"`tokens` has shape {tokens.shape}, expected (sample, position)")
@@ -46,26 +68,31 @@ def predict(model: nn.Module, tokens: IntArray, *, batch_size: int = 32, forward
     length = np.count_nonzero(tokens >= 0, axis=1)
     if (np.take_along_axis(tokens, np.maximum(length - 1, 0)[:, None], axis=1)[length > 0] < 0).any():
         raise ValueError("`tokens` holds padding (-1) before a token; expected padding only after the last token")
+    return tokens, length
+
+
+def check_logits(logits: Tensor, batch: Tensor) -> None:
+    """Raise unless logits are (sample, position, vocabulary)."""
+    shape = tuple(getattr(logits, "shape", ()))
+    if len(shape) != 3 or shape[:2] != tuple(batch.shape):
+        what = f"logits of shape {shape}" if shape else f"a {type(logits).__name__}"
+        raise ValueError(
+            f"the model returned {what} for tokens of shape {tuple(batch.shape)}, expected "
+            f"({batch.shape[0]}, {batch.shape[1]}, vocabulary), samples first; give "
+            "`forward=lambda model, tokens: ...` that returns this"
+        )
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's parameters, the CPU if it has none."""
+    import torch
+
     tensor = next(model.parameters(), None)
-    device = tensor.device if tensor is not None else torch.device("cpu")
-    found = np.full(tokens.shape, -1, dtype=np.int64)
-    with _evaluating(model), torch.no_grad():
-        for rows, size in _batches(length, batch_size):
-            batch = torch.as_tensor(tokens[rows, :size].astype(np.int64), device=device)
-            logits = model(batch) if forward is None else forward(model, batch)
-            shape = tuple(getattr(logits, "shape", ()))
-            if len(shape) != 3 or shape[:2] != tuple(batch.shape):
-                what = f"logits of shape {shape}" if shape else f"a {type(logits).__name__}"
-                raise ValueError(
-                    f"the model returned {what} for tokens of shape {tuple(batch.shape)}, expected "
-                    f"({batch.shape[0]}, {batch.shape[1]}, vocabulary), samples first; give "
-                    "`forward=lambda model, tokens: ...` that returns this"
-                )
-            found[rows, :size] = logits.argmax(dim=-1).cpu().numpy()
-    return found
+    return tensor.device if tensor is not None else torch.device("cpu")
 
 
-def _batches(length: IntArray, batch_size: int) -> Iterator[tuple[IntArray, int]]:
+def batches(length: IntArray, batch_size: int) -> Iterator[tuple[IntArray, int]]:
+    """Yield rows of equal length, and that length, never as many rows as positions (see `predict`)."""
     for size in np.unique(length[length > 0]).tolist():
         rows = np.flatnonzero(length == size)
         step = batch_size - 1 if batch_size == size and size > 1 else batch_size
@@ -78,7 +105,7 @@ def _batches(length: IntArray, batch_size: int) -> Iterator[tuple[IntArray, int]
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model in eval mode and give every module its own training flag back."""
     flags = {module: module.training for module in model.modules()}
     model.eval()
@@ -100,12 +127,32 @@ class Predictor:
         tokens: (sample, position) token ids, -1 after the last one.
         batch_size: as in `predict`.
         forward: as in `predict`.
+        how: how a neuron is switched off: "zero", "mean" or "resample", as in `ablate`.
+        reference: (sample, position) texts for "mean" and "resample"; None takes the first 512 of `tokens`.
+        seed: of the draws of "resample".
+
+    Raises:
+        ValueError: an unknown `how`.
     """
 
     def __init__(
-        self, model: nn.Module, tokens: IntArray, *, batch_size: int = 32, forward: Forward | None = None
+        self,
+        model: nn.Module,
+        tokens: IntArray,
+        *,
+        batch_size: int = 32,
+        forward: Forward | None = None,
+        how: str = "zero",
+        reference: IntArray | None = None,
+        seed: int = 0,
     ) -> None:
         """Keep the model and the texts; nothing is predicted yet."""
+        self._ablator: Ablator | None = None
+        if how != "zero":
+            from lightning_gradtrace.analysis.ablate import Ablator
+
+            texts = np.asarray(tokens)[:512] if reference is None else reference
+            self._ablator = Ablator(model, how, reference=texts, batch_size=batch_size, forward=forward, seed=seed)
         self.model = model
         self.tokens = np.asarray(tokens)
         self._options = {"batch_size": batch_size, "forward": forward}
@@ -124,12 +171,16 @@ class Predictor:
         known = self._known.setdefault(neuron, {})
         new = np.array([row for row in dict.fromkeys(rows.tolist()) if row not in known], dtype=np.int64)
         if new.size:
-            context: AbstractContextManager[None] = nullcontext()
-            if neuron is not None:
-                context = zero_ablation(self.model, *neuron)
-            with context:
-                found = predict(self.model, self.tokens[new], **self._options)  # type: ignore[arg-type]
+            found = self._predict(self.tokens[new], neuron)
             known.update(zip(new.tolist(), found, strict=True))
         if not rows.size:
             return np.zeros((0, self.tokens.shape[1]), dtype=np.int64)
         return np.stack([known[row] for row in rows.tolist()])
+
+    def _predict(self, tokens: IntArray, neuron: tuple[str, int, str] | None) -> IntArray:
+        if self._ablator is not None:
+            keys = [] if neuron is None else [dict(zip(("param", "neuron", "axis"), neuron, strict=True))]
+            outcome = self._ablator(tokens, pd.DataFrame(keys) if keys else [])
+            return outcome.pred if neuron is None else outcome.ablated[0]
+        with nullcontext() if neuron is None else zero_ablation(self.model, *neuron):
+            return predict(self.model, tokens, **self._options)  # type: ignore[arg-type]

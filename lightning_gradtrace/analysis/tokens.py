@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from scipy import stats
 
 from lightning_gradtrace.analysis._access import Entries, IntArray, Steps
 from lightning_gradtrace.analysis._groups import groups_of
+from lightning_gradtrace.analysis._ranking import first_of_rows, ranks
 from lightning_gradtrace.analysis._texts import read_texts
 from lightning_gradtrace.analysis._token_counts import Corpus, Counted, corpus_of, token_counts
 from lightning_gradtrace.analysis.scores import METHODS, Candidates, Method
@@ -36,6 +38,7 @@ def notable_tokens(
     max_q: float = 1.0,
     links: IntArray | None = None,
     steps: Steps = None,
+    client: Any = None,
 ) -> pd.DataFrame:
     """Find the notable tokens of each parameter entry, neuron, attention head, parameter or module.
 
@@ -77,6 +80,7 @@ def notable_tokens(
         max_q: largest q-value, for methods that are tests.
         links: (occurrence,) whose sample each occurrence is linked to, for null controls; None for the truth.
         steps: step numbers to look at; None for all.
+        client: a `dask.distributed.Client` whose workers share the work; None does all of it here.
 
     Returns:
         One row per entry (or group) and notable token, in the order of `entries` (groups: of the model), then `rank`:
@@ -100,12 +104,13 @@ def notable_tokens(
     texts = read_texts(trace, ngram)
     corpus = corpus_of(trace, texts, links=links, steps=steps, min_count=0 if how.all_tokens else min_count)
     found: list[npt.NDArray[np.float64]] = [np.zeros((0, 8))]
-    chunks = token_counts(trace, groups, corpus, weight=weight, steps=steps, with_samples=how.needs_samples)
+    options: dict[str, Any] = {"weight": weight, "steps": steps, "with_samples": how.needs_samples, "client": client}
+    chunks = token_counts(trace, groups, corpus, **options)
     for chunk in chunks:
         candidates = _candidates(chunk, corpus, min_count, min_relative)
         if method == "univariate":
             candidates = _only(
-                candidates, _first(candidates.row, (candidates.column, -candidates.relative), n_relative)
+                candidates, first_of_rows(candidates.row, (candidates.column, -candidates.relative), n_relative)
             )
         found.append(_best(candidates, how, n_notable, max_q))
     row, column, count, relative, rank, score, p, q = np.concatenate(found).T
@@ -143,10 +148,8 @@ def _candidates(chunk: Counted, corpus: Corpus, min_count: int, min_relative: fl
 
 
 def _only(candidates: Candidates, chosen: IntArray) -> Candidates:
-    row, column, count, relative = (
-        a[chosen] for a in (candidates.row, candidates.column, candidates.count, candidates.relative)
-    )
-    return Candidates(row, column, count, relative, candidates.chunk, candidates.corpus)
+    names = ("row", "column", "count", "relative")
+    return replace(candidates, **{name: getattr(candidates, name)[chosen] for name in names})
 
 
 def _best(candidates: Candidates, method: Method, n_notable: int, max_q: float) -> npt.NDArray[np.float64]:
@@ -159,15 +162,15 @@ def _best(candidates: Candidates, method: Method, n_notable: int, max_q: float) 
         q = stats.false_discovery_control(every, axis=1)[candidates.row, candidates.column]
         keep = np.flatnonzero(q <= max_q)
         candidates, score, p, q = _only(candidates, keep), score[keep], p[keep], q[keep]
-    order = _first(candidates.row, (candidates.column, -candidates.relative, -score), n_notable)
+    order = first_of_rows(candidates.row, (candidates.column, -candidates.relative, -score), n_notable)
     best = _only(candidates, order)
-    rank = np.arange(order.size) - np.searchsorted(best.row, best.row) + 1
-    columns = [best.row + best.chunk.first, best.column, best.count, best.relative, rank, score[order], p[order]]
+    columns = [
+        best.row + best.chunk.first,
+        best.column,
+        best.count,
+        best.relative,
+        ranks(best.row),
+        score[order],
+        p[order],
+    ]
     return np.stack([*columns, q[order]], axis=1).astype(np.float64)
-
-
-def _first(row: IntArray, keys: tuple[npt.NDArray[Any], ...], most: int) -> IntArray:
-    """Order by row and then by `keys` (last key first), and keep the first `most` of every row."""
-    order = np.lexsort([*keys, row])
-    ordered = row[order]
-    return order[np.arange(row.size) - np.searchsorted(ordered, ordered) < most]

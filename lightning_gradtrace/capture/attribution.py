@@ -9,26 +9,28 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.derived import Derived, Lineage, OverwrittenError
-from lightning_gradtrace.capture.placement import Placement, UnattributableError
+from lightning_gradtrace.capture.placement import UnattributableError, UsePlaces
+from lightning_gradtrace.capture.routing import Rows
 from lightning_gradtrace.capture.rules import Call
 from lightning_gradtrace.capture.rules._general import (
     UnrepeatableError,
     masked_shares,
+    own_cotangents,
     sliced_shares,
     weighted_sums,
 )
 from lightning_gradtrace.capture.shares import Share
-from lightning_gradtrace.capture.use import Use
+from lightning_gradtrace.capture.use import BoundUse, Use
 
 Shares = dict[Lineage, Share]
-Way = Callable[[Use, Placement, int], Shares | None]
+Way = Callable[[Use, UsePlaces, int], Shares | None]
 
 # Largest relative error of a weighted sum of shares, with room for another order of summation.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -40,8 +42,9 @@ class Attribution:
     """Remembers by which way the shares of every site of a model are computed."""
 
     _ways: dict[Any, str] = field(default_factory=dict)
+    _entangled: dict[Any, bool] = field(default_factory=dict)
 
-    def shares(self, use: Use, placement: Placement, n_samples: int) -> Shares:
+    def shares(self, use: Use, placement: UsePlaces, n_samples: int) -> Shares:
         """Return the shares of the tracked tensors that a use received.
 
         Args:
@@ -54,10 +57,13 @@ class Attribution:
 
         Raises:
             UnattributableError: an argument was overwritten, or the use can't be run again.
+            AssertionError: never; masking always gives shares.
         """
         key = (use.site, use.switches, n_samples == 1)
         names = ", ".join(f"`{name}`" for name in use.site.parameters)
         try:
+            if len(use.cotangents) > 1:
+                use = self._disentangled(key, use)
             way = self._ways.get(key)
             if way is not None:
                 found = _WAYS[way](use, placement, n_samples)
@@ -90,8 +96,16 @@ class Attribution:
             ) from error
         raise AssertionError("masking always gives shares")
 
+    def _disentangled(self, key: Any, use: Use) -> Use:
+        """Return the use with cotangents of its outputs alone; whether they differ is found out once."""
+        if self._entangled.get(key, True):
+            own = own_cotangents(use)
+            self._entangled[key] = any(own[i] is not cotangent for i, cotangent in use.cotangents.items())
+            use = replace(use, cotangents=own)
+        return use
 
-def _attempts(use: Use, placement: Placement, n_samples: int) -> Iterator[tuple[str, Shares]]:
+
+def _attempts(use: Use, placement: UsePlaces, n_samples: int) -> Iterator[tuple[str, Shares]]:
     for name, way in _WAYS.items():
         try:
             shares = way(use, placement, n_samples)
@@ -103,7 +117,7 @@ def _attempts(use: Use, placement: Placement, n_samples: int) -> Iterator[tuple[
             yield name, shares
 
 
-def _agrees(use: Use, placement: Placement, shares: Shares, n_samples: int) -> bool:
+def _agrees(use: Use, placement: UsePlaces, shares: Shares, n_samples: int) -> bool:
     """Check every share at once: weighted in the same way, shares and cotangents give the same sum."""
     device = next(iter(use.cotangents.values())).device
     weights = 0.5 + torch.frac(torch.arange(1, n_samples + 1, dtype=torch.float64, device=device) * 0.6180339887498949)
@@ -115,10 +129,20 @@ def _agrees(use: Use, placement: Placement, shares: Shares, n_samples: int) -> b
         return True  # the rule does not read what was overwritten; sums are compared with `.grad` all the same
     for lineage, share in shares.items():
         found, right = share.weighted_total(weights), wanted[lineage]
-        error = torch.linalg.vector_norm(found - right)
-        if error > _tolerance(use, right) * torch.linalg.vector_norm(right):  # False for NaN
-            return False
+        error, size = torch.linalg.vector_norm(found - right), torch.linalg.vector_norm(right)
+        if error > _tolerance(use, right) * size:  # False for NaN
+            scale = torch.linalg.vector_norm(_without_cancellation(use, placement, weights)[lineage])
+            if error > _tolerance(use, right) * (size + scale):
+                return False
     return True
+
+
+def _without_cancellation(use: Use, placement: UsePlaces, weights: Tensor) -> dict[Lineage, Tensor]:
+    """Return sums of terms with random signs: what rounding is to be compared with where the true sum vanishes."""
+    generator = torch.Generator().manual_seed(0)
+    signs = {i: torch.randint(2, c.shape, generator=generator).mul_(2).sub_(1).to(c) for i, c in use.cotangents.items()}
+    signed = replace(use, cotangents={i: c * signs[i] for i, c in use.cotangents.items()})
+    return weighted_sums(signed, placement.outputs, weights)
 
 
 def _tolerance(use: Use, gradient: Tensor) -> float:
@@ -126,10 +150,12 @@ def _tolerance(use: Use, gradient: Tensor) -> float:
     return max(_TOLERANCE.get(dtype, _COARSE) for dtype in dtypes) if use.around.autocast is None else _COARSE
 
 
-def _closed_form(use: Use, placement: Placement, n_samples: int) -> Shares | None:
+def _closed_form(use: Use, placement: UsePlaces, n_samples: int) -> Shares | None:
     """Return the shares by the use's rule, None if it has none or the rule leaves this layout to the general rule."""
     bound = use.bound()
     if bound is None or use.cotangents.keys() != {0}:
+        return None
+    if placement.has_rows and not _keeps_rows(bound, placement):
         return None
     if not all(use.leaves[i].untouched for i in bound.reads):
         raise OverwrittenError
@@ -143,13 +169,24 @@ def _closed_form(use: Use, placement: Placement, n_samples: int) -> Shares | Non
     return None if found is None else {bound.lineages[argument]: share for argument, share in found.items()}
 
 
-def _sliced(use: Use, placement: Placement, n_samples: int) -> Shares | None:
+def _keeps_rows(bound: BoundUse, placement: UsePlaces) -> bool:
+    """Say whether a rule can read picked rows: its output holds the rows of its input, in the same leading axes."""
+    place = placement.inputs.get(bound.place) if bound.place is not None else None
+    if not isinstance(place, Rows) or not isinstance(placement.outputs[0], Rows):
+        return False
+    axes = {axis: out for axis, out in bound.axes.items() if axis < place.n_rows}
+    return axes == {axis: axis for axis in range(place.n_rows)} and placement.outputs[0].n_rows == place.n_rows
+
+
+def _sliced(use: Use, placement: UsePlaces, n_samples: int) -> Shares | None:
+    if placement.has_rows:
+        return None
     return sliced_shares(use, placement.inputs, placement.outputs, {}, n_samples)
 
 
-def _sliced_too(use: Use, placement: Placement, n_samples: int) -> Shares | None:
+def _sliced_too(use: Use, placement: UsePlaces, n_samples: int) -> Shares | None:
     """Slice derived tensors as well that hold a slice for each sample, such as an expanded class token."""
-    if n_samples == 1 or any(axis.factor != "whole" for axis in placement.outputs.values()):
+    if n_samples == 1 or placement.has_rows or any(axis.factor != "whole" for axis in placement.outputs.values()):
         return None
     (place, axis), *_ = placement.outputs.items()
     from_the_right = axis.axis - use.cotangents[place].dim()
@@ -161,7 +198,7 @@ def _sliced_too(use: Use, placement: Placement, n_samples: int) -> Shares | None
     return sliced_shares(use, placement.inputs, placement.outputs, cut, n_samples) if cut else None
 
 
-def _masked(use: Use, placement: Placement, n_samples: int) -> Shares | None:
+def _masked(use: Use, placement: UsePlaces, n_samples: int) -> Shares | None:
     return masked_shares(use, placement.outputs, n_samples)
 
 

@@ -2,36 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import UnattributableError
 
 # Largest relative error of a sum in the dtype of the gradient, with room for another order of summation.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 5e-2
+# A gradient that vanishes but for rounding (a bias before a batch norm) is compared with this part of all gradients.
+_FLOOR = {torch.float64: 1e-3, torch.float32: 1e-3}
+_COARSE_FLOOR = 1e-1
 
 
-def sum_errors(micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> dict[str, float]:
+def sum_errors(
+    micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor], overall: float = 0.0
+) -> dict[str, float]:
     """Compare the sum over all occurrences with the gradient, parameter by parameter.
 
     Args:
         micro_batches: the shares of all micro-batches that the gradient accumulates.
         gradients: gradient of every tracked parameter before clipping, by name.
+        overall: norm of the gradients of all parameters, tracked or not.
 
     Returns:
         ``|sum_i g[i] - grad| / |grad|`` by name (Frobenius norms); 0 where both vanish, NaN where either is not
-        finite.
+        finite. A small part of ``overall`` stands in for a ``|grad|`` that is smaller.
     """
     errors = {}
+    if not math.isfinite(overall):
+        overall = 0.0
     for name, gradient in gradients.items():
         shares = [m.shares[name] for m in micro_batches if name in m.shares]
-        norm = float(torch.linalg.vector_norm(gradient.float()))
+        size = float(torch.linalg.vector_norm(gradient.float()))
+        norm = max(size, overall * _FLOOR.get(gradient.dtype, _COARSE_FLOOR)) if size == size else size
         if not shares:
-            errors[name] = 1.0 if norm else 0.0
+            errors[name] = size / norm if norm else 0.0
             continue
         total = shares[0].total()
         for share in shares[1:]:
@@ -62,6 +74,52 @@ def check_sums(errors: Mapping[str, float], gradients: Mapping[str, Tensor], low
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UnattributableError(
             f"GradTrace: the per-sample gradients of {listed}{more} don't add up to `.grad`. Some use of the parameter "
-            "was not seen, or its samples were taken from the wrong axis. Give `batch_axis=0` or `batch_axis=1` if the "
+            "was not seen (inside a custom `torch.autograd.Function`, or as a penalty on the weights, which no sample "
+            "causes), or its samples were taken from the wrong axis. Give `batch_axis=0` or `batch_axis=1` if the "
             "batch was misread, or leave the parameter out with `GradTrace(params=...)`."
+        )
+
+
+def check_used(tracked: Sequence[TrackedParameter], used: Collection[str]) -> None:
+    """Warn of tracked parameters without a gradient in an optimizer's first captured step; frozen ones may wait.
+
+    Args:
+        tracked: the tracked parameters that could take part.
+        used: names of those that did.
+
+    Raises:
+        UnattributableError: none of them did.
+    """
+    able = [f"`{p.name}`" for p in tracked if p.tensor.requires_grad]
+    unused = [f"`{p.name}`" for p in tracked if p.tensor.requires_grad and p.name not in used]
+    if unused and len(unused) == len(able):
+        raise UnattributableError(
+            f"GradTrace: none of the tracked parameters ({', '.join(able[:5])}{', ...' if len(able) > 5 else ''}) took "
+            "part in the loss of the first captured step. Track parameters that the training uses: "
+            "`GradTrace(params=...)` takes globs on names, or a predicate(name, parameter)."
+        )
+    if unused:
+        warnings.warn(
+            f"GradTrace: {', '.join(unused[:5])}{', ...' if len(unused) > 5 else ''} took no part in the loss of "
+            "the first captured step; their shifts are zero until they do",
+            stacklevel=2,
+        )
+
+
+def check_known(unknown: Sequence[str]) -> None:
+    """Refuse a step whose gradients hold more than the recorded backward passes left.
+
+    Args:
+        unknown: parameters whose gradients were not zero when the first of these passes began.
+
+    Raises:
+        UnattributableError: there are any.
+    """
+    if unknown:
+        names = ", ".join(f"`{name}`" for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise UnattributableError(
+            f"GradTrace: the gradients of {names} were not zero when the step's first backward pass began: they still "
+            "held what an earlier step had used, so the samples of this step don't account for it. Call "
+            "`optimizer.zero_grad()` between one step and the next step's first backward pass, or leave these "
+            "parameters out with `GradTrace(params=...)`."
         )

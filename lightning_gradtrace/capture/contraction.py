@@ -7,9 +7,9 @@ einsum for as many samples at a time as the reader asks for.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -41,11 +41,6 @@ class OuterView(Share):
     def n_samples(self) -> int:
         return self.matrix.n_samples
 
-    @property
-    def is_sorted(self) -> bool:
-        """Whether the entries of the matrix stand in the order of the parameter's."""
-        return self.order == tuple(range(len(self.order)))
-
     @override
     def dense(self, samples: slice = slice(None)) -> Tensor:
         values = self.matrix.dense(samples)
@@ -61,9 +56,10 @@ class OuterView(Share):
         inverse = [self.order.index(axis) for axis in range(len(self.order))]
         return values.permute(inverse).reshape(self.matrix.shape)
 
-    def indices(self) -> Tensor:
-        """Flat index in the parameter of every entry of the matrix, shape (rows, columns)."""
-        return self.as_matrix(torch.arange(math.prod(self.sizes), device=self.matrix.left.device).view(self.shape))
+    def index(self, place: np.ndarray) -> np.ndarray:
+        """Return flat indices in the parameter for flat indices in the matrix."""
+        axes = np.unravel_index(place, self.sizes)
+        return np.ravel_multi_index(tuple(axes[axis] for axis in self.order), tuple(self.shape))
 
 
 @dataclass

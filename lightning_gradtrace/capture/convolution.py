@@ -1,7 +1,8 @@
 """Shares of a convolution's weight, held as the cotangent and the input that the backward pass left.
 
-Unfolding an image makes it as many times larger as the kernel has entries, and per-sample gradients of early layers
-are many more numbers than their activations. So neither is kept: both are made for a few samples when they are read.
+Unfolding an image makes it as many times larger as the kernel has entries, and per-sample gradients of wide layers are
+many more numbers than their activations. So what is kept depends on the sizes (`ConvolutionShare.compact`), and what
+is larger is made for a few samples at a time when it is read.
 """
 
 from __future__ import annotations
@@ -15,10 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.capture.shares import Share, accumulation_dtype
+from lightning_gradtrace.capture.contraction import OuterView
+from lightning_gradtrace.capture.shares import DenseShare, OuterShare, Share, accumulation_dtype
+
+# Numbers of the unfolded input that are written out at a time.
+WORKSPACE = 1 << 22
 
 
-def windows(input: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], places: Sequence[int]) -> Tensor:
+def windows(
+    input: Tensor, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int], places: Sequence[int]
+) -> Tensor:
     """Return a view of the windows that a convolution looks at.
 
     Args:
@@ -117,6 +124,24 @@ class ConvolutionShare(Share):
         product = torch.bmm(left.to(self.dtype), right.to(self.dtype).transpose(1, 2))
         return product.view(-1, *self.shape)
 
+    def compact(self) -> Share:
+        """Return the share in the form that is cheapest to keep and to read.
+
+        Written out where that is less to keep than the factors; unfolded where that is less than writing out, because
+        a selection can prune an outer product; else as it is.
+        """
+        _, images, out, *places = self.left.shape
+        own, n_positions = self.shape.numel(), images * math.prod(places)
+        if own <= self.left[0].numel() + self.right[0].numel():
+            seen = self.right[0].numel() * math.prod(self.kernel)
+            values = torch.cat([self.dense(part) for part in _parts(self.n_samples, max(1, WORKSPACE // seen))])
+            return DenseShare(values)
+        if self.groups == 1 and n_positions * (out + own // out) <= own:
+            left, right = self.factors()
+            matrix = OuterShare(left.transpose(1, 2), right.transpose(1, 2))
+            return OuterView(matrix, tuple(self.shape), tuple(range(len(self.shape))))
+        return self
+
     @override
     def total(self) -> Tensor:
         n_axes = len(self.kernel)
@@ -126,4 +151,8 @@ class ConvolutionShare(Share):
         gradients = torch.ops.aten.convolution_backward(
             left, right, weight, None, self.stride, none, self.dilation, False, none, self.groups, mask
         )
-        return gradients[1]  # type: ignore[no-any-return]
+        return gradients[1]
+
+
+def _parts(n: int, most: int) -> list[slice]:
+    return [slice(start, start + most) for start in range(0, n, most)]

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from lightning_gradtrace.capture.replay import Surroundings, run
+from lightning_gradtrace.capture.routing import Route
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, OuterShare, Share, SumShare, add_shares
 
 # Numbers that a pull-back may write out at a time.
@@ -32,12 +33,14 @@ class Operand:
         before: its shape before the view that made it, None if no view did.
         version: its version counter at the time of the call, to notice later changes in place.
         batched: whether it comes from the batch (`taint.py`); else it is a constant.
+        route: where its rows were picked from (`routing.py`), None if it holds the samples in the ordinary way.
     """
 
     tensor: Tensor
     before: tuple[int, ...] | None
     version: int
     batched: bool
+    route: Route | None = None
 
     @property
     def untouched(self) -> bool:
@@ -215,9 +218,7 @@ def batched_vjp(
 def _vjp(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor], *, batched: bool
 ) -> list[Tensor]:
-    found = torch.autograd.grad(
-        outputs, inputs, seeds, retain_graph=True, allow_unused=True, is_grads_batched=batched
-    )
+    found = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True, is_grads_batched=batched)
     rows = (len(seeds[0]),) if batched else ()
     return [t.new_zeros((*rows, *t.shape)) if g is None else g for t, g in zip(inputs, found, strict=True)]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, narrow, shape_before_view
+from lightning_gradtrace.capture.routing import Rows
 from lightning_gradtrace.capture.use import Site, Use
 
 
@@ -21,20 +22,69 @@ class Placement:
     Attributes:
         inputs: by position among the leaves; arguments that hold no samples are left out.
         outputs: by number of the output.
+        sources: for tensors whose rows were picked, places in the tensors that they were picked from.
     """
 
     inputs: dict[int, SampleAxis]
     outputs: dict[int, SampleAxis]
+    sources: dict[Place, SampleAxis] = field(default_factory=dict)
 
     def fits(self, use: Use, n_samples: int) -> bool:
         """Say whether a use of the same site has shapes that this placement can describe."""
         operands = use.operands
+        if use.is_lost or _routed(use).keys() != self.sources.keys():
+            return False
+        if any(not self.sources[place].fits(source.shape, n_samples) for place, source in _routed(use).items()):
+            return False
         return all(
             i in operands and axis.fits(operands[i].tensor.shape, n_samples) for i, axis in self.inputs.items()
         ) and all(
-            i in self.outputs and self.outputs[i].fits(cotangent.shape, n_samples)
+            (i in self.outputs and self.outputs[i].fits(cotangent.shape, n_samples)) or (False, i) in self.sources
             for i, cotangent in use.cotangents.items()
         )
+
+    def of(self, use: Use, n_samples: int) -> UsePlaces:
+        """Return the places in the tensors of one use; the rows that it picked are its own."""
+        inputs: dict[int, AnyPlace] = dict(self.inputs)
+        outputs: dict[int, AnyPlace] = dict(self.outputs)
+        for (is_input, i), axis in self.sources.items():
+            route = use.operands[i].route if is_input else use.routes[i]
+            assert route is not None
+            (inputs if is_input else outputs)[i] = route.owners(axis, n_samples)
+        bound = use.bound()
+        if bound is not None and bound.place is not None and (True, bound.place) in self.sources:
+            outputs = outputs or dict.fromkeys(use.cotangents, inputs[bound.place])
+        return UsePlaces(inputs, outputs)
+
+
+AnyPlace = SampleAxis | Rows
+# (is an input?, number)
+Place = tuple[bool, int]
+
+
+@dataclass(frozen=True)
+class UsePlaces:
+    """Places of the samples in the tensors of one use, rows that were picked included.
+
+    Attributes:
+        inputs: by position among the leaves; arguments that hold no samples are left out.
+        outputs: by number of the output.
+    """
+
+    inputs: dict[int, AnyPlace]
+    outputs: dict[int, AnyPlace]
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether any tensor holds rows that were picked."""
+        return any(isinstance(place, Rows) for place in (*self.inputs.values(), *self.outputs.values()))
+
+
+def _routed(use: Use) -> dict[Place, Tensor]:
+    """Return the tensors that rows of a use were picked from."""
+    found = {(True, i): operand.route for i, operand in use.operands.items()}
+    found |= {(False, i): route for i, route in use.routes.items() if i in use.cotangents}
+    return {place: route.source for place, route in found.items() if route is not None and route.source is not None}
 
 
 class UnattributableError(RuntimeError):
@@ -76,9 +126,10 @@ class Placer:
             UnattributableError: the samples of a use can't be found.
         """
         options = {use.site: self._options(use, n_samples) for use in uses if not self._is_known(use, n_samples)}
-        doubtful = any(len(found) > 1 for by_place in options.values() for found in by_place.values())
+        lost = {use.site for use in uses if use.is_lost}
+        doubtful = bool(lost) or any(len(found) > 1 for by_place in options.values() for found in by_place.values())
         if n_samples > 1 and (doubtful or (options and probe.coincides())):
-            options = self._confirm(options, probe, doubtful)
+            options = self._confirm(options, probe, doubtful, lost)
         found = {}
         for use in uses:
             if use.site in options:
@@ -87,7 +138,9 @@ class Placer:
             self._known.update(found)
         return [found.get(use.site) or self._known[use.site] for use in uses]
 
-    def _confirm(self, options: dict[Site, Options], probe: Probe, doubtful: bool) -> dict[Site, Options]:
+    def _confirm(
+        self, options: dict[Site, Options], probe: Probe, doubtful: bool, lost: Collection[Site]
+    ) -> dict[Site, Options]:
         """Let the probe choose where sizes leave doubt, and contradict them where they mislead."""
         try:
             first, second, order = probe()
@@ -104,7 +157,7 @@ class Placer:
         settled = dict(options)
         for use in first:
             if use.site in options and use.site in permuted:
-                settled[use.site] = _settle(use, permuted[use.site], options[use.site], order)
+                settled[use.site] = _settle(use, permuted[use.site], options[use.site], order, use.site in lost)
         return settled
 
     def _is_known(self, use: Use, n_samples: int) -> bool:
@@ -114,13 +167,18 @@ class Placer:
     def _options(self, use: Use, n_samples: int) -> Options:
         bound = use.bound()
         options: Options = {}
+        routed = _routed(use)
+        for place, source in routed.items():
+            options[place] = [o for o in candidates(source.shape, n_samples) if o.axis < max(source.dim() - 1, 1)]
         for i, operand in use.operands.items():
-            if bound is None or i == bound.place:
+            if (True, i) not in routed and (bound is None or i == bound.place):
                 shape = operand.tensor.shape
                 found = candidates(shape, n_samples, among=bound.axes if bound else None)
                 options[True, i] = narrow(found, shape, operand.before, n_samples)
         if bound is None or bound.place is None:
             for i, cotangent in use.cotangents.items():
+                if (False, i) in routed:
+                    continue
                 found = candidates(cotangent.shape, n_samples, among=bound.axes if bound else None)
                 options[False, i] = narrow(found, cotangent.shape, shape_before_view(cotangent), n_samples)
         return options
@@ -136,6 +194,11 @@ class Placer:
         chosen = {place: found[0] for place, found in options.items() if len(found) == 1}
         inputs = {i: axis for (is_input, i), axis in chosen.items() if is_input}
         outputs = {i: axis for (is_input, i), axis in chosen.items() if not is_input}
+        sources = {place: chosen[place] for place in _routed(use) if place in chosen}
+        if sources:
+            inputs = {i: axis for i, axis in inputs.items() if (True, i) not in sources}
+            outputs = {i: axis for i, axis in outputs.items() if (False, i) not in sources}
+            return Placement(inputs, outputs, sources)
         if bound and source is not None:
             taken = inputs[source]
             axis = taken if taken.factor == "single" else replace(taken, axis=bound.axes[taken.axis])
@@ -143,7 +206,7 @@ class Placer:
         return Placement(inputs, outputs)
 
 
-def _settle(first: Use, second: Use, options: Options, order: Tensor) -> Options:
+def _settle(first: Use, second: Use, options: Options, order: Tensor, strictly: bool) -> Options:
     """Keep the places along which the permuted run's tensors are the first run's tensors, permuted.
 
     A place that size alone allows is dropped only if the tensor stays as it is, whatever the order of the samples: it
@@ -154,24 +217,33 @@ def _settle(first: Use, second: Use, options: Options, order: Tensor) -> Options
         if not found:
             settled[is_input, i] = found
             continue
-        a = first.operands.get(i) if is_input else first.outputs[i]
-        b = second.operands.get(i) if is_input else second.outputs[i]
-        if a is None or b is None or a.tensor.shape != b.tensor.shape:
-            settled[is_input, i] = found if len(found) == 1 else []
+        before, after = _compared(first, (is_input, i)), _compared(second, (is_input, i))
+        if before is None or after is None or before.shape != after.shape:
+            settled[is_input, i] = found if len(found) == 1 and not strictly else []
             continue
-        order = order.to(a.tensor.device)
-        fitting = [o for o in found if _same(o.permute(a.tensor, order), b.tensor)]
+        order = order.to(before.device)
+        fitting = [o for o in found if _same(o.permute(before, order), after)]
         whole = [o for o in found if o.factor == "whole"]
         if not fitting and len(whole) > 1:  # samples against samples: it is split by the first of the two axes
             fitting = [
-                first
-                for first, other in itertools.combinations(whole, 2)
-                if _same(other.permute(first.permute(a.tensor, order), order), b.tensor)
+                one
+                for one, other in itertools.combinations(whole, 2)
+                if _same(other.permute(one.permute(before, order), order), after)
             ]
-        if not fitting and len(found) == 1 and not _same(a.tensor, b.tensor):
+        if not fitting and len(found) == 1 and not strictly and not _same(before, after):
             fitting = found
         settled[is_input, i] = fitting
     return settled
+
+
+def _compared(use: Use, place: Place) -> Tensor | None:
+    """Return what the probe looks at: a tensor of the use, or the one that its rows were picked from."""
+    is_input, i = place
+    operand = use.operands.get(i) if is_input else use.outputs[i]
+    if operand is None:
+        return None
+    route = operand.route if is_input else use.routes.get(i)
+    return operand.tensor if route is None or route.source is None else route.source
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -83,7 +83,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     """
     modes = {m: m.training for m in module.modules()}
     buffers = {buffer: buffer.clone() for buffer in module.buffers()}
-    attributes = {m: _copy_state(m) for m in module.modules()}
+    attributes = {m: Attributes.of(m) for m in module.modules()}
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=cuda):
@@ -94,7 +94,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             for m, training in modes.items():
                 m.training = training
             for m, saved in attributes.items():
-                m.__dict__.update(saved)
+                saved.restore(m)
             random.setstate(python)
             np.random.set_state(numpy)
             with torch.no_grad():
@@ -103,16 +103,45 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
                         buffer.copy_(value)
 
 
-def _copy_state(module: nn.Module) -> dict[str, Any]:
-    """Copy the plain and tensor attributes of one module; its parameters, buffers and children are not among them."""
-    saved: dict[str, Any] = {}
-    for name, value in module.__dict__.items():
-        if name in ("_parameters", "_buffers", "_modules") or name.startswith("_trainer"):
-            continue
-        if isinstance(value, Tensor):
-            saved[name] = value.detach().clone()
-        elif isinstance(value, list):
-            saved[name] = [v.detach().clone() if isinstance(v, Tensor) else v for v in value]
-        elif value is None or isinstance(value, (bool, int, float, str)):
-            saved[name] = value
-    return saved
+@dataclass(frozen=True)
+class Attributes:
+    """The plain attributes, tensors and lists of one module; parameters, buffers and children are not among them.
+
+    Attributes:
+        values: the objects by name. They are put back themselves: a list may be shared, a tensor may be a parameter.
+        lists: the items of those that are lists.
+        contents: copies of what the tensors hold, parameters left out.
+    """
+
+    values: dict[str, Any]
+    lists: dict[str, list[Any]]
+    contents: list[tuple[Tensor, Tensor]]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Attributes:
+        """Take note of a module's attributes."""
+        values: dict[str, Any] = {}
+        lists: dict[str, list[Any]] = {}
+        for name, value in module.__dict__.items():
+            if name in ("_parameters", "_buffers", "_modules") or name.startswith("_trainer"):
+                continue
+            if isinstance(value, list):
+                lists[name] = list(value)
+            if value is None or isinstance(value, (bool, int, float, str, list, Tensor)):
+                values[name] = value
+        found = [v for v in (*values.values(), *(v for items in lists.values() for v in items)) if _is_state(v)]
+        return cls(values, lists, [(tensor, tensor.detach().clone()) for tensor in found])
+
+    def restore(self, module: nn.Module) -> None:
+        """Put them back."""
+        module.__dict__.update(self.values)
+        for name, items in self.lists.items():
+            self.values[name][:] = items
+        with torch.no_grad():
+            for tensor, content in self.contents:
+                if tensor.shape != content.shape or not torch.equal(tensor, content):
+                    tensor.resize_(content.shape).copy_(content)
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)

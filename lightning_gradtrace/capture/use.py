@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_unflatten
 from lightning_gradtrace.capture.batch_axis import shape_before_view
 from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root
 from lightning_gradtrace.capture.replay import Surroundings
+from lightning_gradtrace.capture.routing import LOST, Route
 from lightning_gradtrace.capture.rules import Rule
 
 
@@ -69,6 +70,7 @@ class Use:
         around: surroundings in which it ran.
         outputs: the outputs while probing, and those of a random function; None for all others, which nobody reads.
         cotangents: gradient of the loss with respect to each output, filled in by the backward pass.
+        routes: where the rows of the outputs were picked from, of those that were.
     """
 
     site: Site
@@ -79,6 +81,7 @@ class Use:
     around: Surroundings
     outputs: list[Operand | None]
     cotangents: dict[int, Tensor] = field(default_factory=dict)
+    routes: dict[int, Route] = field(default_factory=dict)
 
     @property
     def operands(self) -> dict[int, Operand]:
@@ -89,6 +92,11 @@ class Use:
     def lineages(self) -> dict[int, Lineage]:
         """Tracked tensors among the arguments, by their place among the leaves."""
         return {i: leaf for i, leaf in enumerate(self.leaves) if isinstance(leaf, (Root, Derived))}
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether rows of it were picked from the batch, nobody knows which."""
+        return LOST in self.routes.values() or any(operand.route is LOST for operand in self.operands.values())
 
     @property
     def switches(self) -> tuple[Any, ...]:
@@ -120,12 +128,38 @@ class Use:
         reads = tuple(places[name] for name in operands if name in self.rule.reads)
         return BoundUse(self.rule, values, lineages, source, places.get(source), axes, reads)
 
+    @property
+    def reached(self) -> bool:
+        """Whether the backward pass came here."""
+        return bool(self.cotangents)
+
     def receive(self, output: int, cotangent: Tensor) -> None:
         """Keep the cotangent of one output; a second backward pass through it adds up."""
         known = self.cotangents.get(output)
         self.cotangents[output] = cotangent.detach() if known is None else known + cotangent.detach()
 
 
-def operand(tensor: Tensor, batched: bool) -> Operand:
+@dataclass(eq=False)
+class Mixture:
+    """A tensor that is computed from parameters and from the batch as a whole, so that no axis holds the samples.
+
+    Attributes:
+        function: the function that returned it.
+        parameters: names of the parameters.
+        readers: calls that use it.
+        reached: whether the backward pass came here.
+    """
+
+    function: str
+    parameters: tuple[str, ...]
+    readers: list[Use | Mixture] = field(default_factory=list)
+    reached: bool = False
+
+    def reach(self) -> None:
+        """Take note of the backward pass."""
+        self.reached = True
+
+
+def operand(tensor: Tensor, batched: bool, route: Route | None = None) -> Operand:
     """Make the operand of a tensor as it is now."""
-    return Operand(tensor.detach(), shape_before_view(tensor), tensor._version, batched)
+    return Operand(tensor.detach(), shape_before_view(tensor), tensor._version, batched, route)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,12 +50,16 @@ class ParameterShifts:
     Attributes:
         info: the parameter.
         scale: a number or a tensor of the parameter's shape.
-        shares: ``g`` per micro-batch, None where the loss did not reach the parameter.
+        shares: ``g`` per micro-batch, None where the loss did not reach the parameter. Where the optimizer multiplies
+            gradients by matrices (Muon), they are in it already.
+        gain: the part of `scale` that is the optimizer's, without clipping; a number or a tensor of the parameter's
+            shape, None if the step did not move the parameter.
     """
 
     info: ParameterInfo
     scale: float | Tensor
     shares: list[Share | None]
+    gain: float | Tensor | None = None
 
     def shifts(self, micro_batch: int, samples: slice = slice(None)) -> Tensor:
         """Write out ``s[samples]`` of one micro-batch, shape (n, *shape)."""
@@ -141,6 +145,14 @@ class Record(ABC):
         Such arrays have rows of their own, and the record writes the arrays that list them.
         """
         return []
+
+    def state(self) -> dict[str, Any]:
+        """Return what a later process needs to go on with the same outcome to the last bit, as JSON can hold it."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; called after `specs`."""
+        return
 
     def due(self, step: int) -> bool:
         """Say whether the record is kept at an optimizer step."""

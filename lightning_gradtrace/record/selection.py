@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import OuterShare, Share
 from lightning_gradtrace.record._base import ParameterShifts, StepShifts
 from lightning_gradtrace.record.bounds import OuterBounds, typical_size
@@ -46,21 +47,47 @@ class _Task:
         share: its share.
         samples: its occurrences within the step.
         bounds: Cauchy-Schwarz bounds, None if the share is no outer product or pruning is off.
+        view: how the share's matrix is arranged in the parameter; None if it is the parameter's own arrangement.
     """
 
     parameter: ParameterShifts
     share: Share
     samples: slice
     bounds: OuterBounds | None
+    view: OuterView | None = None
+
+    @classmethod
+    def of(cls, parameter: ParameterShifts, share: Share, samples: slice, prune: bool) -> tuple[_Task, np.ndarray]:
+        """Make the task of a share, and return the typical size of its shifts with it."""
+        view = share if isinstance(share, OuterView) else None
+        if view is not None:  # searched as a matrix, with the parameter arranged to fit it
+            share, scale = view.matrix, parameter.scale
+            info = replace(parameter.info, shape=tuple(share.shape))
+            scale = view.as_matrix(scale) if isinstance(scale, Tensor) else scale
+            parameter = replace(parameter, info=info, scale=scale, shares=[])
+        outer = OuterBounds.of(share, parameter.scale) if isinstance(share, OuterShare) else None
+        task = cls(parameter, share, samples, outer if prune else None, view)
+        return task, typical_size(share, parameter.scale, outer)
+
+    def rearranged(self, found: Candidates) -> Candidates:
+        """Give candidates of a matrix their entry numbers in the parameter, and their order."""
+        if self.view is None:
+            return found
+        offset = self.parameter.info.offset
+        entry = self.view.index(found.entry - offset) + offset
+        order = np.lexsort((entry, found.occurrence))
+        return Candidates(found.occurrence[order], entry[order], found.shift[order])
 
     def samples_dense(self, samples: slice, threshold: np.ndarray) -> Candidates:
         """Write out some samples of the share and return their entries at or above their threshold."""
         info, scale = self.parameter.info, self.parameter.scale
         scale = scale.flatten() if isinstance(scale, Tensor) else scale
-        values = self.share.dense(samples).flatten(1)
+        values = self.share.dense(samples)
+        values = values.reshape(len(values), -1)
         position, shift = _at_least(values, scale, threshold[self.samples][samples])
         occurrence, entry = np.divmod(position, info.numel)
-        return Candidates(occurrence + (self.samples.start + samples.start), entry + info.offset, shift)
+        found = Candidates(occurrence + (self.samples.start + samples.start), entry + info.offset, shift)
+        return self.rearranged(found)
 
     def block(self, samples: np.ndarray, rows: np.ndarray, columns: np.ndarray, threshold: np.ndarray) -> Candidates:
         """Write out some rows and columns of outer products; entries at or above their threshold.
@@ -87,7 +114,7 @@ class _Task:
         sample, place = np.divmod(position, values.shape[1])
         row, column = np.divmod(place, columns.shape[1])
         entry = rows[sample, row] * info.shape[1] + columns[sample, column] + info.offset
-        return Candidates(occurrence[sample], entry, shift)
+        return self.rearranged(Candidates(occurrence[sample], entry, shift))
 
 
 @dataclass
@@ -104,6 +131,15 @@ class Searcher:
     pool: bool = False
     prune: bool = True
     _ratio: float | None = field(default=None, init=False)
+
+    @property
+    def guess(self) -> float | None:
+        """Ratio with which the next step's thresholds are guessed, None for no guess."""
+        return None if self._ratio is None else float(self._ratio)
+
+    @guess.setter
+    def guess(self, ratio: float | None) -> None:
+        self._ratio = ratio
 
     def search(self, step: StepShifts, known: Known | None = None) -> Candidates:
         """Return at least the ``k`` largest non-zero shifts of every occurrence (or of the step).
@@ -156,9 +192,9 @@ class Searcher:
                 first += n
                 if share is None:
                     continue
-                outer = OuterBounds.of(share, parameter.scale) if isinstance(share, OuterShare) else None
-                squares[samples] += typical_size(share, parameter.scale, outer)
-                tasks.append(_Task(parameter, share, samples, outer if self.prune else None))
+                task, size = _Task.of(parameter, share, samples, self.prune)
+                squares[samples] += size
+                tasks.append(task)
         return tasks, squares
 
     def _learn(self, found: Candidates, sizes: np.ndarray) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from lightning_gradtrace.store.target import StoreError
+
 if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
 
@@ -66,21 +68,26 @@ class TopKView(ABC):
     def _axis(self) -> str:
         return "occurrence" if self.per == "sample" else "step"
 
-    def blocks(self, max_bytes: int = 64 * 2**20) -> Iterator[Block]:
-        """Stream everything that was kept.
+    def blocks(self, max_bytes: int = 64 * 2**20, steps: int | Iterable[int] | slice | None = None) -> Iterator[Block]:
+        """Stream what was kept.
 
         Args:
             max_bytes: memory that the arrays of one block may take; at least one row is read.
+            steps: number of a step, several of them, or a slice of them, whose rows alone are read; None for all.
 
         Yields:
             Blocks in the order of training.
+
+        Raises:
+            KeyError: if the trace has no such step.
         """
         rows = max(1, max_bytes // (ENTRY_BYTES * max(1, self.k)))
         chunk = int(self._index.chunks[0])
         # Whole chunks, where they fit, so that none is decompressed twice.
         rows = rows // chunk * chunk if rows >= chunk else rows
-        for start in range(0, self.n_rows, rows):
-            yield self._block(start, min(start + rows, self.n_rows))
+        for first, last in [(0, self.n_rows)] if steps is None else _runs(self._rows(steps)):
+            for start in range(first, last, rows):
+                yield self._checked(self._block(start, min(start + rows, last)))
 
     def frame(self, steps: int | Iterable[int] | slice | None = None) -> pd.DataFrame:
         """Tabulate what was kept.
@@ -95,7 +102,7 @@ class TopKView(ABC):
         Raises:
             KeyError: if the trace has no such step.
         """
-        blocks = [self._block(start, stop) for start, stop in _runs(self._rows(steps))]
+        blocks = [self._checked(self._block(start, stop)) for start, stop in _runs(self._rows(steps))]
         occurrence = _join([block.occurrence for block in blocks], np.int64)
         entries = self._trace.entries(_join([block.entry for block in blocks], np.int64))
         where = self._trace.occurrences.iloc[occurrence]
@@ -123,8 +130,21 @@ class TopKView(ABC):
         of_row = self._trace.occurrences["step"].to_numpy()[self._labels] if self.per == "sample" else self._labels
         return np.flatnonzero(np.isin(of_row, chosen))
 
+    def _checked(self, block: Block) -> Block:
+        """Refuse entries and occurrences that the trace doesn't have: whatever indexes with them may rely on it."""
+        for name, numbers, n in (
+            ("occurrence", block.occurrence, self._trace.n_occurrences),
+            ("index", block.entry, self._trace.n_entries),
+        ):
+            if len(numbers) and (numbers.min() < 0 or numbers.max() >= n):
+                raise StoreError(
+                    f"`{self.group}/{name}` names {numbers.min()} to {numbers.max()}; the trace has 0 to {n - 1}: it "
+                    "is damaged, and `verify` says where"
+                )
+        return block
+
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
-        return np.asarray(self._trace.array(f"{self.group}/{name}")[start:stop])
+        return self._trace.read(f"{self.group}/{name}", start, stop)
 
     @abstractmethod
     def _block(self, start: int, stop: int) -> Block:

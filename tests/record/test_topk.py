@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK, selection
 
-SHAPES = {"outer": (5, 4), "bias": (7,), "scaled": (6, 3), "embedding": (9, 2)}
+SHAPES = {"outer": (5, 4), "bias": (7,), "scaled": (6, 3), "embedding": (9, 2), "heads": (2, 3, 4), "kernel": (4, 2, 3)}
 
 
 def make_infos() -> list[ParameterInfo]:
@@ -42,12 +43,17 @@ def make_step(seed: int, sizes: list[int], positions: int, whole: bool, rate: fl
         for n in sizes:
             if info.name in ("outer", "scaled"):
                 shares.append(OuterShare(draw(n, positions, info.shape[0]), draw(n, positions, info.shape[1])))
+            elif info.name == "heads":  # (heads, features, width): the rows are heads and width
+                matrix = OuterShare(draw(n, positions, 8), draw(n, positions, 3))
+                shares.append(OuterView(matrix, (2, 4, 3), (0, 2, 1)))
+            elif info.name == "kernel":
+                shares.append(OuterView(OuterShare(draw(n, positions, 4), draw(n, positions, 6)), (4, 2, 3), (0, 1, 2)))
             elif info.name == "bias":
                 shares.append(DenseShare(draw(n, *info.shape)))
             else:
                 rows = torch.randint(info.shape[0], (n, positions), generator=generator)
                 shares.append(RowShare(rows, draw(n, positions, info.shape[1]), info.shape[0]))
-        scale = draw(*info.shape) if info.name == "scaled" else -rate
+        scale = draw(*info.shape) if info.name in ("scaled", "heads") else -rate
         parameters.append(ParameterShifts(info, scale, shares))
     return StepShifts(sizes, parameters)
 
@@ -151,18 +157,20 @@ def test_shifts_that_are_not_finite_are_kept_first(bad: float, prune: bool, per:
 
 def test_more_entries_than_there_are_keeps_all_with_a_warning() -> None:
     record = TopK(1000)
-    with pytest.warns(UserWarning, match=r"`TopK\(k=1000\)`: the tracked parameters have 63 entries; all of them"):
+    with pytest.warns(
+        UserWarning, match=rf"`TopK\(k=1000\)`: the tracked parameters have {N_ENTRIES} entries; all of them"
+    ):
         record.specs(make_infos())
     rows = record.reduce(make_step(0, [2], 1, whole=False, rate=1.0), 0)
-    np.testing.assert_array_equal(rows["topk/index"], np.tile(np.arange(63), (2, 1)))
+    np.testing.assert_array_equal(rows["topk/index"], np.tile(np.arange(N_ENTRIES), (2, 1)))
 
 
 def test_a_step_with_fewer_entries_than_k_is_padded() -> None:
-    record = TopK(100, per="step")
+    record = TopK(N_ENTRIES + 37, per="step")
     record.specs(make_infos())
     rows = record.reduce(make_step(0, [1], 1, whole=False, rate=1.0), 5)
-    assert (rows["topk_step/occurrence"][0, :63] == 5).all()
-    assert (rows["topk_step/occurrence"][0, 63:] == -1).all()
+    assert (rows["topk_step/occurrence"][0, :N_ENTRIES] == 5).all()
+    assert (rows["topk_step/occurrence"][0, N_ENTRIES:] == -1).all()
 
 
 @pytest.mark.parametrize(
@@ -176,3 +184,24 @@ def test_a_step_with_fewer_entries_than_k_is_padded() -> None:
 def test_arguments_out_of_range_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TopK(**arguments)
+
+
+def test_an_outer_product_in_another_shape_is_pruned_as_its_matrix(monkeypatch) -> None:
+    formed = []
+    original = selection._at_least
+    monkeypatch.setattr(selection, "_at_least", lambda v, *a: formed.append(v.numel()) or original(v, *a))
+    info = ParameterInfo("heads", (5, 80, 20), 0)
+    record = TopK(20)
+    record.specs([info])
+    torch.manual_seed(0)
+    for _ in range(3):
+        left = torch.randn(4, 5, 100) * 1e-3
+        left[:, :, 7] *= 1e4
+        share = OuterView(OuterShare(left, torch.randn(4, 5, 80)), (5, 20, 80), (0, 2, 1))
+        formed.clear()
+        step = StepShifts([4], [ParameterShifts(info, 1.0, [share])])
+        rows = record.reduce(step, 0)
+        index, shift = sorted_per_sample(dense(step), 20)
+        np.testing.assert_array_equal(rows["topk/index"], index)
+        np.testing.assert_allclose(rows["topk/shift"], shift, rtol=1e-4)
+    assert sum(formed) < 0.1 * 4 * info.numel

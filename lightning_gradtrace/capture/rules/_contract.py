@@ -37,13 +37,14 @@ def contract(call: Call, parameter: Tensor, letters: Equation, scale: float = 1.
         meets no other axis; a letter stands twice in one operand.
     """
     weight, source, result = letters
-    sample = result[call.axis.axis]
-    if any(len(set(term)) < len(term) for term in letters) or sample in weight:
+    if any(len(set(term)) < len(term) for term in letters):
         return None
-    if call.axis.factor == "whole":
-        source, result = source.replace(sample, ""), result.replace(sample, "")
-    elif call.n_samples > 1 and sample not in source:
-        return None
+    if call.n_samples > 1 or call.axis.factor == "whole":
+        sample = result[call.axis.axis]
+        if sample in weight:
+            return None
+        if call.axis.factor == "whole":
+            source, result = source.replace(sample, ""), result.replace(sample, "")
     sizes = dict(zip(result, call.cotangent.shape[1:], strict=True))
     x = call.input
     for letter in source:  # an input's axis of size 1 that others stretch is no axis of the product

@@ -30,14 +30,15 @@ from lightning_gradtrace.capture.derived import (
     quiet_vmap,
 )
 from lightning_gradtrace.capture.replay import run
+from lightning_gradtrace.capture.routing import Rows
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, Share
 from lightning_gradtrace.capture.use import Use
 
-Places = Mapping[int, SampleAxis]
+Places = Mapping[int, SampleAxis | Rows]
 
 
 def sliced_shares(
-    use: Use, inputs: Places, outputs: Places, cut: Mapping[Lineage, int], n_samples: int
+    use: Use, inputs: Places, outputs: Places, cut: Mapping[Derived, int], n_samples: int
 ) -> dict[Lineage, Share]:
     """Return the shares of every tracked tensor that a use received, sample by sample.
 
@@ -58,7 +59,7 @@ def sliced_shares(
     check_untouched(use)
     lineages = set(use.lineages.values())
     whole = {lineage: lineage.tensor.detach() for lineage in lineages if lineage not in cut}
-    slices = {lineage: lineage.tensor.detach().movedim(axis, 0) for lineage, axis in cut.items()}
+    slices: dict[Lineage, Tensor] = {lineage: lineage.tensor.detach().movedim(axis, 0) for lineage, axis in cut.items()}
     batched = {i: axis.samples_first(use.leaves[i].tensor, n_samples) for i, axis in inputs.items()}
     cotangents = {i: axis.samples_first(use.cotangents[i], n_samples) for i, axis in outputs.items()}
 
@@ -70,7 +71,7 @@ def sliced_shares(
             for i, leaf in enumerate(use.leaves):
                 if isinstance(leaf, (Root, Derived)):
                     value = received[leaf]
-                    leaves.append(value.unsqueeze(cut[leaf]) if leaf in cut else value)
+                    leaves.append(value.unsqueeze(cut[leaf]) if isinstance(leaf, Derived) and leaf in cut else value)
                 elif i in samples:
                     leaves.append(_restore(samples[i], inputs[i]))
                 else:
@@ -85,7 +86,9 @@ def sliced_shares(
     with quiet_vmap():
         pulled = torch.func.vmap(single)(batched, cotangents, slices)
     return {
-        lineage: DiagonalShare(value, cut[lineage]) if lineage in cut else DenseShare(value)
+        lineage: DiagonalShare(value, cut[lineage])
+        if isinstance(lineage, Derived) and lineage in cut
+        else DenseShare(value)
         for lineage, value in pulled.items()
     }
 
@@ -149,6 +152,41 @@ def weighted_sums(use: Use, outputs: Places, weights: Tensor) -> dict[Lineage, T
     }
 
 
+def own_cotangents(use: Use) -> dict[int, Tensor]:
+    """Take from the cotangent of every output what came to it through other outputs of the same call.
+
+    Some functions compute one output from another, as ``lstm_cell`` does its hidden state from its cell state. The
+    backward pass then gives an output the gradient through the others as well, which would be counted twice.
+
+    Args:
+        use: a use with several cotangents.
+
+    Returns:
+        The gradient of the loss with respect to each output alone.
+
+    Raises:
+        OverwrittenError: an argument has changed since the use.
+    """
+    received = {lineage: lineage.tensor.detach().requires_grad_() for lineage in use.lineages.values()}
+    with torch.enable_grad():
+        results = run_whole(use, {i: received[lineage] for i, lineage in use.lineages.items()})
+    own = dict(use.cotangents)
+    settled: list[int] = []
+    # From the last computed to the first: an output that feeds others is settled after them.
+    for i in sorted(own, key=lambda i: _height(results[i])):
+        for j in settled:
+            (through,) = torch.autograd.grad(results[j], results[i], own[j], retain_graph=True, allow_unused=True)
+            if through is not None:
+                own[i] = own[i] - through
+        settled.append(i)
+    return own
+
+
+def _height(result: Tensor) -> int:
+    """Minus the number of its node: nodes are numbered in the order in which they were made."""
+    return -int(result.grad_fn._sequence_nr()) if result.grad_fn is not None else 0
+
+
 def run_whole(use: Use, tracked: Mapping[int, Tensor]) -> list[Tensor]:
     """Run a use again on the whole batch, with given values of its tracked tensors."""
     check_untouched(use)
@@ -157,9 +195,9 @@ def run_whole(use: Use, tracked: Mapping[int, Tensor]) -> list[Tensor]:
         for i, leaf in enumerate(use.leaves)
     ]
     results = run(use.function, leaves, use.structure, use.around)
-    for result, kept in zip(results, use.outputs, strict=True):
-        if kept is not None and kept.untouched and use.around.random is not None:
-            if not torch.equal(result.detach(), kept.tensor):
+    if use.around.random is not None:
+        for result, kept in zip(results, use.outputs, strict=True):
+            if kept is not None and kept.untouched and not torch.equal(result.detach(), kept.tensor):
                 raise UnrepeatableError
     return results
 
@@ -174,6 +212,6 @@ class UnrepeatableError(Exception):
     """A second run of a random function gave other numbers than the first."""
 
 
-def _restore(sample: Tensor, axis: SampleAxis) -> Tensor:
+def _restore(sample: Tensor, axis: SampleAxis | Rows) -> Tensor:
     """Give one sample its axis back: of size 1, or, where axes were merged, the positions that share the axis."""
     return sample.unsqueeze(axis.axis) if axis.factor == "whole" else sample

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.rules._base import Arguments, Call, ShareFunction, Shares, register
 from lightning_gradtrace.capture.rules._broadcast import sum_to
+from lightning_gradtrace.capture.shares import accumulation_dtype
 
 
 def _stretched(arguments: Arguments) -> torch.Size:
@@ -49,6 +50,10 @@ def _other_operand(call: Call) -> Tensor:
     return call.cut(call.arguments[call.source].expand(_stretched(call.arguments)))
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(accumulation_dtype(tensor.dtype))
+
+
 @_elementwise("add", "add_", arguments="input other alpha", reads="")
 def add(call: Call) -> Shares:
     """``y = a + alpha w``: ``g[i] = alpha d[i]``, summed to the shape of the parameter."""
@@ -70,20 +75,21 @@ def rsub(call: Call) -> Shares:
     return _sums(call, input=lambda: d * -alpha, other=lambda: d)
 
 
-@_elementwise("mul", "multiply")
+@_elementwise("mul", "mul_", "multiply", "multiply_")
 def mul(call: Call) -> Shares:
     """``y = a w``: ``g[i] = d[i] a[i]``, summed to the shape of the parameter."""
-    product = call.cotangent * _other_operand(call)
+    product = _wide(call.cotangent) * _other_operand(call)
     return _sums(call, input=lambda: product, other=lambda: product)
 
 
-@_elementwise("div", "divide", "true_divide", arguments="input other rounding_mode")
+@_elementwise(
+    *("div", "div_", "divide", "divide_", "true_divide", "true_divide_"), arguments="input other rounding_mode"
+)
 def div(call: Call) -> Shares:
     """``y = a / w``: ``g[i] = -d[i] a[i] / w^2``; ``y = w / a``: ``g[i] = d[i] / a[i]``."""
     if call.arguments.get("rounding_mode") is not None:
         return None
-    d, operand = call.cotangent, _other_operand(call)
-    below = call.arguments["other"]
+    d, operand, below = _wide(call.cotangent), _other_operand(call), _wide(call.arguments["other"].detach())
     return _sums(
         call,
         input=lambda: d / operand,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.convolution import ConvolutionShare, pad
 from lightning_gradtrace.capture.rules._base import Arguments, Call, Shares, register
 from lightning_gradtrace.capture.rules._broadcast import sum_to
-from lightning_gradtrace.capture.shares import DenseShare, OuterShare, Share
+from lightning_gradtrace.capture.shares import DenseShare, Share
 
 
 def _batched(arguments: Arguments, name: str) -> Mapping[int, int]:
@@ -64,7 +62,8 @@ def conv_transpose(call: Call) -> Shares:
     """The transposed convolution is the adjoint: the share is that of `conv` with input and cotangent exchanged."""
     n = call.arguments["weight"].dim() - 2
     stride, padding, dilation = (
-        _numbers(call.arguments.get(name, default), n) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+        _numbers(call.arguments.get(name, default), n)
+        for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
     )
     return _shares(call, call.input, call.cotangent, stride, padding, dilation)
 
@@ -72,38 +71,19 @@ def conv_transpose(call: Call) -> Shares:
 def _shares(
     call: Call, left: Tensor, right: Tensor, stride: tuple[int, ...], before: tuple[int, ...], dilation: tuple[int, ...]
 ) -> Shares:
-    """Return the shares of weight and bias for the side with the places of the windows and the side that the windows see."""
+    """Return the shares; ``left`` has the places of the windows, ``right`` is what the windows see."""
     weight, groups = call.arguments["weight"], call.arguments.get("groups", 1)
     shares: dict[str, Share] = {}
     if "weight" in call.wanted:
         if call.axis.factor == "whole":
             left, right = left.unsqueeze(1), right.unsqueeze(1)
-        shares["weight"] = _weight_share(left, right, weight, stride, before, dilation, groups)
+        kernel = tuple(weight.shape[2:])
+        padded = pad(right.flatten(0, 1), kernel, stride, before, dilation, left.shape[3:])
+        padded = padded.unflatten(0, right.shape[:2])
+        shares["weight"] = ConvolutionShare(left, padded, kernel, stride, dilation, groups).compact()
     if "bias" in call.wanted:
         bias = call.arguments["bias"]
         share = sum_to(call, call.cotangent, bias.view(-1, *[1] * (weight.dim() - 2)))
         assert share is not None  # axis 0 holds the samples, and a bias has no entries along it
         shares["bias"] = DenseShare(share.values.reshape(call.n_samples, -1))
     return shares
-
-
-def _weight_share(
-    left: Tensor,
-    right: Tensor,
-    weight: Tensor,
-    stride: tuple[int, ...],
-    before: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-) -> Share:
-    """Unfold the input now if that takes no more numbers than the share, which can then be pruned; else when read."""
-    kernel, places = tuple(weight.shape[2:]), left.shape[3:]
-    padded = pad(right.flatten(0, 1), kernel, stride, before, dilation, places).unflatten(0, right.shape[:2])
-    share = ConvolutionShare(left, padded, kernel, stride, dilation, groups)
-    n_positions = left.shape[1] * math.prod(places)
-    if groups > 1 or n_positions * (weight.shape[0] + weight[0].numel()) > weight.numel():
-        return share
-    cotangents, seen = share.factors()
-    return OuterView(
-        OuterShare(cotangents.transpose(1, 2), seen.transpose(1, 2)), tuple(weight.shape), tuple(range(weight.dim()))
-    )

@@ -10,13 +10,7 @@ from torch import Tensor
 from lightning_gradtrace.capture.rules._base import Arguments, Call, Shares, register
 from lightning_gradtrace.capture.shares import RowShare
 
-
 _SUM, _MEAN, _MAX = 0, 1, 2  # modes of an embedding bag
-
-
-def _frequency(indices: Tensor, n_rows: int) -> Tensor:
-    """Return how often the whole batch reads every row; ``scale_grad_by_freq`` divides gradients by it."""
-    return torch.bincount(indices.flatten(), minlength=n_rows).clamp_(min=1)
 
 
 @register(
@@ -26,15 +20,30 @@ def _frequency(indices: Tensor, n_rows: int) -> Tensor:
     parameters="weight",
 )
 def embedding(call: Call) -> Shares:
-    """``g[i][r] = sum over t with index[i, t] = r of d[i, t]``; the padding row gets nothing."""
+    """``g[i][r] = sum over t with index[i, t] = r of d[i, t]``; the padding row gets nothing.
+
+    With ``scale_grad_by_freq`` every look-up is divided by how often the whole batch reads its row, as torch does.
+    """
     weight, padding = call.arguments["weight"], call.arguments.get("padding_idx", -1)
     rows = call.input.reshape(call.n_samples, -1).long()
     values = call.cotangent.reshape(call.n_samples, -1, weight.shape[1])
     if call.arguments.get("scale_grad_by_freq", False):
-        values = values / _frequency(rows, weight.shape[0])[rows].unsqueeze(-1)
+        counts = torch.bincount(rows.flatten(), minlength=weight.shape[0])
+        values = values / counts[rows].unsqueeze(-1)
     if padding >= 0:
         values = values.masked_fill((rows == padding).unsqueeze(-1), 0)
     return {"weight": RowShare(rows, values, weight.shape[0])}
+
+
+@register(torch.Tensor.__getitem__, arguments="weight indices", input="indices", parameters="weight", reads="indices")
+def look_up(call: Call) -> Shares:
+    """``weight[indices]``, the look-up in a table that is a bare parameter; not for masks."""
+    weight = call.arguments["weight"]
+    if weight.dim() != 2 or call.input.dtype in (torch.bool, torch.uint8):
+        return None
+    rows = call.input.reshape(call.n_samples, -1).long()
+    values = call.cotangent.reshape(call.n_samples, -1, weight.shape[1])
+    return {"weight": RowShare(rows.where(rows >= 0, rows + weight.shape[0]), values, weight.shape[0])}
 
 
 def _bags(arguments: Arguments, name: str) -> Mapping[int, int]:
@@ -43,7 +52,8 @@ def _bags(arguments: Arguments, name: str) -> Mapping[int, int]:
 
 @register(
     torch.embedding_bag,
-    arguments="weight indices offsets scale_grad_by_freq mode sparse per_sample_weights include_last_offset padding_idx",
+    arguments="weight indices offsets scale_grad_by_freq mode sparse per_sample_weights include_last_offset "
+    "padding_idx",
     input="",
     parameters="weight",
     axes=_bags,
@@ -53,6 +63,8 @@ def embedding_bag(call: Call) -> Shares:
 
     The samples are looked for in the output, because the indices of all bags stand in one row.
     """
+    if call.arguments.get("scale_grad_by_freq", False):
+        return None  # torch does not divide by the frequencies that it documents (seen in 2.13 on CPU)
     weight, indices = call.arguments["weight"], call.arguments["indices"].long()
     starts, sizes = _bounds(call.arguments, len(indices))
     bags = call.cut(torch.arange(len(starts), device=starts.device)).reshape(call.n_samples, -1)
@@ -73,8 +85,6 @@ def embedding_bag(call: Call) -> Shares:
     elif own is not None:
         factor = factor * own[members]
     values = d.unsqueeze(2) * factor.unsqueeze(-1)
-    if call.arguments.get("scale_grad_by_freq", False):
-        values = values / _frequency(indices, weight.shape[0])[rows].unsqueeze(-1)
     return {"weight": RowShare(rows.flatten(1), values.flatten(1, 2), weight.shape[0])}
 
 
@@ -88,11 +98,10 @@ def _bounds(arguments: Arguments, n_indices: int) -> tuple[Tensor, Tensor]:
 
 def _largest(arguments: Arguments, d: Tensor, bags: Tensor, filled: Tensor) -> RowShare:
     """Return the share of a maximum: every feature goes to the row that it was taken from."""
-    weight = arguments["weight"]
-    names = ("indices", "offsets", "scale_grad_by_freq", "mode", "sparse", "per_sample_weights", "include_last_offset")
-    defaults = (None, None, False, _MAX, False, None, False)
-    rest = [arguments.get(name, default) for name, default in zip(names, defaults, strict=True)]
-    chosen = torch.embedding_bag(weight, *rest, arguments.get("padding_idx"))[3][bags]
+    weight, indices, offsets = arguments["weight"], arguments["indices"], arguments["offsets"]
+    last, padding = arguments.get("include_last_offset", False), arguments.get("padding_idx")
+    found = torch.embedding_bag(weight.detach(), indices, offsets, False, _MAX, False, None, last, padding)
+    chosen = found[3][bags]
     chosen = chosen.where(filled.unsqueeze(-1), 0).long()
     values = torch.diag_embed(d * filled.unsqueeze(-1))
     return RowShare(chosen.flatten(1), values.flatten(1, 2), weight.shape[0])

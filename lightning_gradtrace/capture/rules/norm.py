@@ -78,8 +78,8 @@ def layer_norm(call: Call) -> Shares:
 def rms_norm(call: Call) -> Shares:
     """``xhat = a / rms(a)`` over the last axes."""
     shape, eps = tuple(call.arguments["normalized_shape"]), call.arguments.get("eps")
-    if eps is None:  # torch takes that of the dtype of the forward pass
-        eps = torch.finfo(call.arguments["input"].dtype).eps
+    if eps is None:  # torch takes that of the dtype in which it computes
+        eps = torch.finfo(accumulation_dtype(call.arguments["input"].dtype)).eps
     return _scale_and_shift(call, shape, lambda x: torch.rms_norm(x, shape, eps=eps))
 
 

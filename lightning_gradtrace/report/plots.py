@@ -1,0 +1,229 @@
+"""One figure for each table of `lightning_gradtrace.analysis`: functions of a table that return matplotlib Axes.
+
+Every function takes `ax`, the Axes to draw in; None makes a figure of its own (`ax.figure`), outside pyplot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from lightning_gradtrace.report.theme import LIGHT, need_matplotlib
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MOST = 25
+
+
+def plot_outliers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the table of `outliers`: value of each outlier over the step in which it happened."""
+    ax = _axes(table, {"step", "value", "rank"}, ax)
+    ax.scatter(table["step"], table["value"], s=6, color=LIGHT.faint)
+    first = table[table["rank"] == 1]
+    ax.scatter(first["step"], first["value"], s=9, color=LIGHT.accent, label="largest of its group")
+    ax.set(title="Largest shifts", xlabel="step", ylabel="value")
+    if len(first):
+        ax.legend(loc="upper right")
+    return ax
+
+
+def plot_tokens(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
+    """Draw the table of `notable_tokens`: relative frequency over count, the `n` of largest score named."""
+    ax = _axes(table, {"count", "relative", "score", "text"}, ax)
+    ax.scatter(table["count"], table["relative"], s=6, color=LIGHT.faint)
+    for one in table.nlargest(n, "score").drop_duplicates("text").itertuples():
+        ax.annotate(str(one.text), (one.count, one.relative), fontsize=7, color=LIGHT.accent, parse_math=False)
+    if (table["count"] > 0).any():
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+    ax.set(title="Notable tokens", xlabel="count", ylabel="relative frequency")
+    return ax
+
+
+def plot_effects(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
+    """Draw the table of `ablation_effects`: change of the loss with its interval, the `n` largest ones."""
+    ax = _axes(table, {"loss_change", "low", "high"}, ax)
+    part = table.reindex(table["loss_change"].abs().sort_values(ascending=False).index).head(n).iloc[::-1]
+    place = np.arange(len(part))
+    ax.axvline(0, color=LIGHT.faint, linewidth=1)
+    ax.hlines(place, part["low"], part["high"], color=LIGHT.ink, linewidth=1.2)
+    ax.plot(part["loss_change"], place, "D", color=LIGHT.accent, markersize=4)
+    keys = list(table.columns[: list(table.columns).index("n_samples")]) if "n_samples" in table else []
+    ax.set_yticks(place, _labels(part, keys), parse_math=False)
+    ax.set(title="Loss without it", xlabel="change of the loss, nats")
+    return ax
+
+
+def plot_token_losses(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
+    """Draw the table of `token_losses`: the `n` tokens whose loss grows most, over all ablations in the table."""
+    ax = _axes(table, {"text", "loss_change", "count"}, ax)
+    return _bars(ax, table.nlargest(n, "loss_change"), "text", "loss_change", "Tokens that lose most", "nats")
+
+
+def plot_flips(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
+    """Draw the table of `flip_tables` or `count_flips`: proportion of flips of the `n` tokens that flip most."""
+    ax = _axes(table, {"text", "flips", "proportion"}, ax)
+    part = table.nlargest(n, "flips")
+    return _bars(ax, part, "text", "proportion", "Flipped predictions", "flips / count")
+
+
+def plot_activations(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the table of `activation_baseline`: where flagged neurons rank among all of their weight."""
+    ax = _axes(table, {"rank_high", "n_neurons"}, ax)
+    share = (table["rank_high"] - 1) / (table["n_neurons"] - 1).clip(lower=1)
+    ax.hist(share, bins=np.linspace(0, 1, 21).tolist(), color=LIGHT.accent)
+    ax.axhline(len(table) / 20, color=LIGHT.contrast, linestyle="--", linewidth=1)
+    ax.set(title="Rank by activation on notable tokens", xlabel="0: highest of its weight, 1: lowest", ylabel="pairs")
+    return ax
+
+
+def plot_top_samples(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the table of `top_samples`: how many samples of each neuron are in both of its lists."""
+    ax = _axes(table, {"param", "axis", "neuron", "kind", "both"}, ax)
+    part = table[table["kind"] == "shift"].groupby(["param", "axis", "neuron"], sort=False)["both"].mean().reset_index()
+    part["label"] = _labels(part, ["param", "axis", "neuron"])
+    title = "Samples that move a neuron and activate it"
+    return _bars(ax, part.head(_MOST), "label", "both", title, "share of its list")
+
+
+def plot_bigrams(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
+    """Draw the table of `bigram_shifts`: the `n` pairs that changed most."""
+    ax = _axes(table, {"text", "next_text", "shift"}, ax)
+    part = table.reindex(table["shift"].abs().sort_values(ascending=False).index).head(n)
+    part = part.assign(label=part["text"].astype(str) + " " + part["next_text"].astype(str))
+    return _bars(ax, part, "label", "shift", "Pairs of tokens", "shift of their score")
+
+
+def plot_weights(table: pd.DataFrame, ax: Axes | None = None, *, value: str = "norm") -> Axes:
+    """Draw a column of `weight_statistics` over training, one line for each parameter."""
+    ax = _axes(table, {"param", "step", value}, ax)
+    return _lines(ax, table, ["param"], value, "Weights over training")
+
+
+def plot_spectra(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the table of `weight_spectra`: singular values by rank, one line for each snapshot."""
+    ax = _axes(table, {"param", "step", "rank", "singular_value"}, ax)
+    groups = list(table.groupby(["param", "step"], sort=False))
+    for number, (key, part) in enumerate(groups):
+        shade = 0.25 + 0.75 * (number + 1) / len(groups)
+        ax.plot(part["rank"], part["singular_value"], color=LIGHT.accent, alpha=shade, linewidth=1, label=_label(key))
+    ax.set(title="Spectra", xlabel="rank", ylabel="singular value")
+    if 0 < len(groups) <= 8:
+        ax.legend(fontsize=7)
+    return ax
+
+
+def plot_directions(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the table of `direction_shifts`: shift of every occurrence along each direction, over steps."""
+    ax = _axes(table, {"direction", "step", "shift"}, ax)
+    for number, part in table.groupby("direction"):
+        ax.plot(part["step"], part["shift"], ".", markersize=3, label=f"direction {number}")
+    ax.set(title="Shifts along directions", xlabel="step", ylabel="shift")
+    if 0 < table["direction"].nunique() <= 8:
+        ax.legend(fontsize=7)
+    return ax
+
+
+def plot_movement(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
+    """Draw the table of `movement`: when the `n` groups that moved most did so, each in shares of its movement."""
+    ax = _axes(table, {"step", "moved"}, ax)
+    keys = [c for c in table.columns if c not in ("step", "shifts", "moved", "net")]
+    wide = table.pivot_table(index=keys, columns="step", values="moved", aggfunc="sum", sort=False, observed=True)
+    wide = wide.loc[wide.sum(axis=1).sort_values(ascending=False, kind="stable").index].head(n)
+    share = wide.div(wide.sum(axis=1).where(lambda s: s > 0), axis=0).to_numpy()
+    if share.size:
+        steps = wide.columns.to_numpy(float)
+        width = steps[1] - steps[0] if len(steps) > 1 else 1.0
+        ax.imshow(share, aspect="auto", extent=(steps[0], steps[-1] + width, len(wide) - 0.5, -0.5), cmap="Blues")
+    ax.set_yticks(np.arange(len(wide)), [_label(key) for key in wide.index], parse_math=False)
+    ax.set(title="When did it move", xlabel="step")
+    return ax
+
+
+def plot_formation(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
+    """Draw the table of `formation`: the span of steps in which each of the first `n` groups moved."""
+    columns = [c for c in table.columns if c.startswith("step_")]
+    ax = _axes(table, {"moved", "order"}, ax)
+    keys = [c for c in table.columns if c not in ("moved", "order", *columns)]
+    part, place = table.head(n), np.arange(min(n, len(table)))
+    ax.hlines(place, part[columns[0]], part[columns[-1]], color=LIGHT.faint, linewidth=3)
+    ax.plot(part[columns[len(columns) // 2]], place, "o", color=LIGHT.accent, markersize=4)
+    ax.set_yticks(place, _labels(part, keys), parse_math=False)
+    ax.invert_yaxis()
+    ax.set(title="In which order they formed", xlabel="step")
+    return ax
+
+
+def plot_movers(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
+    """Draw the table of `movers`: how much of each group's movement its listed samples explain together."""
+    ax = _axes(table, {"sample_id", "share", "rank"}, ax)
+    keys = list(table.columns[: list(table.columns).index("rank")])
+    part = table.groupby(keys, sort=False, observed=True)["share"].sum().nlargest(n).reset_index()
+    part["label"] = _labels(part, keys)
+    return _bars(ax, part, "label", "share", "Who moved it", "share of the movement by the listed samples")
+
+
+def plot_changes(
+    series: pd.DataFrame, changes: pd.DataFrame, ax: Axes | None = None, *, value: str, at: str = "step"
+) -> Axes:
+    """Draw one series and its change points.
+
+    Args:
+        series: one series of the table that `change_points` was given.
+        changes: from `change_points`, of the same series.
+        ax: the Axes to draw in; None makes a figure.
+        value: column of the series.
+        at: column that orders it.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    ax = _axes(series, {at, value}, ax)
+    ordered = series.sort_values(at)
+    ax.plot(ordered[at], ordered[value], color=LIGHT.accent, linewidth=1)
+    for point in changes[at]:
+        ax.axvline(point, color=LIGHT.contrast, linestyle="--", linewidth=1)
+    ax.set(title="Change points", xlabel=at, ylabel=value.replace("_", " "))
+    return ax
+
+
+def _axes(table: pd.DataFrame, needed: set[str], ax: Axes | None) -> Axes:
+    missing = needed - set(table.columns)
+    if missing:
+        raise ValueError(f"the table lacks the columns {sorted(missing)}, it has {list(table.columns)}")
+    if ax is not None:
+        return ax
+    need_matplotlib()
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(6.4, 4.0), layout="constrained").subplots()
+
+
+def _bars(ax: Axes, table: pd.DataFrame, label: str, value: str, title: str, xlabel: str) -> Axes:
+    place = np.arange(len(table))[::-1]
+    ax.barh(place, table[value], color=LIGHT.accent, height=0.7)
+    ax.set_yticks(place, table[label].astype(str).tolist(), parse_math=False)
+    ax.set(title=title, xlabel=xlabel)
+    return ax
+
+
+def _lines(ax: Axes, table: pd.DataFrame, keys: Sequence[str], value: str, title: str) -> Axes:
+    groups = list(table.groupby(list(keys), sort=False))
+    for key, part in groups:
+        ax.plot(part["step"], part[value], linewidth=1.2, label=_label(key))
+    if 0 < len(groups) <= 12:
+        ax.legend(fontsize=7)
+    ax.set(title=title, xlabel="step", ylabel=value.replace("_", " "))
+    return ax
+
+
+def _labels(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
+    return [_label(key) for key in table[list(keys)].itertuples(index=False, name=None)]
+
+
+def _label(key: object) -> str:
+    return " ".join(str(part) for part in key) if isinstance(key, tuple) else str(key)

@@ -1,0 +1,80 @@
+"""Every plot function draws what its table holds, also an empty one, and names a column that is missing."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lightning_gradtrace import analysis
+from lightning_gradtrace.report import plots
+from tests.analysis.models import PlantedLM, planted_world
+from tests.analysis.test_weights import snapshots, trace_with
+
+FUNCTIONS = {name: f for name, f in vars(plots).items() if name.startswith("plot_")}
+
+
+@pytest.fixture(scope="module")
+def tables():
+    world, entries = planted_world(), np.arange(16)
+    notable = analysis.notable_tokens(world.trace, entries)
+    neurons = analysis.neurons(world.trace, entries, notable)
+    ablated = analysis.ablate(PlantedLM(), world.trace.tokens()[1][:20], neurons)
+    moved = analysis.movement(world.trace)
+    weights = trace_with(snapshots())
+    return {
+        "plot_outliers": analysis.outliers(world.trace),
+        "plot_tokens": notable.assign(text="$x^$"),
+        "plot_effects": analysis.ablation_effects(ablated, n_resamples=9),
+        "plot_token_losses": analysis.token_losses(ablated),
+        "plot_flips": analysis.flip_tables(ablated),
+        "plot_activations": analysis.activation_baseline(world.trace, PlantedLM(), neurons),
+        "plot_top_samples": analysis.top_samples(world.trace, PlantedLM(), neurons),
+        "plot_bigrams": analysis.bigram_shifts(weights, "E", "U"),
+        "plot_weights": analysis.weight_statistics(weights),
+        "plot_spectra": analysis.weight_spectra(weights),
+        "plot_directions": analysis.direction_shifts(world.trace, "hidden.weight", np.eye(4)),
+        "plot_movement": moved,
+        "plot_formation": analysis.formation(moved),
+        "plot_movers": analysis.movers(world.trace),
+        "plot_changes": moved,
+    }
+
+
+def draw(name, table, **options):
+    if name == "plot_changes":
+        return plots.plot_changes(table, pd.DataFrame({"step": [3]}), value="moved", **options)
+    return FUNCTIONS[name](table, **options)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_plot_draws_its_table(name, tables):
+    ax = draw(name, tables[name])
+    ax.figure.canvas.draw()
+    assert ax.get_title()
+    assert ax.lines or ax.collections or ax.patches or ax.images
+    assert draw(name, tables[name], ax=ax) is ax
+    empty = draw(name, tables[name].head(0))
+    empty.figure.canvas.draw()
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_missing_column_is_named(name):
+    with pytest.raises(ValueError, match="the table lacks the columns"):
+        draw(name, pd.DataFrame({"x": [1]}))
+
+
+def test_values_are_those_of_the_table(tables):
+    table = tables["plot_effects"]
+    ax = plots.plot_effects(table)
+    drawn = ax.lines[1].get_xdata()
+    assert sorted(drawn) == pytest.approx(sorted(table["loss_change"]))
+    bars = plots.plot_flips(tables["plot_flips"], n=3).patches
+    expected = tables["plot_flips"].nlargest(3, "flips")["proportion"]
+    assert [bar.get_width() for bar in bars] == pytest.approx(expected.tolist())
+
+
+def test_every_plot_takes_axes():
+    assert all("ax" in inspect.signature(f).parameters for f in FUNCTIONS.values())
