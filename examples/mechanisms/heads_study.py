@@ -11,7 +11,7 @@ import torch
 from examples.mechanisms.study import Run
 from examples.models import CircuitModel
 from examples.models.circuits import Attention
-from lightning_gradtrace.analysis import head_shifts, pattern_enrichment
+from lightning_gradtrace.analysis import change_points, head_shifts, pattern_enrichment
 
 Head = tuple[int, int]
 """Layer and head."""
@@ -63,6 +63,13 @@ def rise(series: pd.Series, low: float = 0.1, high: float = 0.9) -> slice:
     """Return the steps between which a series goes from `low` to `high` of the way from its start to its end."""
     way = (series - series.iloc[0]) / (series.iloc[-1] - series.iloc[0])
     return slice(int((way >= low).idxmax()), int((way >= high).idxmax()))
+
+
+def main_change(measures: pd.DataFrame, name: str) -> int:
+    """Return the step of the largest change point of a measure, the first if there is none."""
+    table = measures[[name]].rename_axis("step").reset_index()
+    found = change_points(table, name)
+    return int(found.loc[found["jump"].abs().idxmax(), "step"]) if len(found) else int(measures.index[0])
 
 
 def who_moved(run: Run, head: Head, pattern: str, steps: slice) -> dict[str, dict[str, float]]:

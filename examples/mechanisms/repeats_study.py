@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from examples.mechanisms.heads_study import ablations, best_head, rise, who_moved
+from examples.mechanisms.heads_study import ablations, best_head, main_change, rise, who_moved
 from examples.mechanisms.study import Claim, Run
 
 
@@ -14,11 +14,19 @@ def study(run: Run) -> list[Claim]:
     score = measures[f"prefix_matching.{name}"]
     without = ablations(run, "second_half_accuracy")
     bump = rise(score)
+    series = ("loss", "in_context_learning", f"prefix_matching.{name}")
+    changes = [main_change(measures, measure) for measure in series]
     moved = who_moved(run, head, "repeated", bump)
     return [
         Claim("second-half accuracy", measures["second_half_accuracy"].iloc[-1], ">=", 0.9),
         Claim(f"prefix matching of head {name}", score.iloc[-1], ">=", 0.4),
         Claim("second-half accuracy of one layer", control["second_half_accuracy"].iloc[-1], "<", 0.2),
+        Claim(
+            f"spread of the largest changes of loss, in-context learning and prefix matching ({changes}), of all steps",
+            (max(changes) - min(changes)) / measures.index[-1],
+            "<",
+            0.1,
+        ),
         Claim(f"accuracy without head {name}, of that with it", without[head] / without[None], "<", 0.5),
         Claim(
             f"repeated samples in its queries' shifts, steps {bump.start}-{bump.stop}: times their share, lower end",
