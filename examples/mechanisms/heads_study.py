@@ -68,8 +68,8 @@ def rise(series: pd.Series, low: float = 0.1, high: float = 0.9) -> slice:
 def main_change(measures: pd.DataFrame, name: str) -> int:
     """Return the step of the largest change point of a measure, the first if there is none."""
     table = measures[[name]].rename_axis("step").reset_index()
-    found = change_points(table, name)
-    return int(found.loc[found["jump"].abs().idxmax(), "step"]) if len(found) else int(measures.index[0])
+    found = change_points(table, name).sort_values("jump", key=abs)
+    return int(found["step"].iloc[-1]) if len(found) else int(measures.index[0])
 
 
 def who_moved(run: Run, head: Head, pattern: str, steps: slice) -> dict[str, dict[str, float]]:
