@@ -163,7 +163,8 @@ def test_a_head_that_is_switched_off_adds_nothing() -> None:
 
 def test_series_know_when_they_rose() -> None:
     series = pd.Series([0.0, 0.0, 0.05, 0.5, 0.95, 1.0], index=[0, 10, 20, 30, 40, 50])
-    assert rise(series) == slice(30, 40)
+    assert rise(series) == slice(20, 30)
+    assert rise(series, 0.1, 0.9) == slice(30, 40)
     assert half_way(series) == 30
     assert half_way(pd.Series([1.0, 5.0, 4.0, 1.0, 0.0], index=range(5))) == 3
     measures = pd.DataFrame({"score.0.1": [0, 0.2], "score.1.0": [0.3, 0.7], "other": [1, 2]})
