@@ -54,9 +54,13 @@ class OuterBounds:
 def _norms(factor: Tensor) -> Tensor:
     """Return an upper bound of the norms over positions, tight but for squares that underflow; (sample, features).
 
-    Ten times faster than `torch.linalg.vector_norm` along a middle axis.
+    On the CPU NumPy's einsum needs no temporary and no other threads: a third of the time of torch, and a tenth of that
+    of `torch.linalg.vector_norm` along a middle axis.
     """
     lost = (factor.shape[1] * torch.finfo(factor.dtype).tiny) ** 0.5
+    if factor.device.type == "cpu":
+        values = factor.detach().numpy()
+        return torch.from_numpy(np.einsum("stf,stf->sf", values, values)).sqrt_() + lost
     return (factor * factor).sum(1).sqrt_() + lost
 
 
