@@ -18,11 +18,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -34,8 +37,9 @@ from lightning_gradtrace.capture.parameters import ParameterFilter, select_param
 from lightning_gradtrace.capture.rehearsal import rehearse
 from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
 from lightning_gradtrace.guard import guarded
-from lightning_gradtrace.provenance import trace_attributes
-from lightning_gradtrace.record import Record, TopK
+from lightning_gradtrace.provenance import plain, trace_attributes
+from lightning_gradtrace.record import ParameterInfo, Record, TopK
+from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
 from lightning_gradtrace.run import Run
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.tracer import Position, Tracer, parameter_infos, parameter_table
@@ -144,11 +148,15 @@ class GradTrace(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         tracked = select_parameters(pl_module, self.params)
         infos = parameter_infos(tracked)
+        self._announce(trainer, infos)
         writer = TraceWriter(
             self.path,
             params=parameter_table(infos),
             specs=[spec for record in self.records for spec in record.arrays(infos)],
-            attrs=trace_attributes(trainer, pl_module, self._settings(), self.config),
+            attrs={
+                **trace_attributes(trainer, pl_module, self._settings(), self.config),
+                "records": plain({record.group: record.describe() for record in self.records}),
+            },
             n_groups=max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1),
             overwrite=self.overwrite,
             vocab=self.vocab,
@@ -166,6 +174,21 @@ class GradTrace(Callback):
         self._run = Run(tracer, reader, self.every_n_steps, self.weights_every_n_steps)
         for optimizer in trainer.optimizers:
             self._run.hooks.append(optimizer.register_step_post_hook(self._after_optimizer_step))
+
+    def _announce(self, trainer: pl.Trainer, infos: Sequence[ParameterInfo]) -> None:
+        """Say what the run is going to write, and warn if it is more than there is room for."""
+        try:
+            n_steps: float = trainer.estimated_stepping_batches - trainer.global_step
+        except MisconfigurationException:  # accumulation that changes between epochs
+            n_steps = math.inf
+        n_samples = samples_per_step(trainer.train_dataloader, trainer.accumulate_grad_batches)
+        outlook = look_ahead(self.path, infos, self.records, max(0, n_steps), n_samples, self.every_n_steps)
+        rank_zero_info(f"GradTrace: {outlook.text}")
+        if not outlook.fits:
+            rank_zero_warn(
+                f"GradTrace: {outlook.text}. Keep less (a smaller k, `every_n_steps`, a schedule), track fewer "
+                "parameters, or choose another place"
+            )
 
     def _id_source(self) -> IdSource:
         if callable(self.sample_ids):

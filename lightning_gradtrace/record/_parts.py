@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from lightning_gradtrace.capture.contraction import OuterView
+from lightning_gradtrace.capture.convolution import ConvolutionShare
 from lightning_gradtrace.capture.shares import OuterShare, RowShare, Share, SumShare
 from lightning_gradtrace.record._base import ParameterShifts
 
@@ -14,14 +16,47 @@ WORKSPACE = 1 << 20
 """Numbers that a block of shifts, or of Gram matrices, may hold; one row of one sample always fits."""
 
 
-def flat_parts(share: Share) -> list[Share]:
-    """Return the parts that a share is the sum of; a share that is no sum is its only part."""
-    if not isinstance(share, SumShare):
-        return [share]
-    return [part for sub in share.parts for part in flat_parts(sub)]
+Order = tuple[tuple[int, ...], tuple[int, ...]]
+"""How a matrix is seen in the shape of the parameter: ``matrix.reshape(sizes).permute(order)``."""
 
 
-def factored_parts(parameter: ParameterShifts, micro_batch: int) -> tuple[float, list[OuterShare | RowShare]] | None:
+@dataclass
+class Factors:
+    """One part of a share that is kept as factors.
+
+    Attributes:
+        part: outer products or looked-up rows, of the parameter seen as a matrix (first axis, everything else).
+        order: sizes and order of the axes, where the outer product sees the parameter otherwise; else None.
+    """
+
+    part: OuterShare | RowShare
+    order: Order | None = None
+
+    @property
+    def positions(self) -> int:
+        """Number of positions."""
+        return self.part.left.shape[1] if isinstance(self.part, OuterShare) else self.part.rows.shape[1]
+
+
+def factors_of(share: Share) -> list[Factors] | None:
+    """Return the factors that a share is the sum of; None if a part of it has none."""
+    if isinstance(share, SumShare):
+        parts = [factors_of(part) for part in share.parts]
+        return None if any(part is None for part in parts) else [f for part in parts if part is not None for f in part]
+    if type(share) in (OuterShare, RowShare):
+        return [Factors(share)]  # type: ignore[arg-type]
+    if type(share) is OuterView:
+        plain = share.is_sorted and share.matrix.shape[0] == share.shape[0]
+        return [Factors(share.matrix, None if plain else (share.sizes, share.order))]
+    if type(share) is ConvolutionShare and share.groups == 1:
+        n_positions = share.left.shape[1] * share.left[0, 0, 0].numel()
+        if n_positions * (share.shape[0] + share.shape[1:].numel()) < share.shape.numel():
+            left, right = share.factors()
+            return [Factors(OuterShare(left.mT, right.mT))]
+    return None
+
+
+def scaled_factors(parameter: ParameterShifts, micro_batch: int) -> tuple[float, list[Factors]] | None:
     """Return a number and factors whose products, summed and times the number, are the shifts.
 
     Args:
@@ -29,19 +64,19 @@ def factored_parts(parameter: ParameterShifts, micro_batch: int) -> tuple[float,
         micro_batch: one whose loss reached it.
 
     Returns:
-        None if a part is written out already, or if the scale differs between the weights of a factor's row.
+        None if a part is written out already, or if the scale differs between weights and can't go into the factors.
     """
     share = parameter.shares[micro_batch]
     assert share is not None
-    parts = flat_parts(share)
+    parts = factors_of(share)
     number = scale_number(parameter)
-    if number is None:
-        # A gain per weight goes into the looked-up rows; into an outer product it doesn't.
-        if not isinstance(parameter.scale, Tensor) or not all(type(part) is RowShare for part in parts):
-            return None
-        return 1.0, [replace(p, values=p.values * parameter.scale[p.rows]) for p in parts if isinstance(p, RowShare)]
-    found = [part for part in parts if type(part) in (OuterShare, RowShare)]
-    return (number, found) if len(found) == len(parts) else None  # type: ignore[return-value]
+    if parts is None or number is not None:
+        return None if parts is None or number is None else (number, parts)
+    # A scale for every weight goes into looked-up rows; into an outer product it doesn't.
+    rows = [factors.part for factors in parts if isinstance(factors.part, RowShare)]
+    if len(rows) < len(parts) or not isinstance(parameter.scale, Tensor):
+        return None
+    return 1.0, [Factors(replace(part, values=part.values * parameter.scale[part.rows])) for part in rows]
 
 
 def scale_number(parameter: ParameterShifts) -> float | None:

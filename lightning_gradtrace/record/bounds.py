@@ -74,7 +74,7 @@ def typical_size(share: Share, scale: float | Tensor, outer: OuterBounds | None)
         assert outer is not None
         return np.asarray(np.square(outer.rows).sum(1) * np.square(outer.columns).sum(1) / positions)
     values = share.values if isinstance(share, DenseShare | RowShare) else share.total()[None]
-    return _host(values.flatten(1).float().square().sum(1)) * factor
+    return _host(values.reshape(len(values), -1).float().square().sum(1)) * factor
 
 
 def _host(tensor: Tensor) -> np.ndarray:

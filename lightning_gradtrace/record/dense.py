@@ -64,7 +64,7 @@ class Dense(Record):
 
     def _spec(self, info: ParameterInfo) -> ArraySpec:
         dtype = self.dtype or info.dtype
-        lossy = {}
+        lossy: dict[str, Any] = {}
         if self._bits(dtype) is not None:
             lossy["keep_bits"] = self.keep_bits
         if np.dtype(dtype).itemsize < np.dtype(info.dtype).itemsize:

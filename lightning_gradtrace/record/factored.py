@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,9 +14,9 @@ from typing_extensions import override
 
 from lightning_gradtrace.capture.shares import OuterShare, RowShare
 from lightning_gradtrace.record._base import ParameterInfo, ParameterShifts, Record, StepShifts
-from lightning_gradtrace.record._parts import flat_parts, scale_number
+from lightning_gradtrace.record._parts import Factors, Order, factors_of, scale_number
 from lightning_gradtrace.record.schedule import as_schedule
-from lightning_gradtrace.store.schema import ArraySpec, coordinate_spec, escape
+from lightning_gradtrace.store.schema import ArraySpec, coordinate_spec, escape, with_own_rows
 
 Rows = dict[str, list[np.ndarray]]
 
@@ -51,6 +52,7 @@ class Factored(Record):
         self.form = form
         self.schedule = as_schedule("Factored", schedule)
         self._declared: dict[str, ArraySpec] = {}
+        self._orders: dict[str, Order | None] = {}
         self._kept: _Kept | None = None
         if form not in ("auto", "factors"):
             raise ValueError(f"`Factored(form={form!r})`: expected one of `auto`, `factors`")
@@ -62,7 +64,7 @@ class Factored(Record):
 
     @override
     def specs(self, parameters: Sequence[ParameterInfo]) -> list[ArraySpec]:
-        self._declared = {}
+        self._declared, self._orders = {}, {}
         # Says which steps the record holds, also of parameters that no sample moved.
         return [coordinate_spec("factored_steps", "step")]
 
@@ -85,10 +87,46 @@ class Factored(Record):
             rows[path] = joined + first_occurrence if spec.name == "occurrence" else joined
         return rows
 
+    def planned(self, info: ParameterInfo, n_positions: int | None, gains: bool) -> list[ArraySpec]:
+        """Declare what a parameter's arrays are going to be, for `lightning_gradtrace.record.plan`.
+
+        Args:
+            info: the parameter.
+            n_positions: positions of a sample; None for the largest form.
+            gains: whether the scale is going to be a tensor.
+        """
+        name, float_type = escape(info.name), info.dtype
+        factored = (
+            [
+                ArraySpec(
+                    f"factored/{name}/{part}",
+                    ("occurrence", "position", part),
+                    (n_positions or 1, n),
+                    float_type,
+                    "",
+                    codec="float",
+                )
+                for part, n in (("input", info.numel // max(1, info.shape[0])), ("cotangent", info.shape[0]))
+            ]
+            if len(info.shape) > 1
+            else []
+        )
+        numbers = sum(math.prod(spec.shape_tail) for spec in factored)
+        if n_positions is None or not factored or (numbers >= info.numel and self.form == "auto"):
+            dims = ("occurrence", *map(str, range(len(info.shape))))
+            return with_own_rows(
+                [ArraySpec(f"factored_dense/{name}/shift", dims, info.shape, float_type, "", codec="float")]
+            )
+        scale = [ArraySpec(f"factored_scale/{name}/scale", ("step",), (), "float64", "")]
+        if gains:
+            dims = ("step", *map(str, range(len(info.shape))))
+            scale.append(ArraySpec(f"factored_gain/{name}/gain", dims, info.shape, float_type, "", codec="float"))
+        return with_own_rows([*factored, *scale])
+
     def _keep(self, step: StepShifts) -> _Kept:
         kept = _Kept(step.number)
         for parameter in step.parameters:
-            factors = False
+            scaled = False
             for micro_batch, occurrences in enumerate(step.micro_batches):
                 if parameter.shares[micro_batch] is None:
                     continue
@@ -97,31 +135,37 @@ class Factored(Record):
                 if parts is None:
                     kept.dense(parameter, numbers, parameter.shifts(micro_batch))
                     continue
-                factors = True
-                for part in parts:
-                    if isinstance(part, OuterShare):
-                        kept.outer(parameter, numbers, part)
+                scaled = True
+                for factors in parts:
+                    if isinstance(factors.part, OuterShare):
+                        kept.outer(parameter, numbers, factors.part, factors.order)
                     else:
-                        kept.looked_up(parameter, numbers, part)
-            if factors:
+                        kept.looked_up(parameter, numbers, factors.part)
+            if scaled:
                 kept.scale(parameter)
         return kept
 
-    def _factors(self, parameter: ParameterShifts, micro_batch: int) -> list[OuterShare | RowShare] | None:
+    def _factors(self, parameter: ParameterShifts, micro_batch: int) -> list[Factors] | None:
         """Return the factors of a share, at most one of each form, if they are to be kept."""
         share = parameter.shares[micro_batch]
         assert share is not None
-        parts = flat_parts(share)
-        outer = [part for part in parts if type(part) is OuterShare]
-        rows = [part for part in parts if type(part) is RowShare]
-        if len(outer) + len(rows) < len(parts):
+        parts = factors_of(share)
+        if parts is None:
             return None
-        joined: list[OuterShare | RowShare] = [OuterShare.merge(outer)] if outer else []
+        outer = [factors.part for factors in parts if isinstance(factors.part, OuterShare)]
+        rows = [factors.part for factors in parts if isinstance(factors.part, RowShare)]
+        orders = {factors.order for factors in parts if isinstance(factors.part, OuterShare)}
+        # One parameter is kept in one order: that of its first use.
+        name = parameter.info.name
+        if outer and (len(orders) > 1 or orders != {self._orders.setdefault(name, next(iter(orders)))}):
+            return None
+        joined = [Factors(OuterShare.merge(outer), *orders)] if outer else []
         if rows:
             looked_up = torch.cat([part.rows for part in rows], 1), torch.cat([part.values for part in rows], 1)
-            joined.append(RowShare(*looked_up, rows[0].n_rows))
+            joined.append(Factors(RowShare(*looked_up, rows[0].n_rows)))
         n_samples, numel = share.n_samples, parameter.info.numel
-        size = sum(_numbers(part) for part in joined) + (0 if scale_number(parameter) is not None else numel)
+        size = sum(_numbers(factors.part) for factors in joined)
+        size += 0 if scale_number(parameter) is not None else numel
         return joined if self.form == "factors" or size < n_samples * numel else None
 
 
@@ -145,11 +189,12 @@ class _Kept:
     specs: dict[str, ArraySpec] = field(default_factory=dict)
     rows: Rows = field(default_factory=dict)
 
-    def outer(self, parameter: ParameterShifts, numbers: np.ndarray, share: OuterShare) -> None:
+    def outer(self, parameter: ParameterShifts, numbers: np.ndarray, share: OuterShare, order: Order | None) -> None:
         name = parameter.info.name
+        attrs = {} if order is None else {"sizes": list(order[0]), "order": list(order[1])}
         self._list("factored", parameter, numbers)
-        self._positions("factored", parameter, "input", share.right, f"inputs of the uses of {name}")
-        self._positions("factored", parameter, "cotangent", share.left, f"cotangents of the uses of {name}")
+        self._positions("factored", parameter, "input", share.right, f"inputs of the uses of {name}", attrs)
+        self._positions("factored", parameter, "cotangent", share.left, f"cotangents of the uses of {name}", attrs)
         self._lengths("factored", parameter, numbers, share.left.shape[1])
 
     def looked_up(self, parameter: ParameterShifts, numbers: np.ndarray, share: RowShare) -> None:
@@ -187,10 +232,18 @@ class _Kept:
         values = np.full(len(numbers), length, np.int32)
         self._add(group, parameter, "length", ("occurrence",), values, "number of positions, the rest is padding")
 
-    def _positions(self, group: str, parameter: ParameterShifts, name: str, values: Tensor, meaning: str) -> None:
+    def _positions(
+        self,
+        group: str,
+        parameter: ParameterShifts,
+        name: str,
+        values: Tensor,
+        meaning: str,
+        attrs: dict[str, Any] | None = None,
+    ) -> None:
         features = (f"{parameter.info.name}.{name}",) if values.dim() == 3 else ()
         position = f"{parameter.info.name}.position"
-        self._add(group, parameter, name, ("occurrence", position, *features), _host(values), meaning, grows=True)
+        self._add(group, parameter, name, ("occurrence", position, *features), _host(values), meaning, attrs)
 
     def _add(
         self,
@@ -200,9 +253,10 @@ class _Kept:
         dims: tuple[str, ...],
         values: np.ndarray,
         meaning: str,
-        grows: bool = False,
+        attrs: dict[str, Any] | None = None,
     ) -> None:
         path = f"{group}/{escape(parameter.info.name)}/{name}"
+        grows = name in ("input", "cotangent", "row", "value")
         spec = ArraySpec(
             path,
             dims,
@@ -213,6 +267,7 @@ class _Kept:
             own_rows=True,
             grows=grows,
             fill=0 if grows else None,
+            attrs=attrs or {},
         )
         self.specs.setdefault(path, spec)
         self.rows.setdefault(path, []).append(values)
@@ -236,7 +291,7 @@ def _join(parts: list[np.ndarray], spec: ArraySpec) -> np.ndarray:
     joined = np.concatenate(parts)
     if not np.can_cast(joined.dtype, spec.dtype, "safe"):
         raise ValueError(
-            f"`{spec.path}` was {spec.dtype} at the first recorded step and is {joined.dtype} now; Factored keeps factors "
-            "exactly, so their precision may not grow during a run"
+            f"`{spec.path}` was {spec.dtype} at the first recorded step and is {joined.dtype} now; Factored keeps "
+            "factors exactly, so their precision may not grow during a run"
         )
     return joined.astype(spec.dtype, copy=False)

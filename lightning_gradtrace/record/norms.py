@@ -12,11 +12,11 @@ from typing_extensions import override
 
 from lightning_gradtrace.capture.shares import OuterShare, RowShare
 from lightning_gradtrace.record._base import ParameterInfo, ParameterShifts, Record, StepShifts
-from lightning_gradtrace.record._parts import WORKSPACE, factored_parts, shift_blocks
+from lightning_gradtrace.record._parts import WORKSPACE, scaled_factors, shift_blocks
 from lightning_gradtrace.record.schedule import as_schedule
 from lightning_gradtrace.store.schema import ArraySpec
 
-Factors = OuterShare | RowShare
+Part = OuterShare | RowShare
 
 
 class Norms(Record):
@@ -78,13 +78,13 @@ def squared_norms(parameter: ParameterShifts, micro_batch: int) -> Tensor:
         parameter: the parameter.
         micro_batch: one whose loss reached it.
     """
-    found = factored_parts(parameter, micro_batch)
-    if found is not None:
-        number, parts = found
-        positions = sum(part.left.shape[1] if isinstance(part, OuterShare) else part.rows.shape[1] for part in parts)
+    found = scaled_factors(parameter, micro_batch)
+    if found is not None and all(factors.order == found[1][0].order for factors in found[1]):
+        number, parts = found[0], [factors.part for factors in found[1]]
+        positions = sum(factors.positions for factors in found[1])
         # Of these two ways the cheaper one; look-ups are never written out.
         looked_up = any(isinstance(part, RowShare) for part in parts)
-        if looked_up or positions * sum(parameter.info.shape) <= parameter.info.numel:
+        if looked_up or positions * sum(parts[0].shape) <= parameter.info.numel:
             return _gram(parts, positions) * number**2
     share = parameter.shares[micro_batch]
     assert share is not None
@@ -92,12 +92,12 @@ def squared_norms(parameter: ParameterShifts, micro_batch: int) -> Tensor:
     for samples, _, block in shift_blocks(parameter, micro_batch):
         if total is None:
             total = torch.zeros(share.n_samples, dtype=torch.float64, device=block.device)
-        total[samples] += block.flatten(1).double().square().sum(1)
+        total[samples] += block.reshape(len(block), -1).double().square().sum(1)
     assert total is not None
     return total
 
 
-def _gram(parts: Sequence[Factors], positions: int) -> Tensor:
+def _gram(parts: Sequence[Part], positions: int) -> Tensor:
     """Sum the products of Gram matrices over all pairs of parts, a few samples at a time."""
     n = parts[0].n_samples
     size = max(1, WORKSPACE // max(1, positions**2))
@@ -114,18 +114,18 @@ def _gram(parts: Sequence[Factors], positions: int) -> Tensor:
     return torch.cat(sums).clamp(min=0)
 
 
-def _wide(part: Factors, samples: slice) -> Factors:
+def _wide(part: Part, samples: slice) -> Part:
     if isinstance(part, OuterShare):
         return OuterShare(part.left[samples].double(), part.right[samples].double())
     return RowShare(part.rows[samples], part.values[samples].double(), part.n_rows)
 
 
-def _values(part: Factors) -> Tensor:
+def _values(part: Part) -> Tensor:
     """What stands along the parameter's second axis, shape (sample, position, features)."""
     return part.right if isinstance(part, OuterShare) else part.values
 
 
-def _left(a: Factors, b: Factors) -> Tensor:
+def _left(a: Part, b: Part) -> Tensor:
     """Inner products along the parameter's first axis, shape (sample, positions of a, positions of b)."""
     if isinstance(a, OuterShare) and isinstance(b, OuterShare):
         return torch.bmm(a.left, b.left.mT)

@@ -54,7 +54,9 @@ class Projection:
             columns = math.isqrt(numel - 1) + 1
             rows = -(-numel // columns)
         sides = [(p, min(columns, dim // p)) for p in range(1, min(rows, dim) + 1)]
-        left, right = min(sides, key=lambda side: (_variance(*side, rows, columns), -side[0] * side[1], side))
+        left, right = min(
+            sides, key=lambda side: (_variance(side[0], side[1], rows, columns), -side[0] * side[1], side)
+        )
         return cls(name, seed, rows, columns, left, right, folded)
 
     @property
@@ -97,7 +99,7 @@ class Projection:
 
     def apply(self, values: Tensor) -> Tensor:
         """Project whole shifts: (n, *shape) -> (n, left, right)."""
-        flat = values.flatten(1)
+        flat = values.reshape(len(values), -1)
         whole = flat.new_zeros(len(flat), self.rows * self.columns)
         whole[:, : flat.shape[1]] = flat
         return self.apply_left(self.apply_right(whole.view(-1, self.rows, self.columns)))
@@ -126,7 +128,7 @@ def signs(key: str, n: int, length: int) -> np.ndarray:
     Example::
 
         >>> signs("0/weight/left", 2, 4).tolist()
-        [[1.0, -1.0, -1.0, -1.0], [1.0, -1.0, 1.0, -1.0]]
+        [[-1.0, -1.0, -1.0, 1.0], [1.0, -1.0, -1.0, -1.0]]
     """
     data = hashlib.shake_128(key.encode()).digest(-(-n * length // 8))
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")[: n * length]

@@ -79,27 +79,27 @@ class StepRanges(Schedule):
     """
 
     def __init__(self, ranges: Sequence[Sequence[int | None]]) -> None:
-        self.ranges = [tuple(pair) for pair in ranges]
+        self.ranges: list[tuple[int, int | None]] = []
         end: int | None = 0
-        for pair in self.ranges:
-            fits = len(pair) == 2 and isinstance(pair[0], int) and end is not None and pair[0] >= end
-            if not fits or (pair[1] is not None and pair[1] <= pair[0]):  # type: ignore[operator]
+        for pair in ranges:
+            start, stop = pair if len(pair) == 2 else (None, None)
+            if start is None or end is None or start < end or (stop is not None and stop <= start):
                 raise ValueError(
                     f"`StepRanges({list(ranges)})`: expected pairs (start, stop) of steps, start below stop, that "
                     "rise and don't overlap; the last stop may be None"
                 )
-            end = pair[1]
+            self.ranges.append((start, stop))
+            end = stop
         if not self.ranges:
             raise ValueError("`StepRanges([])`: expected at least one pair (start, stop) of steps")
 
     @override
     def due(self, step: int) -> bool:
-        return any(a <= step and (b is None or step < b) for a, b in self.ranges)  # type: ignore[operator]
+        return any(start <= step and (stop is None or step < stop) for start, stop in self.ranges)
 
     @override
     def count(self, n_steps: int) -> int:
-        ends = [(a, n_steps if b is None else min(b, n_steps)) for a, b in self.ranges]
-        return sum(max(0, b - a) for a, b in ends)  # type: ignore[operator]
+        return sum(max(0, min(n_steps, n_steps if stop is None else stop) - start) for start, stop in self.ranges)
 
     @override
     def describe(self) -> dict[str, Any]:
@@ -123,12 +123,13 @@ class LogSpaced(Schedule):
 
     def __init__(self, per_decade: int) -> None:
         self.per_decade = _whole("LogSpaced", "per_decade", per_decade, 1)
-        self._steps, self._exponent = {0}, 0
+        self._steps, self._last, self._exponent = {0}, 0, 0
 
     @override
     def due(self, step: int) -> bool:
-        while step > max(self._steps):
-            self._steps.add(round(10 ** (self._exponent / self.per_decade)))
+        while step > self._last:
+            self._last = round(10 ** (self._exponent / self.per_decade))
+            self._steps.add(self._last)
             self._exponent += 1
         return step in self._steps
 
@@ -167,6 +168,10 @@ class Predicate(Schedule):
     def describe(self) -> dict[str, Any]:
         name = getattr(self.function, "__qualname__", type(self.function).__qualname__)
         return {"kind": "predicate", "name": f"{getattr(self.function, '__module__', '?')}.{name}"}
+
+    @override
+    def __repr__(self) -> str:
+        return f"Predicate({self.describe()['name']})"
 
 
 def as_schedule(record: str, value: Any) -> Schedule | None:

@@ -82,7 +82,8 @@ class _Task:
         """Write out some samples of the share and return their entries at or above their threshold."""
         info, scale = self.parameter.info, self.parameter.scale
         scale = scale.flatten() if isinstance(scale, Tensor) else scale
-        values = self.share.dense(samples).flatten(1)
+        values = self.share.dense(samples)
+        values = values.reshape(len(values), -1)
         position, shift = _at_least(values, scale, threshold[self.samples][samples])
         occurrence, entry = np.divmod(position, info.numel)
         found = Candidates(occurrence + (self.samples.start + samples.start), entry + info.offset, shift)

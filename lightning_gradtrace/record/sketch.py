@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_gradtrace.capture.shares import OuterShare, RowShare
 from lightning_gradtrace.record._base import ParameterInfo, ParameterShifts, Record, StepShifts
-from lightning_gradtrace.record._parts import factored_parts, shift_blocks
+from lightning_gradtrace.record._parts import scaled_factors, shift_blocks
 from lightning_gradtrace.record.projection import Projection
 from lightning_gradtrace.record.schedule import as_schedule
 from lightning_gradtrace.store.schema import ArraySpec, escape
@@ -105,10 +105,10 @@ def sketch(parameter: ParameterShifts, micro_batch: int, projection: Projection)
     Returns:
         Shape (sample, p, q).
     """
-    found = None if projection.folded else factored_parts(parameter, micro_batch)
-    if found is not None:
-        number, parts = found
-        projected = [_project_factors(part, projection) for part in parts]
+    found = None if projection.folded else scaled_factors(parameter, micro_batch)
+    if found is not None and all(factors.order is None for factors in found[1]):
+        number = found[0]
+        projected = [_project_factors(factors.part, projection) for factors in found[1]]
         return torch.stack(projected).sum(0) * number if len(projected) > 1 else projected[0] * number
     share = parameter.shares[micro_batch]
     assert share is not None

@@ -74,7 +74,7 @@ class FactoredParameter:
         parts = [np.empty((0, *self.shape), np.float32)]
         outer = self._outer(occurrence)
         if outer is not None:
-            parts.append((outer[0][:, :, None] * outer[1][:, None, :]).reshape(-1, *self.shape))
+            parts.append(self._in_order(outer[0][:, :, None] * outer[1][:, None, :]))
         looked_up = self._looked_up(occurrence)
         if looked_up is not None:
             row, value = looked_up
@@ -91,7 +91,7 @@ class FactoredParameter:
         if outer is not None or looked_up is not None:
             gradient: Any = 0
             if outer is not None:
-                gradient = (outer[0].T @ outer[1]).reshape(self.shape)
+                gradient = self._in_order((outer[0].T @ outer[1])[None])[0]
             if looked_up is not None:
                 row, value = looked_up
                 gradient = np.broadcast_to(gradient, self.shape).astype(value.dtype)
@@ -99,6 +99,14 @@ class FactoredParameter:
             shift = self._scaled(gradient, step)
             total = shift if total is None else total + shift
         return np.zeros(self.shape, np.float32) if total is None else total
+
+    def _in_order(self, matrices: np.ndarray) -> np.ndarray:
+        """See matrices (n, rows, columns) in the shape of the parameter, (n, *shape)."""
+        attrs = self._array("factored", "input").attrs
+        if "order" not in attrs:
+            return matrices.reshape(-1, *self.shape)
+        split = matrices.reshape(-1, *attrs["sizes"])
+        return split.transpose(0, *(axis + 1 for axis in attrs["order"]))
 
     def _step(self, occurrence: int) -> int:
         """Return the step of an occurrence that the record holds."""

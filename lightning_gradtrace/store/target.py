@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +81,19 @@ def describe(target: Target) -> str:
 def is_url(target: Target) -> bool:
     """Tell a URL such as ``s3://bucket/a.zarr`` from a path."""
     return isinstance(target, str) and re.match(r"^[A-Za-z][A-Za-z0-9+.-]+(://|::)", target) is not None
+
+
+def free_bytes(target: Target) -> int | None:
+    """Return the free space where a trace is to be written; None where that can't be known."""
+    if isinstance(target, Store) or (is_url(target) and not describe(target).startswith("file://")):
+        return None
+    path = Path(describe(target).removeprefix("file://")).absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
 
 
 def read_key(store: Store, key: str) -> bytes | None:

@@ -212,13 +212,13 @@ def _check_own_rows(trace: Trace, report: VerifyReport) -> None:
 
 
 def _check_topk(trace: Trace, report: VerifyReport) -> None:
-    index = trace.array("topk/index")
-    for start, stop in _row_ranges(len(trace.row_labels("topk", "occurrence")), int(index.chunks[0])):
+    index, occurrence = trace.array("topk/index"), trace.row_labels("topk", "occurrence")
+    for start, stop in _row_ranges(len(occurrence), int(index.chunks[0])):
         rows = np.asarray(index[start:stop])
         _check_range(rows, start, trace.n_entries, "topk/index", report)
         wrong = np.flatnonzero((rows[:, 1:] <= rows[:, :-1]).any(1))
         if len(wrong):
-            report.problems.append(f"`topk/index` row {start + wrong[0]} is not in rising order")
+            report.problems.append(f"`topk/index` of occurrence {occurrence[start + wrong[0]]} is not in rising order")
 
 
 def _check_topk_step(trace: Trace, report: VerifyReport) -> None:

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from lightning_gradtrace.record import ParameterInfo, TopK
+import torch
+
+from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, SumShare
+from lightning_gradtrace.record import (
+    Dense,
+    Factored,
+    Norms,
+    ParameterInfo,
+    ParameterShifts,
+    Sketch,
+    StepShifts,
+    TopK,
+)
 from lightning_gradtrace.store.codecs import codec_documents
 from lightning_gradtrace.store.schema import CORE_SPECS, ArraySpec, weight_spec
 from tests.docs.pages import ROOT, between
@@ -12,17 +24,33 @@ PAGE = "docs/store-format.md"
 
 def all_specs() -> list[ArraySpec]:
     """Return the fixed arrays, those of both TopK records, and one weight snapshot of a matrix."""
-    infos = [ParameterInfo("weight", (100, 100), 0)]
-    records = [spec for record in (TopK(9), TopK(9, per="step")) for spec in record.specs(infos)]
-    return [*CORE_SPECS, *records, weight_spec("<param>", (3, 2), "float32")]
+    infos = [ParameterInfo("<param>", (100, 100), 0)]
+    kept = (TopK(9), TopK(9, per="step"), Dense(), Sketch(9), Norms())
+    records = [spec for record in kept for spec in record.specs(infos)]
+    return [*CORE_SPECS, *records, *factored_specs(), weight_spec("<param>", (3, 2), "float32")]
+
+
+def factored_specs() -> list[ArraySpec]:
+    """Return the arrays that a Factored record declares for a parameter with every kind of part."""
+    outer = OuterShare(torch.zeros(2, 3, 100), torch.zeros(2, 3, 100))
+    rows = RowShare(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3, 100), 100)
+    shares = [SumShare([outer, rows]), DenseShare(torch.zeros(2, 100, 100))]
+    record, info = Factored("factors"), ParameterInfo("<param>", (100, 100), 0)
+    step = StepShifts([2, 2], [ParameterShifts(info, torch.ones(100, 100), shares)])  # type: ignore[list-item]
+    return [*record.specs([info]), *record.later_specs(step)]
 
 
 def array_table() -> str:
     """Return the table of arrays, in the order of the schema."""
     rows = ["| array | axes | type | codec | meaning |", "|---|---|---|---|---|"]
     for spec in all_specs():
-        axes = ", ".join(spec.dims) if spec.group != "weights/values" else "snapshot, ..."
-        dtype = spec.dtype if spec.group != "weights/values" else "as the parameter"
+        axes = ", ".join(dim.removeprefix("<param>.") for dim in spec.dims)
+        axes = {
+            "snapshot, 0, 1": "snapshot, ...",
+            "occurrence, 0, 1": "occurrence, ...",
+            "step, 0, 1": "step, ...",
+        }.get(axes, axes)
+        dtype = "as the parameter" if "<param>" in spec.path and spec.dtype == "float32" else spec.dtype
         rows.append(f"| `{spec.path}` | ({axes}) | {dtype} | {spec.codec} | {spec.long_name} |")
     return "\n".join(rows) + "\n"
 
