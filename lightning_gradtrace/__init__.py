@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lightning_gradtrace.callback import GradTrace as GradTrace
     from lightning_gradtrace.record.dense import Dense as Dense
     from lightning_gradtrace.record.factored import Factored as Factored
+    from lightning_gradtrace.record.gains import Gains as Gains
     from lightning_gradtrace.record.norms import Norms as Norms
     from lightning_gradtrace.record.sketch import Sketch as Sketch
     from lightning_gradtrace.record.topk import TopK as TopK
@@ -26,6 +27,7 @@ _PLACES = {
     "Dense": "record.dense",
     "Factored": "record.factored",
     "Sketch": "record.sketch",
+    "Gains": "record.gains",
     "Norms": "record.norms",
     "Trace": "store.reader",
     "open_trace": "store.reader",

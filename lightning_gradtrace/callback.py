@@ -43,6 +43,7 @@ from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
 from lightning_gradtrace.run import Run
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.tracer import Position, Tracer, parameter_infos, parameter_table
+from lightning_gradtrace.update.nesting import in_outermost_step
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
 
@@ -66,6 +67,7 @@ class GradTrace(Callback):
         vocab: the text of every token id: a list of strings, or an object with ``decode``.
         ledger_every_n_steps: how often the ledger's residual and the check of the sums are computed; None: only the
             check, at the first captured step.
+        log_residual: show the last residual in the progress bar and log it, as ``gradtrace/residual``.
         weights_every_n_steps: how often all weights are stored, None for never.
         on_error: "raise" stops the training when a step can't be recorded; "disable" lets it go on, and the trace
             says where and why it ends.
@@ -95,6 +97,7 @@ class GradTrace(Callback):
         inputs: Literal["auto"] | Callable[[Any], Any] | None = "auto",
         vocab: Any = None,
         ledger_every_n_steps: int | None = 50,
+        log_residual: bool = False,
         weights_every_n_steps: int | None = None,
         on_error: Literal["raise", "disable"] = "raise",
         overwrite: bool = False,
@@ -112,6 +115,7 @@ class GradTrace(Callback):
         self.inputs = inputs
         self.vocab = vocabulary(vocab)
         self.ledger_every_n_steps = ledger_every_n_steps
+        self.log_residual = log_residual
         self.weights_every_n_steps = weights_every_n_steps
         self.on_error = on_error
         self.overwrite = overwrite
@@ -154,7 +158,7 @@ class GradTrace(Callback):
             params=parameter_table(infos),
             specs=[spec for record in self.records for spec in record.arrays(infos)],
             attrs={
-                **trace_attributes(trainer, pl_module, self._settings(), self.config),
+                **trace_attributes(trainer, pl_module, self._settings(), self.config, [p.name for p in tracked]),
                 "records": plain({record.group: record.describe() for record in self.records}),
             },
             n_groups=max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1),
@@ -239,7 +243,8 @@ class GradTrace(Callback):
     @guarded
     def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         assert self._run is not None
-        self._run.after_step(optimizer)
+        if in_outermost_step(optimizer):
+            self._run.after_step(optimizer)
 
     @override
     @guarded
@@ -248,6 +253,9 @@ class GradTrace(Callback):
     ) -> None:
         assert self._run is not None
         self._run.end_batch()
+        residual = self._run.tracer.residual
+        if self.log_residual and not math.isnan(residual):
+            pl_module.log("gradtrace/residual", residual, prog_bar=True, batch_size=1)
 
     # --- a run ends ---------------------------------------------------------------------------------------------
 

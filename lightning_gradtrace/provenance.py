@@ -11,6 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_gradtrace.update import UpdateRule, rule_for
+from lightning_gradtrace.update._generic import GenericRule
+
 PACKAGES = ("lightning-gradtrace", "torch", "lightning", "zarr", "numcodecs", "numpy")
 
 
@@ -33,15 +36,36 @@ def describe_model(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def describe_optimizers(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
-    """Return class and hyperparameters of every optimizer, group by group."""
+def describe_optimizers(optimizers: Sequence[Optimizer], tracked: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+    """Return class, rule and hyperparameters of every optimizer, group by group.
+
+    Args:
+        optimizers: the optimizers.
+        tracked: tracked parameters by name; each group lists the names of its own under ``tracked``.
+    """
+    names = {id(p): name for name, p in tracked.items()}
+
+    def describe_group(group: Mapping[str, Any]) -> dict[str, Any]:
+        of_group = [names[id(p)] for p in group["params"] if id(p) in names]
+        return {**plain({k: v for k, v in group.items() if k != "params"}), "tracked": of_group}
+
     return [
         {
             "class": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
-            "groups": [plain({k: v for k, v in group.items() if k != "params"}) for group in optimizer.param_groups],
+            "groups": [describe_group(group) for group in optimizer.param_groups],
+            **_describe_rule(rule_for(optimizer)),
         }
         for optimizer in optimizers
     ]
+
+
+def _describe_rule(rule: UpdateRule | None) -> dict[str, Any]:
+    """Name the rule by which steps are divided, None for the generic one, and what residuals it leaves."""
+    known = GenericRule() if rule is None else rule
+    return {
+        "rule": None if rule is None else type(rule).__name__.removesuffix("Rule"),
+        "residual_tolerance": {"single": known.tolerance, "half": known.half_tolerance},
+    }
 
 
 def plain(value: Any) -> Any:
@@ -58,7 +82,9 @@ def plain(value: Any) -> Any:
         return str(value)
 
 
-def trace_attributes(trainer: Any, module: Any, settings: Mapping[str, Any], user: Any) -> dict[str, Any]:
+def trace_attributes(
+    trainer: Any, module: Any, settings: Mapping[str, Any], user: Any, tracked: Sequence[str]
+) -> dict[str, Any]:
     """Return the attributes that a trace carries from its beginning.
 
     Args:
@@ -66,8 +92,10 @@ def trace_attributes(trainer: Any, module: Any, settings: Mapping[str, Any], use
         module: the LightningModule.
         settings: the arguments of GradTrace; ``quantity`` among them.
         user: what the user wants to be kept.
+        tracked: names of the tracked parameters.
     """
     names = ("max_epochs", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision")
+    parameters = dict(module.named_parameters(remove_duplicate=False))
     config = {
         "gradtrace": settings,
         "trainer": {name: getattr(trainer, name) for name in names},
@@ -78,6 +106,6 @@ def trace_attributes(trainer: Any, module: Any, settings: Mapping[str, Any], use
         "quantity": settings["quantity"],
         "versions": versions(),
         "model": describe_model(module),
-        "optimizer": describe_optimizers(trainer.optimizers),
+        "optimizer": describe_optimizers(trainer.optimizers, {name: parameters[name] for name in tracked}),
         "config": plain(config),
     }

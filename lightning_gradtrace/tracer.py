@@ -24,8 +24,10 @@ from lightning_gradtrace.capture.shares import Share, accumulation_dtype
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.store.writer import TraceWriter
-from lightning_gradtrace.update._base import UpdateRule
+from lightning_gradtrace.update._base import UpdateRule, first_momentum, setting
+from lightning_gradtrace.update.clipping import copy_gradients
 from lightning_gradtrace.update.division import StepDivision, explain, gradient_norm
+from lightning_gradtrace.update.ledger import Balance
 
 Quantity = Literal["shift", "gradient"]
 
@@ -73,6 +75,7 @@ class Tracer:
         quantity: "shift" or "gradient".
         ledger_every_n_steps: schedule of the ledger and of the check of the sums; the first captured step always.
         low_precision: whether the forward pass runs in half precision, where sums agree less closely.
+        residual: of the last ledger, NaN before the first one.
     """
 
     module: nn.Module
@@ -85,12 +88,15 @@ class Tracer:
     _engine: TapeEngine = field(default_factory=TapeEngine, init=False)
     _pending: list[MicroBatch] = field(default_factory=list, init=False)
     _losses: list[Tensor] = field(default_factory=list, init=False)
+    _reference: dict[str, Tensor] = field(default_factory=dict, init=False)
     _division: StepDivision | None = field(default=None, init=False)
+    _edited: bool = field(default=False, init=False)
     _rules: dict[int, UpdateRule] = field(default_factory=dict, init=False)
     _last_ledger: int | None = field(default=None, init=False)
     _stored_step: int | None = field(default=None, init=False)
     _norm: float = field(default=float("nan"), init=False)
     _sum_error: float = field(default=float("nan"), init=False)
+    residual: float = field(default=float("nan"), init=False)
 
     def __post_init__(self) -> None:
         self.infos = parameter_infos(self.tracked)
@@ -117,11 +123,15 @@ class Tracer:
         micro_batch.sample_ids = sample_ids
         self._pending.append(micro_batch)
         self._losses.append(loss.detach())
+        # Here, before hooks of the user change the gradients: what they do is measured together with clipping.
+        reached = {name: p.grad for name, p in self.parameters().items() if p.grad is not None}
+        self._reference = dict(zip(reached, copy_gradients(list(reached.values())), strict=True))
 
     def drop_pending(self) -> None:
         """Forget micro-batches whose gradients were thrown away (a new accumulation begins)."""
         self._pending.clear()
         self._losses.clear()
+        self._reference = {}
         self._division = None
 
     def before_step(self, optimizer: Optimizer, position: Position, loss_scale: float = 1.0) -> None:
@@ -138,7 +148,10 @@ class Tracer:
         first = self._last_ledger is None
         ledger = every is not None and (self._last_ledger is None or position.step - self._last_ledger >= every)
         rule = self._rules[id(optimizer)]
-        self._division = StepDivision.begin(optimizer, rule, self.parameters(), ledger, loss_scale)
+        reference = self._reference
+        if loss_scale != 1.0:
+            reference = {name: gradient / loss_scale for name, gradient in reference.items()}
+        self._division = StepDivision.begin(optimizer, rule, self.parameters(), ledger, loss_scale, reference)
         self._norm = gradient_norm(optimizer)
         self._sum_error = self._check(self._division.gradients, loss_scale) if first or ledger else float("nan")
         if first or ledger:
@@ -150,6 +163,7 @@ class Tracer:
         if division is None:
             return
         division.complete()
+        self._say_if_edited(division.unexplained)
         shifts = self._shifts(division, self.quantity)
         shifts.number = position.step
         first = self.writer.n_occurrences
@@ -159,18 +173,18 @@ class Tracer:
             if record.due(position.step):
                 self.writer.declare(record.later_specs(shifts))
                 rows.update(record.rows(shifts, first))
-        moved = shifts if self.quantity == "shift" or not division.ledger else self._shifts(division, "shift")
-        totals = {p.info.name: p.total() for p in moved.parameters} if division.ledger else {}
-        residual = division.residual({name: total for name, total in totals.items() if total is not None})
+        ledger = self._balance(division, shifts if self.quantity == "shift" else None)
         nonfinite = sum(int((~np.isfinite(r)).sum()) for r in rows.values() if np.issubdtype(r.dtype, np.floating))
         row = {
             "step": position.step,
             "epoch": position.epoch,
             "loss": float(torch.stack([loss.double() for loss in self._losses]).sum()) / division.loss_scale,
-            "lr": [float(group["lr"]) for group in division.optimizer.param_groups],
+            "lr": [setting(group.get("lr")) for group in division.optimizer.param_groups],
+            "momentum": [first_momentum(group) for group in division.optimizer.param_groups],
             "grad_norm": self._norm,
             "clip_factor": division.clip_factor(),
-            "residual": residual,
+            "residual": ledger.residual,
+            "rounding": ledger.rounding,
             "sum_error": self._sum_error,
             "nonfinite": nonfinite,
             "skipped": False,
@@ -209,12 +223,36 @@ class Tracer:
         finite = [error for error in errors.values() if np.isfinite(error)]
         return max(finite) if finite else float("nan")
 
+    def _balance(self, division: StepDivision, shifts: StepShifts | None) -> Balance:
+        if not division.ledger:
+            return Balance()
+        shifts = self._shifts(division, "shift") if shifts is None else shifts
+        by_name = {p.info.name: p for p in shifts.parameters}
+        ledger = division.balance(lambda name: by_name[name].total())
+        self.residual = ledger.residual
+        return ledger
+
+    def _say_if_edited(self, names: Sequence[str]) -> None:
+        """Warn once where something was added to gradients between the backward pass and the step."""
+        if names and not self._edited:
+            self._edited = True
+            warnings.warn(
+                "GradTrace: between the backward pass and the optimizer's step the gradients of "
+                f"{', '.join(f'`{name}`' for name in names[:5])}{', ...' if len(names) > 5 else ''} were changed by "
+                "more than a factor: something was added to them (noise, a penalty, a projection), by a hook or by "
+                "`configure_gradient_clipping`. What was added is no sample's share; the `residual` shows it",
+                stacklevel=2,
+            )
+
     def _shifts(self, division: StepDivision, quantity: Quantity) -> StepShifts:
         parameters = []
         for info in self.infos:
-            scale = division.scale(info.name) if quantity == "shift" else 1.0 / division.loss_scale
-            shares: list[Share | None] = [m.shares.get(info.name) if scale is not None else None for m in self._pending]
-            parameters.append(ParameterShifts(info, 1.0 if scale is None else scale, shares))
+            name, shift = info.name, quantity == "shift"
+            scale = division.scale(name) if shift else 1.0 / division.loss_scale
+            shares: list[Share | None] = [m.shares.get(name) if scale is not None else None for m in self._pending]
+            if shift:
+                shares = [None if share is None else division.share(name, share) for share in shares]
+            parameters.append(ParameterShifts(info, 1.0 if scale is None else scale, shares, division.gain(name)))
         return StepShifts([m.n_samples for m in self._pending], parameters)
 
     def _occurrences(self, position: Position) -> dict[str, np.ndarray]:

@@ -129,7 +129,8 @@ class Adapted(nn.Module):
         x = x + torch.tanh(F.linear(x, self.base.weight * self.mask + self.B @ self.A, self.base.bias))
         x = x + torch.tanh(self.base(x))  # derived there, plain here
         x = self.orthogonal(torch.tanh(self.normed(x))) + self.spectral(x)
-        return self.head(F.linear(x, torch.cat(list(self.parts)), torch.stack([p.sum(1) for p in self.parts]).flatten()))
+        bias = torch.stack([part.sum(1) for part in self.parts]).flatten()
+        return self.head(F.linear(x, torch.cat(list(self.parts)), bias))
 
 
 class Experts(nn.Module):

@@ -31,6 +31,7 @@ from lightning_gradtrace.analysis.flips import count_flips as count_flips
 from lightning_gradtrace.analysis.heads import attention_heads as attention_heads
 from lightning_gradtrace.analysis.interventions import zero_ablation as zero_ablation
 from lightning_gradtrace.analysis.layers import layer_table as layer_table
+from lightning_gradtrace.analysis.memory import eventual_shift as eventual_shift
 from lightning_gradtrace.analysis.movement import formation as formation
 from lightning_gradtrace.analysis.movement import movement as movement
 from lightning_gradtrace.analysis.movement import movers as movers
@@ -38,6 +39,7 @@ from lightning_gradtrace.analysis.neurons import attributed_samples as attribute
 from lightning_gradtrace.analysis.neurons import neuron_samples as neuron_samples
 from lightning_gradtrace.analysis.neurons import neurons as neurons
 from lightning_gradtrace.analysis.neurons import with_tokens as with_tokens
+from lightning_gradtrace.analysis.normalise import relative_shifts as relative_shifts
 from lightning_gradtrace.analysis.outliers import outliers as outliers
 from lightning_gradtrace.analysis.predictions import Predictor as Predictor
 from lightning_gradtrace.analysis.predictions import predict as predict

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.derived import Derived, Lineage, OverwrittenError
 from lightning_gradtrace.capture.placement import UnattributableError, UsePlaces
+from lightning_gradtrace.capture.routing import Rows
 from lightning_gradtrace.capture.rules import Call
 from lightning_gradtrace.capture.rules._general import (
     UnrepeatableError,
@@ -26,7 +27,6 @@ from lightning_gradtrace.capture.rules._general import (
     weighted_sums,
 )
 from lightning_gradtrace.capture.shares import Share
-from lightning_gradtrace.capture.routing import Rows
 from lightning_gradtrace.capture.use import BoundUse, Use
 
 Shares = dict[Lineage, Share]
@@ -57,6 +57,7 @@ class Attribution:
 
         Raises:
             UnattributableError: an argument was overwritten, or the use can't be run again.
+            AssertionError: never; masking always gives shares.
         """
         key = (use.site, use.switches, n_samples == 1)
         names = ", ".join(f"`{name}`" for name in use.site.parameters)
@@ -139,9 +140,7 @@ def _agrees(use: Use, placement: UsePlaces, shares: Shares, n_samples: int) -> b
 def _without_cancellation(use: Use, placement: UsePlaces, weights: Tensor) -> dict[Lineage, Tensor]:
     """Return sums of terms with random signs: what rounding is to be compared with where the true sum vanishes."""
     generator = torch.Generator().manual_seed(0)
-    signs = {
-        i: torch.randint(2, c.shape, generator=generator).mul_(2).sub_(1).to(c) for i, c in use.cotangents.items()
-    }
+    signs = {i: torch.randint(2, c.shape, generator=generator).mul_(2).sub_(1).to(c) for i, c in use.cotangents.items()}
     signed = replace(use, cotangents={i: c * signs[i] for i, c in use.cotangents.items()})
     return weighted_sums(signed, placement.outputs, weights)
 

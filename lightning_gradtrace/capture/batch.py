@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 def tensors(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors of a batch, however tuples, lists, mappings and dataclasses are nested in it."""
+    """Yield the tensors of a batch, however tuples, lists, mappings, dataclasses and plain objects are nested in it."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, Mapping):
@@ -23,6 +24,14 @@ def tensors(batch: Any) -> Iterator[Tensor]:
     elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         for field in dataclasses.fields(batch):
             yield from tensors(getattr(batch, field.name))
+    elif _is_plain_object(batch):
+        for value in vars(batch).values():
+            yield from tensors(value)
+
+
+def _is_plain_object(batch: Any) -> bool:
+    """Say whether a batch is an object of a user's class, whose attributes hold the tensors."""
+    return hasattr(batch, "__dict__") and not isinstance(batch, (type, torch.nn.Module)) and not callable(batch)
 
 
 def holds_only_tensors(batch: Any) -> bool:
@@ -33,6 +42,8 @@ def holds_only_tensors(batch: Any) -> bool:
         return all(holds_only_tensors(value) for value in batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         return all(holds_only_tensors(getattr(batch, field.name)) for field in dataclasses.fields(batch))
+    if not isinstance(batch, Tensor) and _is_plain_object(batch):
+        return all(holds_only_tensors(value) for value in vars(batch).values())
     return isinstance(batch, Tensor) or batch is None
 
 
@@ -50,6 +61,11 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         changed = {f.name: map_tensors(function, getattr(batch, f.name)) for f in dataclasses.fields(batch) if f.init}
         return dataclasses.replace(batch, **changed)
+    if _is_plain_object(batch):
+        twin = copy.copy(batch)
+        for name, value in vars(batch).items():
+            setattr(twin, name, map_tensors(function, value))
+        return twin
     return batch
 
 

@@ -218,9 +218,7 @@ def batched_vjp(
 def _vjp(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor], *, batched: bool
 ) -> list[Tensor]:
-    found = torch.autograd.grad(
-        outputs, inputs, seeds, retain_graph=True, allow_unused=True, is_grads_batched=batched
-    )
+    found = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True, is_grads_batched=batched)
     rows = (len(seeds[0]),) if batched else ()
     return [t.new_zeros((*rows, *t.shape)) if g is None else g for t, g in zip(inputs, found, strict=True)]
 

@@ -69,7 +69,16 @@ class TapeEngine:
         Raises:
             UnattributableError: the samples of a use can't be found, or its input was overwritten.
         """
-        uses = [use for use in tape.uses if use.cotangents]
+        mixture = tape.unattributable()
+        if mixture is not None:
+            names = ", ".join(f"`{name}`" for name in mixture.parameters)
+            raise UnattributableError(
+                f"GradTrace: can't attribute {names}: the loss is computed from it by `{mixture.function}` in a way "
+                f"where no axis holds the {n_samples} samples of the batch. A penalty on the weights and a statistic "
+                "of the whole batch belong to no sample. Use the optimizer's `weight_decay` for a penalty, or leave "
+                "the parameter out with `GradTrace(params=...)`."
+            )
+        uses = [use for use in tape.uses if use.reached]
         received: dict[Lineage, list[Share]] = {}
         for use, placement in zip(uses, self.placer.place(uses, n_samples, probe), strict=True):
             for lineage, share in self.attribution.shares(use, placement.of(use, n_samples), n_samples).items():
@@ -78,7 +87,7 @@ class TapeEngine:
         for lineage, shares in received.items():
             for root, share in _pull_back(lineage, add_shares(shares)).items():
                 parts.setdefault(root.name, []).append(share)
-        tape.uses.clear()
+        tape.clear()
         return MicroBatch(n_samples, {name: add_shares(found) for name, found in parts.items()})
 
 

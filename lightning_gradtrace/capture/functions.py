@@ -9,14 +9,22 @@ from typing import Any
 
 import torch
 
-_IN_PLACE = frozenset(f"__i{name}__" for name in "add sub mul truediv floordiv pow mod and or xor".split())
-_ADDITIVE = frozenset(("add_", "sub_", "__iadd__", "__isub__"))
-_FRESH = ("zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty")
-_SHAPE_ONLY = frozenset(("to", "type_as", "expand_as", "view_as", "reshape_as", "__len__"))
-_FROM_DATA = frozenset(("tensor", "as_tensor", "from_numpy", "frombuffer", "asarray", "new_tensor", "Tensor", "stack"))
-_RANDOM = frozenset(
-    ("rand", "randn", "randint", "normal", "rand_like", "randn_like", "randint_like", "bernoulli", "poisson")
-    + ("multinomial", "normal_", "uniform_", "bernoulli_", "random_", "exponential_")
+
+def names_of(text: str) -> frozenset[str]:
+    """Return the names in a text, separated by blanks."""
+    return frozenset(text.split())
+
+
+_IN_PLACE = names_of(
+    "__iadd__ __isub__ __imul__ __itruediv__ __ifloordiv__ __ipow__ __imod__ __iand__ __ior__ __ixor__ __setitem__"
+)
+_ADDITIVE = names_of("add_ sub_ __iadd__ __isub__")
+_FRESH = names_of("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty")
+_SHAPE_ONLY = names_of("to type_as expand_as view_as reshape_as")
+_FROM_DATA = names_of("tensor as_tensor from_numpy frombuffer asarray new_tensor stack cat pad_sequence")
+_RANDOM = names_of(
+    "rand randn randint normal rand_like randn_like randint_like bernoulli poisson multinomial normal_ uniform_ "
+    "bernoulli_ random_ exponential_"
 )
 _RUNNING_STATISTICS = {"batch_norm": (3, 4, 5), "instance_norm": (3, 4, 5)}  # places of mean, variance, "training"
 
@@ -60,7 +68,7 @@ def facts(function: Callable[..., Any]) -> Facts:
     tags = _tags(public)
     return Facts(
         name=name,
-        in_place=name in _IN_PLACE or name == "__setitem__" or (name.endswith("_") and not name.endswith("__")),
+        in_place=name in _IN_PLACE or (name.endswith("_") and not name.endswith("__")),
         additive=name in _ADDITIVE,
         fresh=name in _FRESH,
         shape_only=name in _SHAPE_ONLY,

@@ -53,7 +53,7 @@ class Placement:
             (inputs if is_input else outputs)[i] = route.owners(axis, n_samples)
         bound = use.bound()
         if bound is not None and bound.place is not None and (True, bound.place) in self.sources:
-            outputs = dict.fromkeys(use.cotangents, inputs[bound.place]) if not outputs else outputs
+            outputs = outputs or dict.fromkeys(use.cotangents, inputs[bound.place])
         return UsePlaces(inputs, outputs)
 
 

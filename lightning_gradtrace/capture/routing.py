@@ -22,26 +22,27 @@ import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
-from lightning_gradtrace.capture.functions import Facts
+from lightning_gradtrace.capture.functions import Facts, names_of
 
-_PICKS = frozenset("__getitem__ index_select masked_select gather take_along_dim repeat_interleave".split())
-_MOVES = frozenset(
-    "view reshape flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze expand T mT t select narrow "
-    "split chunk unbind tensor_split repeat flip roll view_as split_with_sizes tile swapdims moveaxis __iter__".split()
+_PICKS = names_of("__getitem__ index_select masked_select gather take_along_dim repeat_interleave")
+_MOVES = names_of(
+    "view reshape flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze expand T mT t select "
+    "narrow split chunk unbind tensor_split repeat flip roll view_as split_with_sizes tile swapdims moveaxis "
+    "__iter__"
 )
-_KEEPS = frozenset(
+_KEEPS = names_of(
     "clone contiguous detach to float double half bfloat16 type dropout layer_norm rms_norm type_as normalize "
-    "requires_grad_ alpha_dropout feature_dropout scatter_ scatter_add_ index_add_ index_put_ index_copy_".split()
+    "requires_grad_ alpha_dropout feature_dropout scatter_ scatter_add_ index_add_ index_put_ index_copy_"
 )
-_ALONG = frozenset("softmax log_softmax cumsum".split())
-_REDUCES = frozenset("sum mean amax amin norm logsumexp prod".split())
-_ROWS = frozenset("linear matmul __matmul__ mm".split())
-_WRITES = frozenset(
-    "__setitem__ index_add_ index_add scatter_ scatter scatter_add_ scatter_add index_put_ index_put index_copy_ "
-    "index_copy scatter_reduce scatter_reduce_ masked_scatter masked_scatter_".split()
+_ALONG = names_of("softmax log_softmax cumsum")
+_REDUCES = names_of("sum mean amax amin norm logsumexp prod")
+_ROWS = names_of("linear matmul __matmul__ mm grouped_mm _grouped_mm")
+_WRITES = names_of(
+    "__setitem__ index_add_ index_add scatter_ scatter scatter_add_ scatter_add index_put_ index_put "
+    "index_copy_ index_copy scatter_reduce scatter_reduce_ masked_scatter masked_scatter_"
 )
-_IMAGES = frozenset("conv1d conv2d conv3d max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool2d".split())
-_RECURRENT = frozenset("lstm gru rnn_tanh rnn_relu".split())
+_IMAGES = names_of("conv1d conv2d conv3d max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool2d")
+_RECURRENT = names_of("lstm gru rnn_tanh rnn_relu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,14 +146,15 @@ class Routes:
             return
         tensors = [t for t in _tensors((*args, *kwargs.values()))]
         routed = [t for t in tensors if self(t) is not None]
-        # A table of parameters or constants has rows, not samples, however many there are.
-        from_samples = picks and bool(args) and isinstance(args[0], Tensor) and is_batched(args[0])
-        if (from_samples and not isinstance(result, tuple)) or known.name[:5] == "_pack":
-            if routed or self._picks_samples(known.name, args, kwargs):
-                self._set(result, self._pick(function, args, kwargs, result))
-            return
-        if routed:
-            self._set(result, self._follow(known, function, args, kwargs, result, routed, is_batched))
+        try:
+            # A table of parameters or constants has rows, not samples, however many there are.
+            if picks and args and isinstance(args[0], Tensor) and is_batched(args[0]):
+                if routed or self._picks_samples(known.name, args, kwargs):
+                    self._set(result, self._pick(function, args, kwargs))
+            elif routed:
+                self._set(result, self._follow(known, function, args, kwargs, result, routed, is_batched))
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
+            self._set(result, LOST)  # a call that labels can't follow is no reason to stop the user's forward pass
 
     def _picks_samples(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Say whether an index selects along an axis that could hold samples."""
@@ -187,7 +189,7 @@ class Routes:
         dim = args[position] if len(args) > position else kwargs.get(names[name])
         return dim is None or (dim % max(len(shape), 1)) in among
 
-    def _pick(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Any:
+    def _pick(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         route = self(args[0])
         if route is LOST:
             return LOST
@@ -257,7 +259,7 @@ class Routes:
                 if name in _ALONG:
                     return Route(source, labels)
                 keep = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
-                return Route(source, labels.amin(dims, keepdim=bool(keep)))
+                return _unless_ordinary(Route(source, labels.amin(dims, keepdim=bool(keep))))
         if name in _ROWS and labels.dim() > 1 and _constant(labels, last) and result.shape[:-1] == labels.shape[:-1]:
             return Route(source, labels[..., :1].expand(result.shape))
         if name == "embedding" and result.shape[:-1] == labels.shape:
@@ -277,7 +279,11 @@ class Routes:
         return LOST
 
     def _set(self, result: Any, routes: Any) -> None:
-        pairs = zip(result, routes, strict=False) if isinstance(result, (tuple, list)) and isinstance(routes, list) else [(result, routes)]
+        pairs = (
+            zip(result, routes, strict=False)
+            if isinstance(result, (tuple, list)) and isinstance(routes, list)
+            else [(result, routes)]
+        )
         for tensor, route in pairs:
             if isinstance(tensor, (tuple, list)):
                 for item in tensor:

@@ -13,7 +13,7 @@ tensor is noticed.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -30,9 +30,11 @@ class Taint:
     Args:
         batch: the batch; None if it is unknown, then every tensor counts as batched.
         n_samples: its number of samples.
+        tracked: the tracked tensors, by identity; these are never batched.
     """
 
-    def __init__(self, batch: Any, n_samples: int | None) -> None:
+    def __init__(self, batch: Any, n_samples: int | None, tracked: Container[int] = ()) -> None:
+        self._tracked = tracked
         self.n_samples = n_samples
         self._everything = batch is None
         self._left_torch = batch is not None and not holds_only_tensors(batch)
@@ -57,6 +59,8 @@ class Taint:
 
     def __call__(self, tensor: Tensor) -> bool:
         """Say whether a tensor is batched."""
+        if id(tensor) in self._tracked:
+            return False
         if self._everything:
             return True
         known = self._batched.get(id(tensor))
@@ -69,9 +73,13 @@ class Taint:
 
     def any(self, values: Iterable[Any]) -> bool:
         """Say whether any tensor among values, or in lists and tuples among them, is batched."""
-        return any(
-            self(v) if isinstance(v, Tensor) else isinstance(v, (tuple, list)) and self.any(v) for v in values
-        )
+        for value in values:
+            if isinstance(value, Tensor):
+                if self(value):
+                    return True
+            elif isinstance(value, (tuple, list)) and self.any(value):
+                return True
+        return False
 
     def after(self, known: Facts, args: tuple[Any, ...], batched: bool, result: Any) -> bool:
         """Take note of the result of a function without tracked arguments.
@@ -85,6 +93,9 @@ class Taint:
         Returns:
             Whether the result is batched.
         """
+        if not known.in_place and not isinstance(result, (Tensor, tuple, list)):
+            self._left_torch |= batched and known.name in _LEAVES_TORCH
+            return False
         if known.fresh:
             batched = False
         elif batched and known.shape_only:

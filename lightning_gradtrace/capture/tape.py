@@ -27,7 +27,7 @@ from lightning_gradtrace.capture.replay import Surroundings, outputs_of
 from lightning_gradtrace.capture.routing import Routes
 from lightning_gradtrace.capture.rules import Rule, rule_for
 from lightning_gradtrace.capture.taint import Taint
-from lightning_gradtrace.capture.use import Site, Use, operand
+from lightning_gradtrace.capture.use import Mixture, Site, Use, operand
 
 
 class Tape(TorchFunctionMode):
@@ -41,17 +41,36 @@ class Tape(TorchFunctionMode):
     """
 
     def __init__(
-        self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int | None = None, *, probing: bool = False
+        self,
+        parameters: Mapping[str, Tensor],
+        batch: Any = None,
+        n_samples: int | None = None,
+        *,
+        probing: bool = False,
     ) -> None:
         super().__init__()
         self.uses: list[Use] = []
         self._probing = probing
-        self._taint = Taint(batch, n_samples)
         self._routes = Routes(n_samples)
         self._n_samples = n_samples
         self._counts: dict[tuple[str, tuple[str, ...]], int] = {}
+        self._mixtures: dict[Derived, Mixture] = {}
         # Lineages hold their tensors, so that an id is not given to another tensor while the tape lives.
         self._lineage: dict[int, Lineage] = {id(p): Root(name, p) for name, p in parameters.items()}
+        self._taint = Taint(batch, n_samples, self._lineage)
+
+    def unattributable(self) -> Mixture | None:
+        """Return a mixture of samples from which the loss is computed directly, None if there is none.
+
+        Such a tensor belongs to the samples that it meets later; this one meets none.
+        """
+        return next((m for m in self._mixtures.values() if m.reached and not any(r.reached for r in m.readers)), None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.uses.clear()
+        self._mixtures.clear()
+        self._lineage.clear()
 
     def __torch_function__(
         self,
@@ -71,15 +90,14 @@ class Tape(TorchFunctionMode):
         known = facts(func)
         if not (self._probing or torch.is_grad_enabled()):
             return self._untracked(known, func, args, kwargs)
-        around = Surroundings.now(func, self._device(args, kwargs)) if known.random else None
-        call = self._leaves(known, args, kwargs) if known.in_place else None
+        # What a call overwrites, or draws, is known only before it.
+        call = self._call(known, func, args, kwargs) if known.in_place or known.random else None
         result = func(*args, **kwargs)
         outputs = outputs_of(known.in_place, args, result)
         if not self._live(known, outputs):
             self._taint.after(known, args, self._is_batched(args, kwargs), result)
         elif known.in_place or not any(id(t) in self._lineage for t in outputs):  # `W.to(W.dtype)` is W
-            leaves, structure = call or self._leaves(known, args, kwargs)
-            around = around or Surroundings.now(func, self._device(args, kwargs))
+            leaves, structure, around = call or self._call(known, func, args, kwargs)
             use = self._record(func, rule, leaves, structure, around, outputs)
             if use is not None:
                 self._routes.after(known, func, args, kwargs, result, self._taint)
@@ -99,8 +117,12 @@ class Tape(TorchFunctionMode):
     def _is_batched(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         return self._taint.any(args) or bool(kwargs and self._taint.any(kwargs.values()))
 
-    def _device(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
-        return next(leaf.device for leaf in flatten_call(args, kwargs)[0] if id(leaf) in self._lineage)
+    def _call(
+        self, known: Facts, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[list[Any], Any, Surroundings]:
+        leaves, structure = self._leaves(known, args, kwargs)
+        tracked = next(leaf for leaf in leaves if isinstance(leaf, (Root, Derived)))
+        return leaves, structure, Surroundings.now(func, tracked.tensor.device)
 
     def _is_tracked(self, values: Iterable[Any]) -> bool:
         lineage = self._lineage
@@ -157,18 +179,23 @@ class Tape(TorchFunctionMode):
         live = self._live(known, outputs)
         leaves = without_running_statistics(known.name, leaves)
         if not any(isinstance(leaf, Operand) and leaf.batched for leaf in leaves):
-            self._derive(func, leaves, structure, around, live)
+            self._derive(func, leaves, structure, around, live, mixed=False)
             return None
-        names = tuple(dict.fromkeys(name for leaf in leaves if isinstance(leaf, (Root, Derived)) for name in leaf.roots))
+        names = tuple(
+            dict.fromkeys(name for leaf in leaves if isinstance(leaf, (Root, Derived)) for name in leaf.roots)
+        )
         keep = self._probing or around.random is not None
         kept = [operand(t, True) if keep and isinstance(t, Tensor) else None for t in outputs]
         key = (known.name, names)
         use = Use(Site(*key, self._counts.get(key, 0)), func, rule, leaves, structure, around, kept)
         if not self._has_room(use, live.values()):
-            self._derive(func, leaves, structure, around, live)
+            self._derive(func, leaves, structure, around, live, mixed=True)
             return None
         self._counts[key] = use.site.number + 1
         self.uses.append(use)
+        for leaf in use.lineages.values():
+            if isinstance(leaf, Derived) and leaf in self._mixtures:
+                self._mixtures[leaf].readers.append(use)
         for i, tensor in live.items():
             if tensor.requires_grad:
                 tensor.register_hook(lambda cotangent, use=use, i=i: use.receive(i, cotangent))
@@ -185,10 +212,18 @@ class Tape(TorchFunctionMode):
         structure: Any,
         around: Surroundings,
         live: Mapping[int, Tensor],
+        mixed: bool,
     ) -> None:
         shared = tuple(leaves)  # one object for all outputs: by it they are known to come from one call
+        before = [self._mixtures[leaf] for leaf in leaves if isinstance(leaf, Derived) and leaf in self._mixtures]
         for i, tensor in live.items():
-            self._lineage[id(tensor)] = Derived(func, shared, structure, around, i, tensor)
+            derived = Derived(func, shared, structure, around, i, tensor)
+            self._lineage[id(tensor)] = derived
+            if (mixed or before) and tensor.requires_grad:
+                mixture = self._mixtures[derived] = Mixture(facts(func).name, tuple(derived.roots))
+                tensor.register_hook(lambda cotangent, mixture=mixture: mixture.reach())
+                for earlier in before:
+                    earlier.readers.append(mixture)
 
     def _has_room(self, use: Use, outputs: Iterable[Tensor]) -> bool:
         """Say whether samples can be told apart in a result; in a statistic of the whole batch they can't.

@@ -128,10 +128,36 @@ class Use:
         reads = tuple(places[name] for name in operands if name in self.rule.reads)
         return BoundUse(self.rule, values, lineages, source, places.get(source), axes, reads)
 
+    @property
+    def reached(self) -> bool:
+        """Whether the backward pass came here."""
+        return bool(self.cotangents)
+
     def receive(self, output: int, cotangent: Tensor) -> None:
         """Keep the cotangent of one output; a second backward pass through it adds up."""
         known = self.cotangents.get(output)
         self.cotangents[output] = cotangent.detach() if known is None else known + cotangent.detach()
+
+
+@dataclass(eq=False)
+class Mixture:
+    """A tensor that is computed from parameters and from the batch as a whole, so that no axis holds the samples.
+
+    Attributes:
+        function: the function that returned it.
+        parameters: names of the parameters.
+        readers: calls that use it.
+        reached: whether the backward pass came here.
+    """
+
+    function: str
+    parameters: tuple[str, ...]
+    readers: list[Use | Mixture] = field(default_factory=list)
+    reached: bool = False
+
+    def reach(self) -> None:
+        """Take note of the backward pass."""
+        self.reached = True
 
 
 def operand(tensor: Tensor, batched: bool, route: Route | None = None) -> Operand:

@@ -6,6 +6,7 @@ from lightning_gradtrace.record._base import Record as Record
 from lightning_gradtrace.record._base import StepShifts as StepShifts
 from lightning_gradtrace.record.dense import Dense as Dense
 from lightning_gradtrace.record.factored import Factored as Factored
+from lightning_gradtrace.record.gains import Gains as Gains
 from lightning_gradtrace.record.norms import Norms as Norms
 from lightning_gradtrace.record.schedule import EveryNSteps as EveryNSteps
 from lightning_gradtrace.record.schedule import LogSpaced as LogSpaced

@@ -50,12 +50,16 @@ class ParameterShifts:
     Attributes:
         info: the parameter.
         scale: a number or a tensor of the parameter's shape.
-        shares: ``g`` per micro-batch, None where the loss did not reach the parameter.
+        shares: ``g`` per micro-batch, None where the loss did not reach the parameter. Where the optimizer multiplies
+            gradients by matrices (Muon), they are in it already.
+        gain: the part of `scale` that is the optimizer's, without clipping; a number or a tensor of the parameter's
+            shape, None if the step did not move the parameter.
     """
 
     info: ParameterInfo
     scale: float | Tensor
     shares: list[Share | None]
+    gain: float | Tensor | None = None
 
     def shifts(self, micro_batch: int, samples: slice = slice(None)) -> Tensor:
         """Write out ``s[samples]`` of one micro-batch, shape (n, *shape)."""

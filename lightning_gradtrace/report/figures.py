@@ -28,16 +28,29 @@ def training(tables: Tables, colours: Colours) -> Figure:
     smooth = steps["loss"].rolling(max(1, len(steps) // 50), min_periods=1, center=True).mean()
     left.plot(steps["step"], smooth, color=colours.accent, linewidth=1.5)
     left.set(title="Training loss", xlabel="step", ylabel="loss")
-    checked = steps[steps["residual"].notna()]
-    right.plot(checked["step"], checked["residual"], "o", color=colours.accent, markersize=3)
-    right.axhline(1e-5, color=colours.contrast, linewidth=1, linestyle="--")
-    side = right.get_yaxis_transform()  # x as a share of the axes, y as data
-    right.text(1, 1.1e-5, "1e-5", color=colours.contrast, ha="right", va="bottom", transform=side)
-    if (checked["residual"] > 0).any():
-        right.set_yscale("log")
-        right.set_ylim(min(checked["residual"][checked["residual"] > 0].min(), 1e-7) / 3, None)
-    right.set(title="Ledger residual", xlabel="step", ylabel="relative residual")
+    plot_ledger(right, steps, colours)
     return figure
+
+
+def plot_ledger(axes: Axes, steps: pd.DataFrame, colours: Colours) -> None:
+    """Draw the ledger's residual of every step where it was computed, above what rounding of the weights can leave.
+
+    Args:
+        axes: where to.
+        steps: columns step, residual and, in newer traces, rounding: `trace.steps.reset_index()`.
+        colours: of the theme.
+    """
+    checked = steps[steps["residual"].notna()]
+    positive = checked["residual"][checked["residual"].between(0, np.inf, inclusive="neither")]
+    if "rounding" in checked and checked["rounding"].notna().any():
+        axes.plot(checked["step"], checked["rounding"], color=colours.faint, linewidth=1.2, label="rounding of weights")
+    axes.plot(checked["step"], checked["residual"], "o", color=colours.accent, markersize=3, label="residual")
+    axes.axhline(1e-5, color=colours.contrast, linewidth=1, linestyle="--", label="1e-5")
+    if len(positive):
+        axes.set_yscale("log")
+        axes.set_ylim(min(positive.min(), 1e-7) / 3, None)
+    axes.set(title="Ledger residual", xlabel="step", ylabel="relative residual")
+    axes.legend(loc="upper right", fontsize="small")
 
 
 def entry_frequency(tables: Tables, colours: Colours) -> Figure:

@@ -151,9 +151,20 @@ STEP_SPECS = (
     ArraySpec(
         "steps/lr", ("step", "group"), (ON_OPEN,), "float64", "learning rate of each parameter group", "", "plain", 4096
     ),
+    ArraySpec(
+        "steps/momentum",
+        ("step", "group"),
+        (ON_OPEN,),
+        "float64",
+        "momentum, or first beta, of each parameter group; 0 for none",
+        "",
+        "plain",
+        4096,
+    ),
     _step("grad_norm", "float64", "norm of the gradient over all parameters, before clipping"),
     _step("clip_factor", "float64", "factor by which norm clipping scaled the gradient; 1 where it did nothing"),
     _step("residual", "float64", "relative residual of the ledger; NaN where it was not computed"),
+    _step("rounding", "float64", "residual that rounding of the weights alone can leave; NaN where not computed"),
     _step("sum_error", "float64", "relative error of the sum of shares against .grad; NaN where it was not computed"),
     _step("nonfinite", "int64", "number of kept entries that are NaN or infinite"),
     _step("skipped", "bool", "whether the optimizer skipped the step (overflow under fp16 AMP)"),

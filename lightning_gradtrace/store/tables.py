@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from lightning_gradtrace.store.schema import OCCURRENCE_SPECS, PARAM_SPECS, STEP_SPECS
+from lightning_gradtrace.store.schema import OCCURRENCE_SPECS, PARAM_SPECS, STEP_SPECS, ArraySpec
 
 
 def read_params(group: zarr.Group) -> pd.DataFrame:
@@ -37,13 +37,15 @@ def read_steps(group: zarr.Group, n_steps: int) -> pd.DataFrame:
         n_steps: committed rows.
 
     Returns:
-        The columns of ``steps/`` by number of the step; learning rates of further parameter groups as lr_1, lr_2, ...
+        The columns of ``steps/`` by number of the step; learning rates of further parameter groups as lr_1, lr_2, ...,
+        and so their momentum. A column that a trace of an earlier version lacks holds padding.
     """
     columns: dict[str, np.ndarray] = {}
     for spec in STEP_SPECS:
-        values = _read(group, spec.path, n_steps)
-        if spec.name == "lr":
-            columns |= {f"lr_{i}" if i else "lr": values[:, i] for i in range(values.shape[1])}
+        known = spec.path in group
+        values = _read(group, spec.path, n_steps) if known else _padding(spec, n_steps)
+        if spec.dims[1:] == ("group",):
+            columns |= {f"{spec.name}_{i}" if i else spec.name: values[:, i] for i in range(values.shape[1])}
         else:
             columns[spec.name] = values
     return pd.DataFrame(columns).set_index("step")
@@ -91,6 +93,10 @@ def locate_entries(params: pd.DataFrame, entry_numbers: np.ndarray) -> pd.DataFr
     code = np.searchsorted(offset, numbers, side="right") - 1
     param = pd.Categorical.from_codes(code, categories=pd.Index(params["param"]))
     return pd.DataFrame({"param": param, "index": numbers - offset[code] if len(numbers) else numbers})
+
+
+def _padding(spec: ArraySpec, n_rows: int) -> np.ndarray:
+    return np.full((n_rows, *(1 for _ in spec.shape_tail)), spec.fill_value, spec.dtype)
 
 
 def _read(group: zarr.Group, path: str, n_rows: int | None) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
+from lightning_gradtrace.store.ledger import check_ledger
 from lightning_gradtrace.store.params import params_arrays, params_digest
 from lightning_gradtrace.store.schema import AXES
 from lightning_gradtrace.store.target import key_exists
@@ -59,8 +60,8 @@ def verify(trace: Trace, *, residual_tolerance: float | None = None) -> VerifyRe
 
     Args:
         trace: the trace.
-        residual_tolerance: largest relative residual of the ledger that is no problem. Default: 1e-3, or 5e-2 where the
-            run was computed in half precision.
+        residual_tolerance: largest relative residual of the ledger that is no problem. Default: what the optimizer's
+            rule and the precision of the run let expect, mostly 1e-3; see `lightning_gradtrace.store.ledger`.
 
     Returns:
         The report.
@@ -93,20 +94,15 @@ def verify(trace: Trace, *, residual_tolerance: float | None = None) -> VerifyRe
         if group in trace.group and not broken & {group, "params", "steps", "occurrences"}:
             check(trace, report)
     if not broken & {"steps"}:
-        tolerance = _usual_tolerance(trace) if residual_tolerance is None else residual_tolerance
-        _check_ledger(trace, report, tolerance)
+        problems, notes = check_ledger(trace, residual_tolerance)
+        report.problems += problems
+        report.notes += notes
+        _check_nonfinite(trace, report)
     if not trace.attrs.get("complete"):
         report.notes.append(
             f"the run did not end normally: {trace.attrs.get('end_reason') or 'it was killed or still runs'}"
         )
     return report
-
-
-def _usual_tolerance(trace: Trace) -> float:
-    config = trace.attrs.get("config")
-    trainer = config.get("trainer") if isinstance(config, dict) else None
-    precision = trainer.get("precision") if isinstance(trainer, dict) else None
-    return 5e-2 if "16" in str(precision) else 1e-3
 
 
 def _check_chunks(trace: Trace, path: str, array: zarr.Array, report: VerifyReport) -> Iterator[str]:
@@ -249,15 +245,7 @@ def _check_range(rows: np.ndarray, start: int, n_entries: int, path: str, report
         report.problems.append(f"`{path}` row {start + wrong[0]} has entries beyond the last one, {n_entries - 1}")
 
 
-def _check_ledger(trace: Trace, report: VerifyReport, tolerance: float) -> None:
-    for column, name in (("residual", "ledger residual"), ("sum_error", "sum of shares against .grad")):
-        values = trace.steps[column]
-        wrong = values[values > tolerance]
-        if len(wrong):
-            report.problems.append(
-                f"{name} of {len(wrong)} steps is above {tolerance:g}, "
-                f"largest {wrong.max():.3g} at step {wrong.idxmax()}"
-            )
+def _check_nonfinite(trace: Trace, report: VerifyReport) -> None:
     flagged = trace.steps["nonfinite"]
     if (flagged > 0).any():
         steps = flagged.index[flagged > 0]

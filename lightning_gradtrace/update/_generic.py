@@ -15,11 +15,12 @@ class GenericRule(UpdateRule):
     """``s[i] = -lr c g[i]``, nothing carried, nothing decayed (docs/concepts.md, 3)."""
 
     @override
-    def remember(self, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool) -> dict[str, Any]:
-        return {}
-
-    @override
     def split(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], memory: Mapping[str, Any], before: Tensor | None
+        self,
+        group: Mapping[str, Any],
+        state: Mapping[str, Any],
+        memory: Mapping[str, Any],
+        gradient: Tensor,
+        before: Tensor | None,
     ) -> Split:
         return Split(gain=-number(group.get("lr", 1.0)))

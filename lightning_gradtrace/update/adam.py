@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.update._base import Split, UpdateRule, number
+from lightning_gradtrace.update._base import Split, UpdateRule, bias_correction, copy_of, divide, number, wide
 
 
 class AdamRule(UpdateRule):
@@ -19,28 +19,31 @@ class AdamRule(UpdateRule):
     With L2 decay ``e = c g + w W``; decoupled, ``-lr w W`` is a term of its own (docs/concepts.md, 3).
     """
 
-    optimizers: ClassVar = (torch.optim.Adam, torch.optim.AdamW)
+    optimizers: ClassVar = (
+        torch.optim.Adam,
+        torch.optim.AdamW,
+    )
 
     @override
-    def remember(self, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool) -> dict[str, Any]:
-        moment = state.get("exp_avg")
-        return {"moment": moment.clone() if ledger and moment is not None else None}
+    def remember(
+        self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
+    ) -> dict[str, Any]:
+        return {"moment": copy_of(state, "exp_avg", ledger)}
 
     @override
     def split(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], memory: Mapping[str, Any], before: Tensor | None
+        self,
+        group: Mapping[str, Any],
+        state: Mapping[str, Any],
+        memory: Mapping[str, Any],
+        gradient: Tensor,
+        before: Tensor | None,
     ) -> Split:
-        rate, decay, step = number(group["lr"]), number(group["weight_decay"]), number(state["step"])
-        beta1, beta2 = (number(beta) for beta in group["betas"])
-        second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-        denominator = second.sqrt().div_((1 - beta2**step) ** 0.5).add_(number(group["eps"]))
-        unit = (rate / (1 - beta1**step)) / denominator  # of the first moment
-        fresh = unit * (1 - beta1)
-        split = Split(gain=fresh if group["maximize"] else -fresh)
-        if before is not None:
-            if decay:
-                decoupled = group.get("decoupled_weight_decay", False)
-                split.decay = before * (-rate * decay) if decoupled else fresh * before * -decay
-            if memory["moment"] is not None:
-                split.carry = unit * memory["moment"] * -beta1
-        return split
+        beta1, beta2 = group["betas"]
+        in_tensors = group["capturable"] or group["differentiable"]
+        second = wide(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
+        denominator = second.sqrt().div_(bias_correction(beta2, state, in_tensors) ** 0.5).add_(number(group["eps"]))
+        unit = denominator.reciprocal_().mul_(number(group["lr"]) / bias_correction(beta1, state, in_tensors))
+        kept = unit * number(beta1) if before is not None else 0.0
+        decoupled = group.get("decoupled_weight_decay", False)
+        return divide(group, unit * (1 - number(beta1)), before, memory["moment"], kept, decoupled)

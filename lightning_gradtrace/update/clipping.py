@@ -1,7 +1,7 @@
 """What clipping did to the gradients, measured rather than assumed.
 
-Lightning clips by norm or by value, users override `configure_gradient_clipping`, and callbacks change gradients as
-they like. All of it is read off the gradients before and after (docs/concepts.md, 3: the factor c).
+Lightning clips by norm or by value, users override `configure_gradient_clipping`, and hooks change gradients as they
+like. All of it is read off the gradients before and after (docs/concepts.md, 3: the factor c).
 """
 
 from __future__ import annotations
@@ -16,19 +16,26 @@ _PROPORTIONAL = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 
 def copy_gradients(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Return copies of gradients; those of one dtype and device lie in one block of memory, in order."""
+    """Return dense copies of gradients; those of one dtype and device lie in one block of memory, in order."""
     copies: dict[int, Tensor] = {}
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for i, gradient in enumerate(gradients):
         kinds.setdefault((gradient.dtype, gradient.device), []).append(i)
     for members in kinds.values():
-        flat = torch.cat([gradients[i].detach().flatten() for i in members])
-        for i, part in zip(members, flat.split([gradients[i].numel() for i in members]), strict=True):
+        flat = torch.cat([dense(gradients[i]).flatten() for i in members])
+        sizes = [gradients[i].shape.numel() for i in members]
+        for i, part in zip(members, flat.split(sizes), strict=True):
             copies[i] = part.view(gradients[i].shape)
     return [copies[i] for i in range(len(gradients))]
 
 
-def clip_factors(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[float | Tensor]:
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient, detached; one that `nn.Embedding(sparse=True)` left sparse is written out."""
+    gradient = gradient.detach()
+    return gradient.to_dense() if gradient.layout != torch.strided else gradient
+
+
+def clip_factors(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[float | Tensor | None]:
     """Return, for every parameter, the factor by which its gradient was changed.
 
     Args:
@@ -36,9 +43,9 @@ def clip_factors(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[floa
         after: gradients as the optimizer saw them, same shapes.
 
     Returns:
-        For each parameter a number if the whole gradient was scaled, else a tensor of factors per entry: 1 where the
-        entry is unchanged and where a change can't be expressed as a factor (from 0 to something: the ledger's
-        residual shows it).
+        For each parameter a number if the whole gradient was scaled; a tensor that broadcasts with it if each row,
+        each column or (towards zero, as by value clipping or a mask) each entry was scaled; None if the change can't be
+        told as factors: something was added.
     """
     if before and len({(g.dtype, g.device) for g in (*before, *after)}) == 1:
         # Norm clipping gives all gradients one factor; finding that in one go costs a tenth of going one by one.
@@ -46,6 +53,13 @@ def clip_factors(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[floa
         if factor is not None:
             return [factor] * len(before)
     return [_factor(b.detach(), a.detach()) for b, a in zip(before, after, strict=True)]
+
+
+def projection(before: Tensor, after: Tensor) -> float:
+    """Return the number c that brings ``c * before`` closest to ``after``: what is left is no sample's share."""
+    before, after = before.double().flatten(), after.double().flatten()
+    square = float(torch.dot(before, before))
+    return float(torch.dot(before, after)) / square if square else 1.0
 
 
 def _common_factor(before: Tensor, after: Tensor) -> float | None:
@@ -62,11 +76,29 @@ def _common_factor(before: Tensor, after: Tensor) -> float | None:
     return factor if difference <= tolerance * largest else None  # False if anything is not finite
 
 
-def _factor(before: Tensor, after: Tensor) -> float | Tensor:
+def _factor(before: Tensor, after: Tensor) -> float | Tensor | None:
     common = _common_factor(before.flatten(), after.flatten())
     if common is not None:
         return common
+    tolerance = _PROPORTIONAL.get(before.dtype, 1e-2)
     dtype = torch.promote_types(before.dtype, torch.float32)
     before, after = before.to(dtype), after.to(dtype)
-    unchanged = (after == before) | (after.isnan() & before.isnan()) | (before == 0)
-    return torch.where(unchanged, torch.ones_like(after), after / before)
+    unknown = ((before == 0) & (after == 0)) | ~before.isfinite()
+    ratio = torch.where(unknown, torch.ones_like(after), after / before)
+    # Infinite where nothing became something; NaN where clipping made it so, and so it stays.
+    if not bool(((ratio < 0) | (ratio > 1 + tolerance)).any()):
+        return ratio
+    for axis in range(before.dim()) if before.dim() > 1 else ():
+        scaled = _factor_along(axis, before, after, tolerance)
+        if scaled is not None:
+            return scaled
+    return None
+
+
+def _factor_along(axis: int, before: Tensor, after: Tensor, tolerance: float) -> Tensor | None:
+    """Return one factor for each place along an axis, of a shape that broadcasts, None if there are no such factors."""
+    others = [other for other in range(before.dim()) if other != axis]
+    square = before.square().sum(others, keepdim=True)
+    factor = torch.where(square > 0, (before * after).sum(others, keepdim=True) / square, torch.ones_like(square))
+    allowed = tolerance * after.abs().amax(others, keepdim=True)
+    return factor if bool(((after - before * factor).abs() <= allowed).all()) else None

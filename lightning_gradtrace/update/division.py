@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradtrace.update._base import Split, UpdateRule, rule_for
+from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.update._base import Split, UpdateRule
 from lightning_gradtrace.update._generic import GenericRule
-from lightning_gradtrace.update.clipping import clip_factors, copy_gradients
-from lightning_gradtrace.update.ledger import Entry, residual
+from lightning_gradtrace.update._registry import rule_for
+from lightning_gradtrace.update.clipping import clip_factors, copy_gradients, dense, projection
+from lightning_gradtrace.update.ledger import Balance, Entry, balance
+from lightning_gradtrace.update.preconditioned import precondition
 
 
 @dataclass
 class _Parameter:
-    """What is kept of one parameter from before the step."""
+    """What is kept of one parameter from before the step, and what was read off after it."""
 
     tensor: Tensor
     group: Mapping[str, Any]
@@ -29,22 +32,32 @@ class _Parameter:
     split: Split | None = None
     clip: float | Tensor = 1.0
 
+    @property
+    def seen(self) -> Tensor:
+        """The gradient as the optimizer saw it; one that the step set to None is taken as not clipped."""
+        return self.gradient if self.tensor.grad is None else self.tensor.grad.detach()
+
 
 @dataclass
 class StepDivision:
     """The division of one step of one optimizer.
 
     Make it after the gradients of the step are complete and before they are clipped, call `complete` after the step.
+    Memory: a copy of the tracked gradients, and one tensor of gains where the optimizer has one per weight; on steps
+    with a ledger also copies of the tracked weights and of the optimizer's memory. Carry and decay are formed for one
+    parameter at a time.
 
     Attributes:
         optimizer: the optimizer.
-        ledger: whether carry, decay and the residual are wanted; costs copies of the tracked weights.
+        ledger: whether the residual is wanted; costs copies of the tracked weights.
         loss_scale: factor by which the cotangents exceed the true gradients (fp16 AMP), 1 otherwise.
+        unexplained: parameters whose gradients something other than a factor changed before the step; after `complete`.
     """
 
     optimizer: Optimizer
     ledger: bool
     loss_scale: float
+    unexplained: list[str] = field(default_factory=list, init=False)
     _rule: UpdateRule
     _parameters: dict[str, _Parameter] = field(default_factory=dict)
 
@@ -56,6 +69,7 @@ class StepDivision:
         tracked: Mapping[str, Tensor],
         ledger: bool,
         loss_scale: float = 1.0,
+        reference: Mapping[str, Tensor] | None = None,
     ) -> StepDivision:
         """Keep what the division of the coming step needs.
 
@@ -65,19 +79,32 @@ class StepDivision:
             tracked: tracked parameters by name; those without a gradient or of other optimizers are left out.
             ledger: whether the ledger is wanted for this step.
             loss_scale: see the class.
+            reference: copies of the gradients, unscaled, as the backward pass left them, if hooks may have changed
+                them since; by name. Parameters that are not in it have their gradients copied now.
 
         Returns:
             The division, to be completed after the step.
+
+        Raises:
+            ValueError: a parameter is complex.
         """
         division = cls(optimizer, ledger, loss_scale, rule)
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         moving = {name: p for name, p in tracked.items() if id(p) in groups and p.grad is not None}
-        copies = copy_gradients([p.grad for p in moving.values() if p.grad is not None])
-        for (name, tensor), gradient in zip(moving.items(), copies, strict=True):
+        gradients = dict(reference or {})
+        now = [name for name in moving if name not in gradients]
+        copies = copy_gradients([p.grad for name in now if (p := moving[name]).grad is not None])
+        gradients.update(zip(now, copies, strict=True))
+        for name, tensor in moving.items():
+            if tensor.is_complex():
+                raise ValueError(
+                    f"GradTrace divides the steps of real parameters, and `{name}` is {tensor.dtype}. Leave it out "
+                    "with `GradTrace(params=...)`, or keep its real and imaginary part as two parameters."
+                )
             group = groups[id(tensor)]
-            memory = rule.remember(group, optimizer.state.get(tensor, {}), ledger)
+            memory = rule.remember(tensor.detach(), group, optimizer.state.get(tensor, {}), ledger)
             weights = tensor.detach().clone() if ledger else None
-            division._parameters[name] = _Parameter(tensor, group, gradient, memory, weights)
+            division._parameters[name] = _Parameter(tensor, group, gradients[name], memory, weights)
         return division
 
     @property
@@ -85,24 +112,38 @@ class StepDivision:
         """Gradients before clipping, by name."""
         return {name: p.gradient for name, p in self._parameters.items()}
 
+    @torch.no_grad()
     def complete(self) -> None:
         """Read off clipping and the optimizer's state after the step."""
-        # A gradient that the step set to None is taken as not clipped.
-        changed = [p for p in self._parameters.values() if p.tensor.grad is not None]
-        factors = clip_factors(
-            [p.gradient for p in changed], [p.tensor.grad for p in changed if p.tensor.grad is not None]
-        )
-        for p, factor in zip(changed, factors, strict=True):
-            p.clip = factor
-        for p in self._parameters.values():
-            p.split = self._rule.split(p.group, self.optimizer.state.get(p.tensor, {}), p.memory, p.weights)
+        parts = self._parameters.values()
+        seen = [dense(p.seen) for p in parts]
+        factors = clip_factors([p.gradient for p in parts], seen)
+        for (name, p), factor, after in zip(self._parameters.items(), factors, seen, strict=True):
+            if factor is None:
+                self.unexplained.append(name)
+                factor = projection(p.gradient, after)
+            p.clip = factor.expand(p.tensor.shape) if isinstance(factor, Tensor) else factor
+            p.split = self._split(p, None)
 
     def scale(self, name: str) -> float | Tensor | None:
-        """Return the factor from ``g[i]`` to ``s[i]`` of a parameter, None if the step did not move it."""
+        """Return the factor from `share` to the shifts of a parameter, None if the step did not move it."""
         p = self._parameters.get(name)
         if p is None or p.split is None:
             return None
-        return p.split.gain * p.clip * (1.0 / self.loss_scale)
+        factor = 1.0 / self.loss_scale * (1.0 if _has_matrix(p.split) else p.clip)
+        return p.split.gain if isinstance(factor, float) and factor == 1.0 else p.split.gain * factor
+
+    def share(self, name: str, share: Share) -> Share:
+        """Return what `scale` turns into shifts: the share itself, or the share times the matrices of the step."""
+        p = self._parameters.get(name)
+        if p is None or p.split is None or not _has_matrix(p.split):
+            return share
+        return precondition(share, p.clip, p.split.left, p.split.right)
+
+    def gain(self, name: str) -> float | Tensor | None:
+        """Return the optimizer's own factor, without clipping; None if the step did not move the parameter."""
+        p = self._parameters.get(name)
+        return None if p is None or p.split is None else p.split.gain
 
     def clip_factor(self) -> float:
         """Return the factor by which the gradients were clipped, NaN if it differs between weights."""
@@ -113,27 +154,49 @@ class StepDivision:
         middle = sorted(numbers)[len(numbers) // 2]
         return middle if max(numbers) - min(numbers) <= 1e-4 * abs(middle) else float("nan")
 
-    def residual(self, totals: Mapping[str, Tensor]) -> float:
-        """Return the relative residual of the ledger.
+    @torch.no_grad()
+    def balance(self, total: Callable[[str], Tensor | None]) -> Balance:
+        """Return the outcome of the ledger, NaN if it was not asked for.
 
         Args:
-            totals: sum of the shifts over all occurrences, by name.
-
-        Returns:
-            See `lightning_gradtrace.update.ledger.residual`; NaN if the ledger was not asked for.
+            total: gives the sum of the shifts of a parameter over all occurrences, None for no shifts.
         """
-        return residual(self._entries(totals)) if self.ledger else float("nan")
+        return balance(self.entries(total)) if self.ledger else Balance()
 
-    def _entries(self, totals: Mapping[str, Tensor]) -> Iterator[Entry]:
+    def entries(self, total: Callable[[str], Tensor | None]) -> Iterator[Entry]:
+        """Yield the ledger's lines, one parameter after the other; see `balance`."""
         for name, p in self._parameters.items():
-            assert p.weights is not None and p.split is not None
-            shifts = totals.get(name)
+            assert p.weights is not None
+            shifts, split = total(name), self._split(p, p.weights)
             shifts = torch.zeros_like(p.weights) if shifts is None else shifts
-            yield Entry(p.weights, p.tensor.detach(), shifts, p.split.carry, p.split.decay)
+            yield Entry(p.weights, p.tensor.detach(), shifts, split.carry, split.decay)
+
+    def _split(self, p: _Parameter, before: Tensor | None) -> Split:
+        return self._rule.split(p.group, self.optimizer.state.get(p.tensor, {}), p.memory, p.seen, before)
+
+
+def _has_matrix(split: Split) -> bool:
+    return split.left is not None or split.right is not None
 
 
 def explain(optimizer: Optimizer) -> UpdateRule:
-    """Return the rule of an optimizer's family, or the generic rule with a warning."""
+    """Return the rule of an optimizer's family, or the generic rule with a warning.
+
+    Args:
+        optimizer: the optimizer.
+
+    Returns:
+        The rule.
+
+    Raises:
+        ValueError: the optimizer evaluates the loss several times in one step.
+    """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError(
+            f"GradTrace can't divide the steps of `{type(optimizer).__name__}`: it evaluates the loss several times in "
+            "one step, at weights that it then leaves, so that no single set of gradients explains the step. Use an "
+            "optimizer that takes one gradient per step."
+        )
     rule = rule_for(optimizer)
     if rule is None:
         warnings.warn(
@@ -143,6 +206,8 @@ def explain(optimizer: Optimizer) -> UpdateRule:
             stacklevel=2,
         )
         return GenericRule()
+    if rule.caution is not None:
+        warnings.warn(f"GradTrace: {rule.caution}", stacklevel=2)
     return rule
 
 
@@ -151,6 +216,6 @@ def gradient_norm(optimizer: Optimizer) -> float:
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
         return 0.0
-    dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    norms = [torch.linalg.vector_norm(g.detach()).float() for g in dense]
+    values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    norms = [torch.linalg.vector_norm(g.detach()).float() for g in values]
     return float(torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms])))

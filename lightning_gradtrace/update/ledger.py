@@ -28,25 +28,40 @@ class Entry:
     decay: Tensor | None = None
 
 
-def residual(entries: Iterable[Entry]) -> float:
-    """Return ``|dW - (sum_i s[i] + carry + decay)| / |dW|`` over all entries, Frobenius norms, in float64.
+@dataclass(frozen=True)
+class Balance:
+    """Outcome of a ledger.
 
-    In float32 the weights themselves are rounded, so that the residual can't fall below about
-    ``6e-8 |W| / |dW|``: about 1e-6 for usual learning rates, more for very small ones.
-
-    Returns:
-        The relative residual; 0 if neither the weights nor the shares moved, inf if only the shares did, NaN if
-        anything is not finite.
+    Attributes:
+        residual: ``|dW - (sum_i s[i] + carry + decay)| / |dW|``; 0 if neither the weights nor the shares moved, inf if
+            only the shares did, NaN if anything is not finite or the ledger was not asked for.
+        rounding: ``u |W| / |dW|``, the residual that rounding the weights once can leave at most; u is half a unit in
+            the last place (6e-8 in float32). NaN where the weights did not move.
     """
-    missing = change = 0.0
+
+    residual: float = float("nan")
+    rounding: float = float("nan")
+
+
+def balance(entries: Iterable[Entry]) -> Balance:
+    """Add up a ledger over all entries, with Frobenius norms, in float64, one parameter at a time.
+
+    In low precision the weights themselves are rounded when they are stored: where they move little, that, and no
+    fault of the division, is what is left.
+    """
+    missing = change = unit = 0.0
     for entry in entries:
-        moved = entry.after.double() - entry.before.double()
-        explained = entry.shifts.double()
-        for part in (entry.carry, entry.decay):
+        moved = entry.after.double() - entry.before  # a new tensor: what follows changes it in place
+        change += _square(moved)
+        for part in (entry.shifts, entry.carry, entry.decay):
             if part is not None:
-                explained = explained + part.double()
-        change += float(torch.linalg.vector_norm(moved)) ** 2
-        missing += float(torch.linalg.vector_norm(moved - explained)) ** 2
+                moved.sub_(part)
+        missing += _square(moved)
+        unit += (torch.finfo(entry.after.dtype).eps / 2) ** 2 * _square(entry.after)
     if change == 0:
-        return float("inf") if missing else missing
-    return float((missing / change) ** 0.5)
+        return Balance(float("inf") if missing else missing)
+    return Balance((missing / change) ** 0.5, (unit / change) ** 0.5)
+
+
+def _square(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2

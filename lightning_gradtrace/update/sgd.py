@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.update._base import Split, UpdateRule, number
+from lightning_gradtrace.update._base import Split, UpdateRule, copy_of, divide, number
 
 
 class SGDRule(UpdateRule):
@@ -19,25 +19,27 @@ class SGDRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.SGD,)
+    half_tolerance: ClassVar = 5e-2
 
     @override
-    def remember(self, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool) -> dict[str, Any]:
-        buffer = state.get("momentum_buffer")
-        return {"first": buffer is None, "buffer": buffer.clone() if ledger and buffer is not None else None}
+    def remember(
+        self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
+    ) -> dict[str, Any]:
+        return {"first": state.get("momentum_buffer") is None, "buffer": copy_of(state, "momentum_buffer", ledger)}
 
     @override
     def split(
-        self, group: Mapping[str, Any], state: Mapping[str, Any], memory: Mapping[str, Any], before: Tensor | None
+        self,
+        group: Mapping[str, Any],
+        state: Mapping[str, Any],
+        memory: Mapping[str, Any],
+        gradient: Tensor,
+        before: Tensor | None,
     ) -> Split:
-        rate, momentum, decay = number(group["lr"]), number(group["momentum"]), number(group["weight_decay"])
-        k = 1.0
-        if momentum:
-            k = 1.0 if memory["first"] else 1.0 - number(group["dampening"])
-            k = 1.0 + momentum * k if group["nesterov"] else k
-        split = Split(gain=(rate if group.get("maximize", False) else -rate) * k)
-        if before is not None:
-            if decay:
-                split.decay = before * (-rate * k * decay)
-            if momentum and memory["buffer"] is not None:
-                split.carry = memory["buffer"] * (-rate * momentum * (momentum if group["nesterov"] else 1.0))
-        return split
+        rate, momentum = number(group["lr"]), number(group["momentum"])
+        if not momentum:
+            return divide(group, rate, before)
+        k = 1.0 if memory["first"] else 1.0 - number(group["dampening"])
+        if group["nesterov"]:
+            return divide(group, rate * (1.0 + momentum * k), before, memory["buffer"], rate * momentum**2)
+        return divide(group, rate * k, before, memory["buffer"], rate * momentum)

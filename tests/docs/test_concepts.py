@@ -38,16 +38,16 @@ def step() -> tuple[StepDivision, StepShifts, dict[str, list[float]]]:
     division.complete()
 
     shifts = ParameterShifts(ParameterInfo("weight", (1, 2), 0), division.scale("weight"), [share])
-    split = division._parameters["weight"].split
-    assert split is not None and split.carry is not None and split.decay is not None
+    (entry,) = division.entries(lambda name: shifts.total())
+    assert entry.carry is not None and entry.decay is not None
     lines = {
         "g[0]": share.dense()[0],
         "g[1]": share.dense()[1],
         "dL/dW": share.total(),
         "s[0]": shifts.shifts(0)[0],
         "s[1]": shifts.shifts(0)[1],
-        "carry": split.carry,
-        "decay": split.decay,
+        "carry": entry.carry,
+        "decay": entry.decay,
         "W_after - W_before": model.weight.detach() - before,
     }
     return division, StepShifts([2], [shifts]), {name: line.flatten().tolist() for name, line in lines.items()}
@@ -68,7 +68,7 @@ def test_every_line_of_the_worked_example_is_what_the_package_computes(step) -> 
 def test_clipping_residual_and_selection_of_the_worked_example(step) -> None:
     division, shifts, _ = step
     assert division.clip_factor() == pytest.approx(0.5, rel=1e-6)
-    assert division.residual({"weight": shifts.parameters[0].total()}) < 1e-12
+    assert division.balance(lambda name: shifts.parameters[0].total()).residual < 1e-12
     infos = [p.info for p in shifts.parameters]
     per_sample, per_step = TopK(1), TopK(1, per="step")
     per_sample.specs(infos), per_step.specs(infos)
@@ -88,10 +88,11 @@ def test_the_residual_in_float32_lies_at_its_floor_and_not_above(rate: float) ->
     division = StepDivision.begin(optimizer, explain(optimizer), named, ledger=True)
     optimizer.step()
     division.complete()
-    residual = division.residual({name: p.grad * division.scale(name) for name, p in named.items()})
+    outcome = division.balance(lambda name: named[name].grad * division.scale(name))
     change = torch.cat([p.detach().flatten() for p in named.values()]).double() - before.double()
     floor = 6e-8 * float(before.norm() / change.norm())
-    assert 0.1 * floor < residual < floor
+    assert outcome.rounding == pytest.approx(floor, rel=0.01)
+    assert 0.1 * floor < outcome.residual < floor
 
 
 def test_a_wrong_factor_of_ten_percent_shows_as_a_tenth() -> None:
@@ -101,4 +102,5 @@ def test_a_wrong_factor_of_ten_percent_shows_as_a_tenth() -> None:
     division = StepDivision.begin(optimizer, explain(optimizer), dict(model.named_parameters()), ledger=True)
     optimizer.step()
     division.complete()
-    assert division.residual({n: -0.09 * p.grad for n, p in model.named_parameters()}) == pytest.approx(0.1, rel=1e-4)
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert division.balance(lambda name: -0.09 * gradients[name]).residual == pytest.approx(0.1, rel=1e-4)

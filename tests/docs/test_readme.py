@@ -11,7 +11,7 @@ import pytest
 from examples.data import PlantedData
 from examples.models import LanguageModel
 from lightning_gradtrace.update import UpdateRule
-from lightning_gradtrace.update._base import _subclasses
+from lightning_gradtrace.update._registry import _subclasses
 from tests.docs.pages import ROOT, blocks
 
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f.relative_to(ROOT).as_posix() for f in ROOT.glob("docs/**/*.md"))]

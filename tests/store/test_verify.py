@@ -127,3 +127,38 @@ def test_padding_of_a_small_step_is_no_problem(tmp_path):
     assert trace.verify().ok, str(trace.verify())
     assert trace.topk.frame()["index"].tolist() == [3, 8]
     assert [len(block) for block in trace.topk.blocks()] == [2]
+
+
+def write_steps(path: Path, residual: list[float], rounding: float = 1e-6, attrs: dict | None = None):
+    content = Synthetic(n_steps=len(residual))
+    writer = TraceWriter(path, params=content.params, specs=content.specs(), attrs=attrs or {})
+    for step, value in zip(content.steps(), residual, strict=True):
+        writer.append_step({**step.step, "residual": value, "rounding": rounding}, step.occurrences, step.records)
+    writer.close(complete=True)
+    return open_trace(path).verify()
+
+
+def test_a_residual_out_of_line_is_a_note_with_its_usual_cause(tmp_path):
+    report = write_steps(tmp_path / "a.zarr", [1e-6, 2e-6, 5e-4, 1e-6, 1e-6, float("nan"), 2e-6])
+    assert report.ok
+    (note,) = report.notes
+    assert "residual of 1 steps is out of line with the others (median 1.5e-06), largest 0.0005 at step 2" in note
+    assert "something else that moves weights at that moment: averaging, pruning or resetting them" in note
+
+
+def test_what_rounding_of_the_weights_leaves_is_no_problem(tmp_path):
+    """A learning rate of 1e-8 moves weights by less than they can hold."""
+    assert write_steps(tmp_path / "a.zarr", [0.3, 0.2, 0.3, 0.2, 0.4], rounding=0.5).ok
+    report = write_steps(tmp_path / "b.zarr", [0.3, 0.2, 0.3, 0.2, 0.4], rounding=0.01)
+    assert "ledger residual of 5 steps is above 0.001, largest 0.4 at step 4. In most steps" in report.problems[0]
+
+
+def test_the_optimizers_rule_says_what_residual_to_expect(tmp_path):
+    muon = {"class": "torch.optim._muon.Muon", "rule": "Muon", "residual_tolerance": {"single": 0.7, "half": 0.7}}
+    assert write_steps(tmp_path / "a.zarr", [0.3] * 5, attrs={"optimizer": [muon]}).ok
+    unknown = {"class": "mine.Lion", "rule": None, "residual_tolerance": {"single": 1e-3, "half": 0.2}}
+    report = write_steps(tmp_path / "b.zarr", [0.3] * 5, attrs={"optimizer": [unknown]})
+    assert "The optimizer `Lion` has no rule, so that shifts are -lr * clipped gradient" in report.problems[0]
+    half = {"optimizer": [unknown], "config": {"trainer": {"precision": "bf16-mixed"}}}
+    assert write_steps(tmp_path / "c.zarr", [0.1] * 5, attrs=half).ok
+    assert write_steps(tmp_path / "d.zarr", [1e-6] * 5, attrs={"optimizer": ["?", {"residual_tolerance": 3}]}).ok

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis
+from lightning_gradtrace.capture.routing import Rows
 from lightning_gradtrace.capture.shares import Share
 
 Arguments = Mapping[str, Any]
@@ -32,7 +33,7 @@ class Call:
     source: str
     input: Tensor
     cotangent: Tensor
-    axis: SampleAxis
+    axis: SampleAxis | Rows
     n_samples: int
     wanted: frozenset[str]
 

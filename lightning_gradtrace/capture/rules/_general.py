@@ -38,7 +38,7 @@ Places = Mapping[int, SampleAxis | Rows]
 
 
 def sliced_shares(
-    use: Use, inputs: Places, outputs: Places, cut: Mapping[Lineage, int], n_samples: int
+    use: Use, inputs: Places, outputs: Places, cut: Mapping[Derived, int], n_samples: int
 ) -> dict[Lineage, Share]:
     """Return the shares of every tracked tensor that a use received, sample by sample.
 
@@ -59,7 +59,7 @@ def sliced_shares(
     check_untouched(use)
     lineages = set(use.lineages.values())
     whole = {lineage: lineage.tensor.detach() for lineage in lineages if lineage not in cut}
-    slices = {lineage: lineage.tensor.detach().movedim(axis, 0) for lineage, axis in cut.items()}
+    slices: dict[Lineage, Tensor] = {lineage: lineage.tensor.detach().movedim(axis, 0) for lineage, axis in cut.items()}
     batched = {i: axis.samples_first(use.leaves[i].tensor, n_samples) for i, axis in inputs.items()}
     cotangents = {i: axis.samples_first(use.cotangents[i], n_samples) for i, axis in outputs.items()}
 
@@ -71,7 +71,7 @@ def sliced_shares(
             for i, leaf in enumerate(use.leaves):
                 if isinstance(leaf, (Root, Derived)):
                     value = received[leaf]
-                    leaves.append(value.unsqueeze(cut[leaf]) if leaf in cut else value)
+                    leaves.append(value.unsqueeze(cut[leaf]) if isinstance(leaf, Derived) and leaf in cut else value)
                 elif i in samples:
                     leaves.append(_restore(samples[i], inputs[i]))
                 else:
@@ -86,7 +86,9 @@ def sliced_shares(
     with quiet_vmap():
         pulled = torch.func.vmap(single)(batched, cotangents, slices)
     return {
-        lineage: DiagonalShare(value, cut[lineage]) if lineage in cut else DenseShare(value)
+        lineage: DiagonalShare(value, cut[lineage])
+        if isinstance(lineage, Derived) and lineage in cut
+        else DenseShare(value)
         for lineage, value in pulled.items()
     }
 
@@ -193,9 +195,9 @@ def run_whole(use: Use, tracked: Mapping[int, Tensor]) -> list[Tensor]:
         for i, leaf in enumerate(use.leaves)
     ]
     results = run(use.function, leaves, use.structure, use.around)
-    for result, kept in zip(results, use.outputs, strict=True):
-        if kept is not None and kept.untouched and use.around.random is not None:
-            if not torch.equal(result.detach(), kept.tensor):
+    if use.around.random is not None:
+        for result, kept in zip(results, use.outputs, strict=True):
+            if kept is not None and kept.untouched and not torch.equal(result.detach(), kept.tensor):
                 raise UnrepeatableError
     return results
 

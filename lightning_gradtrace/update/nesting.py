@@ -1,0 +1,24 @@
+"""Steps within steps: an optimizer whose `step` calls its parent's runs torch's step hooks twice."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch.optim import Optimizer
+
+_TORCH_OPTIMIZER_FILE = inspect.getfile(Optimizer)
+
+
+def in_outermost_step(optimizer: Optimizer) -> bool:
+    """Say, inside a step hook, whether it is the hook of the whole step of the optimizer, not of a step within it.
+
+    Torch wraps `step` of every class to run the hooks. ``class Mine(SGD)`` with ``super().step()`` and something after
+    it runs them when the parent's step is done and the weights are not yet where they will be. The wrappers that are
+    still running are looked for on the stack, which holds up when a step ends in an exception.
+    """
+    frame, running = inspect.currentframe(), 0
+    while frame is not None and running < 2:
+        if frame.f_code.co_name == "wrapper" and frame.f_code.co_filename == _TORCH_OPTIMIZER_FILE:
+            running += frame.f_locals.get("self") is optimizer
+        frame = frame.f_back
+    return running < 2

@@ -1,0 +1,331 @@
+"""Uses that mix samples are split by parts of their outputs, or named; what can't be repeated is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_gradtrace.capture.check import check_sums, sum_errors
+from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
+from lightning_gradtrace.capture.oracle import per_sample_gradients
+from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.probe import PermutationProbe
+
+N = 4
+
+
+def capture(
+    model: nn.Module, batch: object, loss: Callable[[nn.Module, object], Tensor], engine: TapeEngine | None = None
+) -> MicroBatch:
+    engine, parameters = engine or TapeEngine(), dict(model.named_parameters())
+    model.zero_grad()
+    tape = engine.tape(parameters, batch, N)
+    with tape:
+        value = loss(model, batch)
+    value.backward()
+    micro_batch = engine.collect(
+        tape, N, PermutationProbe(model, parameters, lambda data: loss(model, data), batch, N, 0)
+    )
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    check_sums(sum_errors([micro_batch], gradients), gradients)
+    return micro_batch
+
+
+class Net(nn.Module):
+    """Holds parameters; the forward pass is a function of the test."""
+
+    def __init__(self, **parameters: nn.Module | tuple[int, ...]) -> None:
+        super().__init__()
+        for name, value in parameters.items():
+            setattr(self, name, nn.Parameter(torch.randn(value)) if isinstance(value, tuple) else value)
+
+
+def masked_output_oracle(model: nn.Module, output: Callable[[], Tensor], cotangent: Tensor) -> dict[str, Tensor]:
+    """Differentiate the part of an output that belongs to each sample, times the loss's gradient there."""
+    return per_sample_gradients(lambda i: (output()[i] * cotangent[i]).sum(), N, dict(model.named_parameters()))
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_in_training_is_split_by_its_outputs(affine: bool) -> None:
+    torch.manual_seed(0)
+    model = Net(norm=nn.BatchNorm1d(6, affine=affine), first=nn.Linear(6, 6)).double()
+    x = torch.randn(N, 6).double()
+    kept: list[Tensor] = []
+
+    def loss(model: nn.Module, x: object) -> Tensor:
+        y = model.norm(model.first(x))
+        if y.requires_grad:
+            y.retain_grad()
+            kept.append(y)
+        return y.pow(3).sum()
+
+    shares = capture(model, x, loss).shares
+    (y,) = kept
+    if affine:
+        model.norm.track_running_stats = False
+        expected = per_sample_gradients(
+            lambda i: (
+                F.batch_norm(model.first(x), None, None, model.norm.weight, model.norm.bias, True)[i] * y.grad[i]
+            ).sum(),
+            N,
+            {"w": model.norm.weight, "b": model.norm.bias},
+        )
+        torch.testing.assert_close(shares["norm.weight"].dense(), expected["w"])
+        torch.testing.assert_close(shares["norm.bias"].dense(), expected["b"])
+    torch.testing.assert_close(shares["first.weight"].total(), model.first.weight.grad)
+    assert int(model.norm.num_batches_tracked) == 1  # nothing of the capture ran the layer again
+
+
+def test_a_layer_after_a_statistic_of_the_batch_is_split_by_the_samples_that_it_meets() -> None:
+    """Virtual nodes, batch context: `lin(x.mean(0))` holds no samples; the sum with every sample does."""
+    torch.manual_seed(0)
+    model = Net(context=nn.Linear(6, 6), gate=(6,)).double()
+    x = torch.randn(N, 6).double()
+    shares = capture(model, x, lambda m, x: (x * torch.tanh(m.context(x.mean(0))) * m.gate).pow(2).sum()).shares
+
+    def part(i: int) -> Tensor:
+        return (x[i] * torch.tanh(model.context(x.mean(0))) * model.gate).pow(2).sum()
+
+    expected = per_sample_gradients(part, N, dict(model.named_parameters()))
+    for name, g in expected.items():
+        torch.testing.assert_close(shares[name].dense(), g)
+
+
+def test_samples_against_samples_are_split_by_the_first() -> None:
+    """In-batch negatives with a learned temperature: the share of a sample is that of its row of the logits."""
+    torch.manual_seed(0)
+    model = Net(query=nn.Linear(6, 5), key=nn.Linear(6, 5), temperature=()).double()
+    batch = (torch.randn(N, 6).double(), torch.randn(N, 6).double())
+
+    def logits(m: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        q, k = F.normalize(m.query(batch[0]), dim=-1), F.normalize(m.key(batch[1]), dim=-1)
+        return q @ k.T * m.temperature.exp()
+
+    shares = capture(model, batch, lambda m, b: F.cross_entropy(logits(m, b), torch.arange(N))).shares
+    full = logits(model, batch)
+    (d,) = torch.autograd.grad(F.cross_entropy(full, torch.arange(N)), full)
+    expected = [(d[i] * full[i]).sum() for i in range(N)]  # d/dt of exp(t) z is exp(t) z
+    torch.testing.assert_close(shares["temperature"].dense(), torch.stack(expected))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_dropout_inside_a_recurrent_network_is_replayed(kind: type[nn.RNNBase]) -> None:
+    torch.manual_seed(0)
+    model = Net(rnn=kind(5, 4, num_layers=3, dropout=0.5, batch_first=True)).double()
+    x = torch.randn(N, 6, 5).double()
+    engine = TapeEngine()
+    for _ in range(2):  # found out in the first step, known in the second
+        shares = capture(model, x, lambda m, x: m.rnn(x)[0].pow(2).sum(), engine).shares
+        for name, parameter in model.named_parameters():
+            torch.testing.assert_close(shares[name].total(), parameter.grad)
+    # A sample whose outputs don't count has no share, and takes none from the others.
+    shares = capture(model, x, lambda m, x: m.rnn(x)[0][1:].pow(2).sum()).shares
+    assert all(share.dense()[0].abs().max() == 0 for share in shares.values())
+
+
+def test_dropped_weights_are_replayed() -> None:
+    torch.manual_seed(0)
+    model = Net(w=(5, 6)).double()
+    x = torch.randn(N, 6).double()
+    shares = capture(model, x, lambda m, x: F.linear(x, F.dropout(m.w, 0.5)).pow(2).sum()).shares
+    mask = model.w.grad != 0
+    assert 0 < mask.sum() < mask.numel()
+    assert (shares["w"].dense()[:, ~mask] == 0).all()
+    torch.testing.assert_close(shares["w"].total(), model.w.grad)
+
+
+def test_noise_for_the_generator_counts_as_batched() -> None:
+    torch.manual_seed(0)
+    model = Net(net=nn.Linear(3, 5)).double()
+    noise: list[Tensor] = []
+
+    def loss(m: nn.Module, batch: object) -> Tensor:
+        noise.append(torch.randn(N, 3, dtype=torch.float64))
+        return m.net(noise[-1]).pow(2).sum()
+
+    shares = capture(model, torch.randn(N, 7), loss).shares
+    expected = per_sample_gradients(
+        lambda i: model.net(noise[0][i : i + 1]).pow(2).sum(), N, dict(model.named_parameters())
+    )
+    torch.testing.assert_close(shares["net.weight"].dense(), expected["net.weight"])
+
+
+def test_tensors_made_from_numbers_of_the_batch_count_as_batched() -> None:
+    torch.manual_seed(0)
+    model = Net(table=nn.Embedding(9, 5)).double()
+    words = [[1, 2, 3], [4, 5, 6], [7, 8, 0], [1, 1, 1]]
+    shares = capture(model, {"words": words}, lambda m, b: m.table(torch.tensor(b["words"])).pow(2).sum()).shares
+    expected = per_sample_gradients(
+        lambda i: model.table(torch.tensor(words[i])).pow(2).sum(), N, dict(model.named_parameters())
+    )
+    torch.testing.assert_close(shares["table.weight"].dense(), expected["table.weight"])
+    tokens = torch.tensor(words)
+    shares = capture(model, tokens, lambda m, b: m.table(torch.as_tensor(b.numpy() + 0)).pow(2).sum()).shares
+    torch.testing.assert_close(shares["table.weight"].dense(), expected["table.weight"])
+
+
+@pytest.mark.parametrize("kind", ["item", "view", "method"])
+def test_what_is_written_into_a_tensor_makes_it_batched(kind: str) -> None:
+    torch.manual_seed(0)
+    model = Net(first=(3,), second=(2, 3)).double()
+    x = torch.randn(N, 3).double()
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        out = torch.zeros(len(x), 2, 3, dtype=x.dtype)
+        if kind == "item":
+            out[:, 0] = x * m.first
+            out[:, 1] = x
+        elif kind == "view":
+            out[:, 1].copy_(x.detach() * m.first)
+            out[:, 0].add_(x)
+        else:
+            out.index_copy_(1, torch.tensor([1, 0]), torch.stack([x * m.first, x], 1))
+        return (out * m.second).pow(2).sum()
+
+    shares = capture(model, x, loss).shares
+    expected = per_sample_gradients(lambda i: loss(model, x[i : i + 1]), N, dict(model.named_parameters()))
+    for name, g in expected.items():
+        torch.testing.assert_close(shares[name].dense(), g)
+
+
+def test_tracked_tensors_that_are_filled_in_place_stay_tracked() -> None:
+    """A kernel matrix assembled from a parameter, then met by the batch; a table into which samples are written."""
+    torch.manual_seed(0)
+    model = Net(diagonal=(5,), table=(N, 5)).double()
+    x = torch.randn(N, 5).double()
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        kernel = torch.zeros(5, 5, dtype=x.dtype)
+        kernel[torch.arange(5), torch.arange(5)] = m.diagonal.exp()
+        kernel[0] += m.diagonal * 2
+        table = m.table[: len(x)] * 1
+        table[:, 1:3] = x[:, 1:3]
+        return (F.linear(x, kernel) * table).pow(2).sum()
+
+    shares = capture(model, x, loss).shares
+    full = (F.linear(x, kernel_of(model)) * filled(model, x)).pow(2)
+    for name, parameter in model.named_parameters():
+        expected = [torch.autograd.grad(full[i].sum(), parameter, retain_graph=True)[0] for i in range(N)]
+        torch.testing.assert_close(shares[name].dense(), torch.stack(expected))
+
+
+def kernel_of(m: nn.Module) -> Tensor:
+    return torch.diag(m.diagonal.exp()) + F.pad((m.diagonal * 2)[None], (0, 0, 0, 4))
+
+
+def filled(m: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([m.table[:, :1], x[:, 1:3], m.table[:, 3:]], 1)
+
+
+@dataclass
+class Record:
+    x: Tensor
+    y: Tensor
+
+
+class Plain:
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x, y
+
+
+@pytest.mark.parametrize(
+    "wrap", [Record, Plain, lambda x, y: {"a": {"x": x}, "b": [y]}], ids=["dataclass", "object", "dict"]
+)
+def test_batches_of_any_kind(wrap: Callable[[Tensor, Tensor], object]) -> None:
+    torch.manual_seed(0)
+    model = Net(first=nn.Linear(4, 4), place=(N, 4)).double()
+    x, y = torch.randn(N, 4).double(), torch.randn(N, 4).double()
+
+    def loss(m: nn.Module, batch: object) -> Tensor:
+        a = batch["a"]["x"] if isinstance(batch, dict) else batch.x
+        b = batch["b"][0] if isinstance(batch, dict) else batch.y
+        return (torch.tanh(m.first(a)) @ m.place - b).pow(2).sum()
+
+    shares = capture(model, wrap(x, y), loss).shares
+    expected = per_sample_gradients(
+        lambda i: (torch.tanh(model.first(x[i])) @ model.place - y[i]).pow(2).sum(), N, dict(model.named_parameters())
+    )
+    for name, g in expected.items():
+        torch.testing.assert_close(shares[name].dense(), g)
+
+
+def test_siamese_towers_add_up_over_both_inputs() -> None:
+    torch.manual_seed(0)
+    model = Net(tower=nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 4))).double()
+    batch = (torch.randn(N, 4).double(), torch.randn(N, 4).double())
+    shares = capture(model, batch, lambda m, b: (m.tower(b[0]) - m.tower(b[1])).abs().sum()).shares
+    expected = per_sample_gradients(
+        lambda i: (model.tower(batch[0][i]) - model.tower(batch[1][i])).abs().sum(), N, dict(model.named_parameters())
+    )
+    for name, g in expected.items():
+        torch.testing.assert_close(shares[name].dense(), g)
+
+
+# --- one clear error ------------------------------------------------------------------------------------------------
+
+
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x * w
+
+    @staticmethod
+    def backward(ctx, d):
+        x, w = ctx.saved_tensors
+        return d * w, (d * x).sum(0)
+
+
+def test_a_use_inside_a_custom_function_is_noticed() -> None:
+    model, x = Net(w=(6,), v=(6,)), torch.randn(N, 6)
+    message = r"the per-sample gradients of `w` .*don't add up to `.grad`.*custom `torch.autograd.Function`"
+    with pytest.raises(UnattributableError, match=message):
+        capture(model, x, lambda m, x: (Square.apply(x, m.w) * m.v).sum())
+
+
+def test_the_output_of_a_custom_function_is_batched() -> None:
+    torch.manual_seed(0)
+    model, x = Net(v=(6,)).double(), torch.randn(N, 6).double().requires_grad_()
+    w = torch.randn(6).double()
+    shares = capture(model, x, lambda m, x: (Square.apply(x, w) * m.v).sum()).shares
+    torch.testing.assert_close(shares["v"].dense(), x.detach() * w)
+
+
+def test_a_penalty_on_the_weights_is_named() -> None:
+    model, x = Net(w=(6,)), torch.randn(N, 6)
+    message = r"can't attribute `w`: the loss is computed from it by `\w+` .*Use the optimizer's `weight_decay`"
+    with pytest.raises(UnattributableError, match=message):
+        capture(model, x, lambda m, x: (x * m.w).sum() + m.w.square().sum())
+
+
+def test_a_penalty_that_is_the_whole_loss_is_noticed() -> None:
+    model = Net(w=(6,))
+    with pytest.raises(UnattributableError, match=r"gradients of `w` .*don't add up to `.grad`"):
+        capture(model, torch.randn(N, 6), lambda m, x: m.w.square().sum())
+
+
+def test_a_constant_that_is_changed_after_a_derivation_is_noticed() -> None:
+    model, x = Net(w=(5, 6)), torch.randn(N, 6)
+    mask = torch.ones(5, 6)
+
+    def loss(m: nn.Module, x: object) -> Tensor:
+        value = F.linear(x, m.w + mask).sum()
+        with torch.no_grad():
+            mask.zero_()
+        return value
+
+    with pytest.raises(UnattributableError, match="combined with `w` before they met the batch was changed in place"):
+        capture(model, x, loss)
+
+
+def test_random_numbers_that_can_not_be_drawn_again_are_noticed() -> None:
+    """A generator of the user's own is not restored; the second run must not be taken for the first."""
+    model, x = Net(w=(6,)), torch.randn(N, 6)
+    generator = torch.Generator().manual_seed(1)
+    with pytest.raises(UnattributableError, match=r"`w`: use 0 .* draws random numbers that can't be drawn again"):
+        capture(model, x, lambda m, x: torch.normal(x.expand(N, 6) * 0, m.w.exp(), generator=generator).sum())
