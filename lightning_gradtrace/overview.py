@@ -62,6 +62,7 @@ def overview_tables(
     model: nn.Module | None = None,
     forward: Any = None,
     n_ablated: int = 20,
+    max_sample_share: float = 0.9,
     n_ablation_samples: int = 500,
     batch_size: int = 32,
     seed: int = 0,
@@ -79,6 +80,8 @@ def overview_tables(
         model: the trained model: neurons are switched off and compared with controls. None leaves this out.
         forward: as in `analysis.flip_table`.
         n_ablated: so many neurons with notable tokens are switched off.
+        max_sample_share: neurons to which a larger share of all samples is attributed are not switched off: hardly a
+            sample is left to compare with.
         n_ablation_samples: at most so many samples for each.
         batch_size: samples at once.
         seed: of all draws.
@@ -114,7 +117,8 @@ def overview_tables(
     if "changes" not in tables and importlib.util.find_spec("ruptures"):
         tables["changes"] = _changes(tables["steps"])
     if model is not None:
-        chosen = neurons[neurons["n_notable"] > 0].head(n_ablated)
+        few = neurons["n_samples"] <= max_sample_share * trace.occurrences["sample_id"].nunique()
+        chosen = neurons[(neurons["n_notable"] > 0) & few].head(n_ablated)
         predictor = analysis.Predictor(model, trace.tokens()[1], batch_size=batch_size, forward=forward)
         tables |= _ablations(trace, predictor, chosen, entries, find, n_ablation_samples, seed)
     return tables
@@ -135,9 +139,11 @@ def _with_measures(trace: Trace, tables: Any, neurons: pd.DataFrame, find: Any, 
         moved = tables["movement"].astype({"param": object}).groupby(_KEYS, sort=False)["moved"].sum()
         neurons = neurons.drop(columns="moved", errors="ignore").merge(moved.reset_index(), on=_KEYS, how="left")
     if find is not None and "evidence" not in neurons:
-        tests = find(trace, tables["entries"], by="neuron", axis=axis, method="hypergeometric", n_notable=1)
+        # A test needs no smallest relative frequency besides.
+        options: dict[str, Any] = {"min_relative": 0.0, "n_notable": 1, "method": "hypergeometric"}
+        tests = find(trace, tables["entries"], by="neuron", axis=axis, **options)
         best = tests.astype({"param": object}).groupby(_KEYS, sort=False)["q_value"].min()
-        evidence = -np.log10(best.clip(lower=1e-300)).clip(lower=0.0).rename("evidence")
+        evidence = np.log10(best.clip(lower=1e-300)).abs().rename("evidence")
         neurons = neurons.merge(evidence.reset_index(), on=_KEYS, how="left")
     return neurons
 

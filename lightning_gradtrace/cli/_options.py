@@ -45,3 +45,9 @@ ModelArguments = Annotated[
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples at once.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="At most so many samples.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of all draws.")]
+MaxShare = Annotated[
+    float,
+    typer.Option(
+        "--max-share", min=0, max=1, help="Leave out neurons to which a larger share of samples is attributed."
+    ),
+]

@@ -72,9 +72,7 @@ def to_json(command: str, table: pd.DataFrame) -> str:
     Numbers that are not finite become null: strict JSON has none.
     """
     columns = [str(c) for c in table.columns]
-    rows = [
-        dict(zip(columns, map(json_value, row), strict=True)) for row in table.itertuples(index=False, name=None)
-    ]
+    rows = [dict(zip(columns, map(json_value, row), strict=True)) for row in table.itertuples(index=False, name=None)]
     return json.dumps({"command": command, "columns": columns, "rows": rows}, ensure_ascii=False, indent=1) + "\n"
 
 
@@ -110,9 +108,7 @@ def as_text(table: pd.DataFrame) -> str:
     if table.empty:
         return f"no rows (columns: {', '.join(map(str, table.columns))})"
     cells = {str(name): [cell(value) for value in column] for name, column in table.items()}
-    right = {
-        str(name): column.dtype.kind in "iuf" and not hasattr(column, "cat") for name, column in table.items()
-    }
+    right = {str(name): column.dtype.kind in "iuf" and not hasattr(column, "cat") for name, column in table.items()}
     widths = {name: max(len(name), *(len(text) for text in column)) for name, column in cells.items()}
     lines = [list(cells), ["-" * width for width in widths.values()]]
     lines += [list(row) for row in zip(*cells.values(), strict=True)]

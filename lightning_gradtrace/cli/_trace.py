@@ -41,7 +41,9 @@ def parse_steps(text: str | None) -> slice | int | None:
     except ValueError:
         numbers = []
     if not numbers or (not colon and numbers[0] is None) or any(n is not None and n < 0 for n in numbers):
-        raise typer.BadParameter(f"{text!r} is no range of steps; write 100:200, 100:, :200 or 150", param_hint="--steps")
+        raise typer.BadParameter(
+            f"{text!r} is no range of steps; write 100:200, 100:, :200 or 150", param_hint="--steps"
+        )
     if not colon:
         return numbers[0]
     if None not in numbers and numbers[0] > numbers[1]:  # type: ignore[operator]
@@ -87,7 +89,13 @@ def working(what: str, trace: Trace | None = None) -> Iterator[Any]:
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(escape(what), total=None)
         if trace is None:

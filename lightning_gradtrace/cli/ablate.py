@@ -13,6 +13,7 @@ from lightning_gradtrace.cli._options import (
     BatchSize,
     Entries,
     Json,
+    MaxShare,
     MinCount,
     MinRelative,
     Model,
@@ -36,9 +37,7 @@ def ablate(
     model: Model = None,
     model_arg: ModelArguments = None,
     show: Annotated[str, typer.Option("--show", help=f"Which table: {', '.join(SHOW)}.")] = "neurons",
-    how: Annotated[
-        str, typer.Option("--how", help="zero, mean or resample; for effects, flips and losses.")
-    ] = "zero",
+    how: Annotated[str, typer.Option("--how", help="zero, mean or resample; for effects, flips and losses.")] = "zero",
     n_neurons: Annotated[int, typer.Option("--neurons", min=1, help="So many neurons with notable tokens.")] = 10,
     entries: Entries = 5000,
     min_count: MinCount = 20,
@@ -46,6 +45,7 @@ def ablate(
     n_notable: NNotable = 5,
     min_relative: MinRelative = 0.0,
     axis: Axis = "in",
+    max_share: MaxShare = 0.9,
     samples: Samples = 500,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
@@ -87,11 +87,12 @@ def ablate(
     with working("switching neurons off", opened) as watched:
         kept = chain.entries(watched)
         found = chain.neurons(watched, kept)
-        found = found[found["n_notable"] > 0].head(n_neurons)
+        few = found["n_samples"] <= max_share * watched.occurrences["sample_id"].nunique()
+        found = found[(found["n_notable"] > 0) & few].head(n_neurons)
         if found.empty:
             raise ValueError(
-                "no neuron has notable tokens under these thresholds, so there is nothing to switch off; lower "
-                "--min-count or --min-relative"
+                "no neuron has notable tokens under these thresholds and few enough samples, so there is nothing to "
+                "switch off; lower --min-count or --min-relative, or raise --max-share"
             )
         if show in ("effects", "flips", "losses"):
             table = _on_all(watched, network, forward, found, show, how, samples, batch_size, seed)

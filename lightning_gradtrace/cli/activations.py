@@ -31,7 +31,9 @@ def activations(
     trace: TracePath,
     model: Model = None,
     model_arg: ModelArguments = None,
-    top: Annotated[bool, typer.Option("--top", help="Samples that activate and samples that move each neuron.")] = False,
+    top: Annotated[
+        bool, typer.Option("--top", help="Samples that activate and samples that move each neuron.")
+    ] = False,
     n_neurons: Annotated[int, typer.Option("--neurons", min=1, help="So many neurons with notable tokens.")] = 10,
     entries: Entries = 5000,
     min_count: MinCount = 20,

@@ -58,7 +58,9 @@ def _to_csv(trace: Trace, folder: Path) -> list[Path]:
             with partial.open("w", encoding="utf-8", newline="") as out:
                 out.write("occurrence,step,slot,sample_id,param,index,shift\n")
                 for block in chosen.topk.blocks():
-                    rows = trace.occurrences.iloc[block.occurrence][["step", "slot", "sample_id"]].reset_index(drop=True)
+                    rows = trace.occurrences.iloc[block.occurrence][["step", "slot", "sample_id"]].reset_index(
+                        drop=True
+                    )
                     rows.insert(0, "occurrence", block.occurrence)
                     rows = rows.join(trace.entries(block.entry)).assign(shift=block.shift)
                     rows.to_csv(out, index=False, header=False)

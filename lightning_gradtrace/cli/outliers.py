@@ -16,7 +16,8 @@ def outliers(
     of: Annotated[str, typer.Option("--of", help="step, sample, param, neuron or entry.")] = "step",
     n: Annotated[int, typer.Option("--n", min=1, help="How many of each.")] = 1,
     normalise: Annotated[
-        str, typer.Option("--normalise", help="none, or in proportion to weights (param, neuron) or to the past (series).")
+        str,
+        typer.Option("--normalise", help="none, or in proportion to weights (param, neuron) or to the past (series)."),
     ] = "none",
     axis: Axis = "in",
     steps: StepRange = None,

@@ -16,7 +16,9 @@ def verify(
     trace: TracePath,
     tolerance: Annotated[
         float | None,
-        typer.Option("--tolerance", min=0, help="Largest residual of the ledger; by default 1e-3, half precision 5e-2."),
+        typer.Option(
+            "--tolerance", min=0, help="Largest residual of the ledger; by default 1e-3, half precision 5e-2."
+        ),
     ] = None,
     as_json: Json = False,
     output: Output = None,

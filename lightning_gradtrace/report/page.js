@@ -98,7 +98,7 @@ function drawHead() {
 }
 function drawRows(from, to) {
   const rows = shown.slice(from, to).map((i, k) => {
-    const n = data.neurons[i], key = keyOf(n), chosen = key === state.n;
+    const n = data.neurons[i], key = keyOf(n), chosen = state.n ? key === state.n : i === shown[0];
     const link = el("a", {href: hashOf({n: key}), "aria-current": chosen ? "true" : null}, paramName(n.p) + " " + unit(n));
     const words = el("td", {class: "tokens"});
     n.t.slice(0, 8).forEach((t, j) => words.append(...(j ? [" "] : []), token(t)));
@@ -135,9 +135,9 @@ function table(caption, head, rows) {
   return el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, ...cells(head, "th"))), el("tbody", {}, ...rows.map((row) => el("tr", {}, ...cells(row, "td")))));
 }
 function drawDetail() {
-  const box = $("detail"), n = data.neurons[byKey.get(state.n)];
+  const box = $("detail"), n = data.neurons[byKey.get(state.n) ?? shown[0]]; // without a choice the first one
   if (!n) {
-    box.replaceChildren(el("h3", {id: "detail-title"}, "No neuron chosen"), el("p", {class: "note"}, "Choose one in the list or on the map: its words, its samples, when it moved, and what happens without it."));
+    box.replaceChildren(el("h3", {id: "detail-title"}, "No neuron"), el("p", {class: "note"}, "A neuron of the list is shown here: its words, its samples, when it moved, and what happens without it."));
     return;
   }
   const facts = [`${short(n.e)} kept entries`, `${short(n.s)} samples`];
@@ -349,11 +349,11 @@ for (const name of ["model", "optimizer", "steps", "occurrences", "trace", "ledg
 if (data.clear) {
   const [above, below, known] = data.clear;
   $("lead").hidden = false;
-  $("lead").textContent = `For ${above} of the ${known} switched-off neurons with an interval, the predictions of their notable words flip more often on the samples attributed to the neuron than on random samples (interval above 0); for ${below} less often. If there were nothing to find, about 2.5 % of the intervals (${(known * 0.025).toFixed(1)}) would lie above 0 and as many below.`;
+  $("lead").textContent = !known ? "Neurons were switched off, but none could be compared with random samples: every sample is attributed to them, or their words are never predicted." : `For ${above} of the ${known} switched-off neurons with an interval, the predictions of their notable words flip more often on the samples attributed to the neuron than on random samples (interval above 0); for ${below} less often. If there were nothing to find, about 2.5 % of the intervals (${(known * 0.025).toFixed(1)}) would lie above 0 and as many below.`;
 }
 drawCharts();
 const pooled = data.pooled.map((r) => [r.control, r.measure, r.neurons, r.value, r.control_value, r.effect]);
 $("pooled").append(pooled.length ? el("div", {class: "wide", tabindex: "0", role: "region", "aria-label": "Controls"}, table("Controls, averaged over neurons", ["control", "measure", "neurons", "value", "control", "effect, with interval"], pooled)) : el("p", {class: "note"}, "No neuron was switched off in this report."));
 if (data.layers.length) $("layers").append(el("div", {class: "wide", tabindex: "0", role: "region", "aria-label": "Layers"}, table("Layers: distinct flipped tokens, and the share of them that was notable beforehand", ["parameter", "neurons", "mean flipped tokens", "notable share"], data.layers.map((r) => [r.param, r.neurons, r.flipped, r.share]))));
 update();
-document.documentElement.dataset.ready = "true";
+document.documentElement.dataset.ready = Math.round(performance.now()) + " ms";

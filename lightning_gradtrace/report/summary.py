@@ -99,7 +99,7 @@ def short_names(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     Args:
         tables: by name; those that hold parameters are read.
     """
-    held = [tables[name]["param"] for name in ("entries", "neurons", "layers", "movement") if name in tables]
+    held = [tables[name]["param"] for name in ("movement", "entries", "neurons", "layers") if name in tables]
     return shorten([str(name) for column in held for name in column.unique()])
 
 
