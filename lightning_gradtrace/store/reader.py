@@ -71,6 +71,17 @@ class Trace:
         records = ", ".join(self.records) or "no record"
         return f"<Trace {self._name}: {self.n_steps} steps, {self.n_occurrences} occurrences, {records}, {state}>"
 
+    def _repr_html_(self) -> str:
+        """Show the trace in a notebook."""
+        from lightning_gradtrace.store.html import trace_html
+
+        return trace_html(self)
+
+    @property
+    def name(self) -> str:
+        """Path or URL of the trace."""
+        return self._name
+
     @property
     def attrs(self) -> dict[str, Any]:
         """Root attributes: versions, model, optimizer, config, complete, ..."""
