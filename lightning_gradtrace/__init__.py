@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lightning_gradtrace.record.gains import Gains as Gains
     from lightning_gradtrace.record.norms import Norms as Norms
     from lightning_gradtrace.record.sketch import Sketch as Sketch
+    from lightning_gradtrace.record.token_grads import TokenGrads as TokenGrads
     from lightning_gradtrace.record.topk import TopK as TopK
     from lightning_gradtrace.store.reader import Trace as Trace
     from lightning_gradtrace.store.reader import open_trace as open_trace
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "GradTrace": "callback",
+    "TokenGrads": "record.token_grads",
     "TopK": "record.topk",
     "Dense": "record.dense",
     "Factored": "record.factored",

@@ -6,6 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 
+def check_engine(engine: str, per_sample_loss: Any) -> None:
+    """Raise if the engine and `per_sample_loss` don't go together."""
+    check_choice("engine", engine, ("tape", "functional"))
+    if (engine == "functional") != callable(per_sample_loss):
+        raise ValueError(
+            f"`GradTrace(engine={engine!r}, per_sample_loss={per_sample_loss!r})`: expected a callable(module, batch) "
+            'that returns one loss per sample with `engine="functional"`, and None with `engine="tape"`'
+        )
+
+
 def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     """Check that an argument of GradTrace is one of a few values.
 
@@ -37,7 +47,7 @@ def check_settings(settings: Any) -> None:
         ValueError: one is out of range.
     """
     check_choice("quantity", settings.quantity, ("shift", "gradient"))
-    check_choice("engine", settings.engine, ("tape",))
+    check_engine(settings.engine, settings.per_sample_loss)
     check_choice("batch_axis", settings.batch_axis, ("auto", 0, 1))
     check_choice("on_error", settings.on_error, ("raise", "disable"))
     check_interval("every_n_steps", settings.every_n_steps, optional=False)

@@ -4,14 +4,17 @@ Order of events in one training step of Lightning's automatic optimisation, and 
 
     on_train_batch_start       sample ids and inputs of the batch; the tape becomes active
       training_step            the forward pass; the tape sees every use of a tracked parameter
-    on_before_zero_grad        gradients are thrown away, and with them the shares that belonged to them
-    on_before_backward         the tape is no longer active
-      backward                 hooks on the outputs of the uses receive the cotangents
-    on_after_backward          shares of the micro-batch
-    on_before_optimizer_step   gradients before clipping, the optimizer's memory, the check of the sums
+    on_before_zero_grad
+    on_before_backward         which gradients are still there, and which were zeroed
+      backward                 hooks on the outputs of the uses receive the cotangents; checkpointed layers run again
+    on_after_backward          shares of the backward pass; gradients before hooks and clipping; the tape ends
+    on_before_optimizer_step   the optimizer's memory, the check of the sums
       clipping, optimizer step
     step hook of the optimizer shifts, records, ledger, and the row in the store
-    on_train_batch_end         nothing is left active
+    on_train_batch_end         a step that the GradScaler skipped is recorded as such; nothing is left active
+
+With manual optimization the middle part happens inside `training_step`, in any order and number; the tape then stays
+until the end of the batch and only rests while an optimizer steps.
 """
 
 from __future__ import annotations
@@ -19,11 +22,12 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import BaseFinetuning, Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -32,20 +36,29 @@ from typing_extensions import override
 
 from lightning_gradtrace.arguments import check_settings
 from lightning_gradtrace.capture.arrival import BatchReader
+from lightning_gradtrace.capture.compiled import check_not_compiled
+from lightning_gradtrace.capture.engines import make_engine
 from lightning_gradtrace.capture.inputs import vocabulary
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
-from lightning_gradtrace.capture.rehearsal import rehearse
+from lightning_gradtrace.capture.rehearsal import loss_factor, rehearse
 from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
-from lightning_gradtrace.guard import guarded
+from lightning_gradtrace.capture.sample_losses import PerSampleLoss
+from lightning_gradtrace.guard import guarded, refuse_to_resume
 from lightning_gradtrace.provenance import plain, trace_attributes
 from lightning_gradtrace.record import ParameterInfo, Record, TopK
 from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
 from lightning_gradtrace.run import Run
+from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.writer import TraceWriter
-from lightning_gradtrace.tracer import Position, Tracer, parameter_infos, parameter_table
+from lightning_gradtrace.tracer import Tracer, parameter_infos, parameter_table
 from lightning_gradtrace.update.nesting import in_outermost_step
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
+
+
+def _thawing(trainer: pl.Trainer) -> int:
+    """Return the number of callbacks that will unfreeze parameters."""
+    return sum(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 class GradTrace(Callback):
@@ -57,7 +70,8 @@ class GradTrace(Callback):
         params: which parameters to track: None for matrices outside embeddings and the output head, a glob or several
             on names, or a predicate ``(name, parameter) -> bool``.
         quantity: "shift" (what the optimizer did with a sample's gradient) or "gradient".
-        engine: "tape".
+        engine: "tape" sees the real forward and backward pass; "functional" differentiates ``per_sample_loss``.
+        per_sample_loss: callable(module, batch) -> losses, shape (sample,), that add up to the training step's loss.
         every_n_steps: record every n-th optimizer step.
         batch_axis: axis of the batch's tensors that holds the samples, 0 or 1; "auto" tells by size.
         sample_ids: "auto" reads dataset indices off the batch sampler of the training dataloader; a key of a dict
@@ -90,7 +104,8 @@ class GradTrace(Callback):
         record: Record | Sequence[Record] | None = None,
         params: ParameterFilter = None,
         quantity: Literal["shift", "gradient"] = "shift",
-        engine: Literal["tape"] = "tape",
+        engine: Literal["tape", "functional"] = "tape",
+        per_sample_loss: PerSampleLoss | None = None,
         every_n_steps: int = 1,
         batch_axis: Literal["auto", 0, 1] = "auto",
         sample_ids: str | Callable[[Any], Any] = "auto",
@@ -109,6 +124,7 @@ class GradTrace(Callback):
         self.params = params
         self.quantity = quantity
         self.engine = engine
+        self.per_sample_loss = per_sample_loss
         self.every_n_steps = every_n_steps
         self.batch_axis = batch_axis
         self.sample_ids = sample_ids
@@ -123,6 +139,8 @@ class GradTrace(Callback):
         check_settings(self)
         self._run: Run | None = None
         self._watch = DataloaderWatch()
+        self._state: dict[str, Any] = {}
+        self._resume: dict[str, Any] = {}
 
     @property
     @override
@@ -135,24 +153,31 @@ class GradTrace(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        # Lightning loads a checkpoint after this hook; what an earlier fit left behind is none of this one's.
+        self._state, self._resume = {}, {}
         if trainer.world_size > 1:
             raise ValueError(
                 f"GradTrace records one process, but the Trainer runs {trainer.world_size}. Use `Trainer(devices=1)`."
             )
-        if str(trainer.precision).startswith("16"):
-            raise ValueError(
-                f"GradTrace does not undo the loss scaling of `Trainer(precision={trainer.precision!r})` yet; use "
-                "`bf16-mixed` or `32-true`."
-            )
-        select_parameters(pl_module, self.params)  # a filter that matches nothing is said before any data is loaded
+        check_not_compiled(pl_module)
+        # A filter that matches nothing is said before any data is loaded.
+        select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
         if self.sample_ids == "auto":
             self._watch.start(trainer.strategy, lambda: bool(trainer.training))
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        tracked = select_parameters(pl_module, self.params)
+        if "ended" in self._resume:
+            self._state = refuse_to_resume(self.path, self._resume, self.on_error)
+            return
+        tracked = select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
+        coarse = str(trainer.precision).startswith(_LOW_PRECISION)
+        context, choices = trainer.precision_plugin.train_step_context, [r.choice(self.vocab) for r in self.records]
+        engine = make_engine(pl_module, choices, self.per_sample_loss, context, coarse)
         infos = parameter_infos(tracked)
         self._announce(trainer, infos)
+        n_groups = max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1)
+        n_groups += _thawing(trainer)  # unfreezing adds a group of parameters
         writer = TraceWriter(
             self.path,
             params=parameter_table(infos),
@@ -161,23 +186,26 @@ class GradTrace(Callback):
                 **trace_attributes(trainer, pl_module, self._settings(), self.config, [p.name for p in tracked]),
                 "records": plain({record.group: record.describe() for record in self.records}),
             },
-            n_groups=max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1),
+            n_groups=n_groups,
             overwrite=self.overwrite,
             vocab=self.vocab,
+            resume=Cursor.from_state(self._resume) if self._resume else None,
         )
-        tracer = Tracer(
-            pl_module,
-            tracked,
-            self.records,
-            writer,
-            self.quantity,
-            self.ledger_every_n_steps,
-            str(trainer.precision).startswith(_LOW_PRECISION),
-        )
+        every = self.ledger_every_n_steps
+        tracer = Tracer(pl_module, tracked, self.records, writer, self.quantity, every, coarse, n_groups, engine)
         reader = BatchReader(self._id_source(), self.batch_axis, self.inputs)
-        self._run = Run(tracer, reader, self.every_n_steps, self.weights_every_n_steps)
-        for optimizer in trainer.optimizers:
-            self._run.hooks.append(optimizer.register_step_post_hook(self._after_optimizer_step))
+        self._run = Run(
+            tracer,
+            reader,
+            trainer.optimizers,
+            manual=not pl_module.automatic_optimization,
+            scaler=getattr(trainer.precision_plugin, "scaler", None),
+            every_n_steps=self.every_n_steps,
+            weights_every_n_steps=self.weights_every_n_steps,
+        )
+        if self._resume:
+            self._run.restore(self._resume)
+        self._run.watch(functools.partial(self._step_begins, trainer), self._step_ended)
 
     def _announce(self, trainer: pl.Trainer, infos: Sequence[ParameterInfo]) -> None:
         """Say what the run is going to write, and warn if it is more than there is room for."""
@@ -218,19 +246,19 @@ class GradTrace(Callback):
     @guarded
     def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
         assert self._run is not None
-        self._run.tracer.drop_pending()
+        self._run.tracer.accumulation.passed_over(id(optimizer))
 
     @override
     @guarded
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         assert self._run is not None
-        self._run.before_backward(loss)
+        self._run.before_backward(loss, functools.partial(rehearse, trainer, pl_module))
 
     @override
     @guarded
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._run is not None
-        self._run.after_backward(functools.partial(rehearse, trainer, pl_module))
+        self._run.after_backward(functools.partial(rehearse, trainer, pl_module), loss_factor(trainer))
 
     @override
     @guarded
@@ -238,13 +266,19 @@ class GradTrace(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
         assert self._run is not None
-        self._run.before_step(optimizer, Position(trainer.global_step, trainer.current_epoch, trainer.global_rank))
+        self._run.before_step(optimizer, trainer.global_step, trainer.current_epoch, trainer.global_rank)
 
     @guarded
-    def _after_optimizer_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _step_begins(self, trainer: pl.Trainer, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        assert self._run is not None
+        announce = functools.partial(self.on_before_optimizer_step, trainer, trainer.lightning_module, optimizer)
+        self._run.step_begins(optimizer, kwargs, announce)
+
+    @guarded
+    def _step_ended(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         assert self._run is not None
         if in_outermost_step(optimizer):
-            self._run.after_step(optimizer)
+            self._run.step_ended(optimizer)
 
     @override
     @guarded
@@ -252,10 +286,27 @@ class GradTrace(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert self._run is not None
-        self._run.end_batch()
+        self._run.finish_batch()
         residual = self._run.tracer.residual
         if self.log_residual and not math.isnan(residual):
             pl_module.log("gradtrace/residual", residual, prog_bar=True, batch_size=1)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        if self._run is not None:
+            self._take_state()
+        return dict(self._state)
+
+    @guarded
+    def _take_state(self) -> None:
+        assert self._run is not None
+        self._state = self._run.state()
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume = dict(state_dict)
 
     # --- a run ends ---------------------------------------------------------------------------------------------
 
@@ -268,15 +319,26 @@ class GradTrace(Callback):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._close(complete=False, reason=f"{type(exception).__name__}: {exception}")
+        self._abandon(f"{type(exception).__name__}: {exception}")
 
     @override
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._close(complete=False, reason="the training ended without a word")
+        self._abandon("the training ended without a word")
+
+    def _abandon(self, reason: str) -> None:
+        """Close a trace whose training failed; a store that fails too must not hide why."""
+        try:
+            self._close(complete=False, reason=reason)
+        except Exception as error:
+            warnings.warn(f"GradTrace could not end the trace: {type(error).__name__}: {error}", stacklevel=2)
 
     def _close(self, *, complete: bool, reason: str | None = None) -> None:
         """Leave nothing behind: no mode, no hook, no watched dataloader, no open store. Idempotent."""
         run, self._run = self._run, None
         self._watch.stop()
         if run is not None:
-            run.close(complete=complete, reason=reason)
+            try:
+                run.close(complete=complete, reason=reason)
+            finally:
+                # Lightning may make a checkpoint after an exception.
+                self._state = run.state()

@@ -14,6 +14,7 @@ class Guarded(Protocol):
     """A callback whose hooks are guarded."""
 
     _run: Any
+    _state: dict[str, Any]
 
     @property
     def on_error(self) -> str:
@@ -40,6 +41,32 @@ def guarded(hook: Callable[Concatenate[G, P], None]) -> Callable[Concatenate[G, 
             self._close(complete=False, reason=reason)
             if self.on_error == "raise":
                 raise
+            self._state["ended"] = reason
             warnings.warn(f"GradTrace stopped recording, training goes on: {reason}", stacklevel=2)
 
     return run
+
+
+def refuse_to_resume(path: Any, state: dict[str, Any], on_error: str) -> dict[str, Any]:
+    """Go on without a trace, or not at all: the one of the checkpoint ended before the checkpoint was made.
+
+    Args:
+        path: where the trace is.
+        state: what the checkpoint holds of the callback; ``ended`` says why the trace ended.
+        on_error: "raise" or "disable".
+
+    Returns:
+        The state of a callback that records nothing, for later checkpoints.
+
+    Raises:
+        ValueError: if ``on_error`` says so.
+    """
+    message = (
+        f"GradTrace stopped recording `{path}` before this checkpoint was made ({state['ended']}), so the trace can't "
+        "be resumed without a gap. Resume from an earlier checkpoint, or give `GradTrace` a new path to record what "
+        "comes now"
+    )
+    if on_error == "raise":
+        raise ValueError(message)
+    warnings.warn(f"{message}. Training goes on without recording", stacklevel=3)
+    return state

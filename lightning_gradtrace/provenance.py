@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import uuid
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -103,6 +104,7 @@ def trace_attributes(
         "user": user,
     }
     return {
+        "run_id": uuid.uuid4().hex,  # drawn by the system: the training's random numbers stay what they are
         "quantity": settings["quantity"],
         "versions": versions(),
         "model": describe_model(module),

@@ -1,20 +1,29 @@
-"""One training that is being recorded: which batch is under way, and whether the tape is running.
+"""One training that is being recorded: which batch is under way, when the tape runs, and which step comes next.
 
-The run knows nothing of Lightning; `callback.py` tells it what happens when, and the tracer does the work.
+The run knows nothing of Lightning; `callback.py` tells it what happens when, and the tracer does the work. The tape
+runs from the beginning of a training step to the end of its last backward pass, because checkpointed layers run their
+forward pass during backward; only optimizers must not be seen by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lightning_gradtrace.capture.arrival import Arrival, BatchReader
 from lightning_gradtrace.capture.probe import PermutationProbe
-from lightning_gradtrace.capture.tape import Tape, deactivate
-from lightning_gradtrace.tracer import Position, Tracer
+from lightning_gradtrace.capture.tape import deactivate
+from lightning_gradtrace.step import Position
+from lightning_gradtrace.tracer import Tracer
+
+Rehearsal = Callable[[int, Any], None]
+
+STATE_VERSION = 1
+"""Version of what a checkpoint holds of a run."""
 
 
 @dataclass
@@ -22,98 +31,261 @@ class Run:
     """The bookkeeping between the hooks of a training.
 
     Attributes:
-        tracer: takes micro-batches and steps.
+        tracer: takes backward passes and steps.
         reader: reads the batches.
-        every_n_steps: record every n-th optimizer step.
+        optimizers: all optimizers of the training.
+        manual: whether the training step itself calls backward and the optimizers.
+        scaler: the GradScaler of the precision plugin, None without one.
+        every_n_steps: record every n-th optimizer step; with several optimizers, every n-th of each.
         weights_every_n_steps: store all weights every n-th step, None for never.
     """
 
     tracer: Tracer
     reader: BatchReader
+    optimizers: Sequence[Optimizer]
+    manual: bool = False
+    scaler: Any = None
     every_n_steps: int = 1
     weights_every_n_steps: int | None = None
-    hooks: list[Any] = field(default_factory=list, init=False)
-    _tape: Tape | None = field(default=None, init=False)
+    _hooks: list[Any] = field(default_factory=list, init=False)
+    _n_batches: int = field(default=0, init=False)
+    _n_steps: dict[int, int] = field(default_factory=dict, init=False)
+    _next_step: int = field(default=0, init=False)
     _arrival: Arrival | None = field(default=None, init=False)
+    _tape: Any = field(default=None, init=False)
+    _tokens: bool = field(default=False, init=False)
     _loss: Tensor | None = field(default=None, init=False)
-    _position: Position | None = field(default=None, init=False)
+    _stepping: Optimizer | None = field(default=None, init=False)
+    _announced: bool = field(default=False, init=False)
+
+    def watch(self, before: Callable[..., None], after: Callable[..., None]) -> None:
+        """Register hooks around the steps of all optimizers, until `close`."""
+        for optimizer in self.optimizers:
+            self._hooks.append(optimizer.register_step_pre_hook(before))
+            self._hooks.append(optimizer.register_step_post_hook(after))
 
     def begin_batch(self, batch: Any, number: int, step: int) -> None:
-        """Read a batch and start the tape, if the coming optimizer step is to be recorded."""
+        """Read a batch and start the tape, if a step of this batch may be recorded.
+
+        Args:
+            batch: the batch.
+            number: its index in the epoch.
+            step: number of the coming optimizer step.
+        """
+        self._settle()
         arrival = self.reader.read(batch, number)
-        if step % self.every_n_steps or not any(record.due(step) for record in self.tracer.records):
+        self._n_batches += 1
+        if not self.manual and (step % self.every_n_steps or not self._due(step)):
             return
-        self.store_weights(step)
         found = self.reader.new_inputs(arrival)
         if found is not None:
             self.tracer.writer.append_samples(*found)
         self._arrival = arrival
-        self._tape = self.tracer.tape(arrival.batch, len(arrival.ids))
-        self._tape.__enter__()
+        self._tape = self.tracer.tape(arrival.batch, len(arrival.ids), arrival.axis)
+        self._tokens = any(record.wants_tokens and (self.manual or record.due(step)) for record in self.tracer.records)
+        self._resume()
 
-    def before_backward(self, loss: Tensor) -> None:
-        """Stop the tape: the forward pass is done.
+    def before_backward(self, loss: Tensor, rehearse: Rehearsal) -> None:
+        """Look at the gradients as the backward pass finds them.
+
+        Args:
+            loss: the loss that is about to be back-propagated.
+            rehearse: see `after_backward`.
 
         Raises:
             ValueError: the loss needs no gradient.
         """
-        if self._tape is None:
+        if self._tape is None or self._arrival is None:
             return
-        deactivate(self._tape)
+        self._suspend()
         if not loss.requires_grad:
             raise ValueError(
                 "GradTrace: the loss needs no gradient: `training_step` returned a tensor that no trainable parameter "
                 "led to. Return the loss itself, not a detached copy, and compute it with gradients enabled."
             )
+        if self._tokens:
+            self.tracer.before_backward(self._tape, loss, len(self._arrival.ids), self._probe(self._arrival, rehearse))
+        self.tracer.begin_pass(self.optimizers)
+        self._tape.forget_backward()  # `torch.autograd.grad` in the forward pass leaves nothing in `.grad`
         self._loss = loss.detach()
+        self._resume()
 
-    def after_backward(self, rehearse: Callable[[int, Any], None]) -> None:
-        """Take the shares of a micro-batch whose backward pass is done.
+    def after_backward(self, rehearse: Rehearsal, factor: float = 1.0) -> None:
+        """Take the shares of a backward pass that is done.
 
         Args:
             rehearse: runs the training step's forward pass on (index of the batch, batch), for the permutation probe.
+            factor: what the user's loss was multiplied by before the backward pass.
         """
-        if self._tape is None or self._arrival is None or self._loss is None:
+        tape, arrival, loss = self._tape, self._arrival, self._loss
+        if tape is None or arrival is None or loss is None:
             return
-        arrival, tracer = self._arrival, self.tracer
-        probe = PermutationProbe(
-            tracer.module,
-            tracer.parameters(),
+        self._suspend()
+        probe = self._probe(arrival, rehearse)
+        self.tracer.end_pass(tape, loss, arrival.ids, probe, self._n_batches, self.optimizers, factor)
+        self._loss = None
+        if self.manual:
+            self._resume()
+        else:
+            self._drop_tape()
+
+    def _probe(self, arrival: Arrival, rehearse: Rehearsal) -> PermutationProbe:
+        return PermutationProbe(
+            self.tracer.module,
+            self.tracer.parameters(),
             lambda batch: rehearse(arrival.number, batch),
             arrival.batch,
             len(arrival.ids),
             arrival.axis,
         )
-        tracer.add_micro_batch(self._tape, self._loss, arrival.ids, probe)
-        self._tape, self._arrival, self._loss = None, None, None
 
-    def before_step(self, optimizer: Any, position: Position) -> None:
-        """Keep what the division of the coming optimizer step needs; called before clipping."""
-        self._position = position
-        self.tracer.before_step(optimizer, position)
+    def before_step(self, optimizer: Optimizer, step: int, epoch: int, rank: int = 0) -> None:
+        """Keep what the division of the coming optimizer step needs; called before clipping.
 
-    def after_step(self, optimizer: Any, args: Any = (), kwargs: Any = None) -> None:
-        """Record the optimizer step that was just made; the arguments are those of the optimizer's step hook."""
-        if self._position is not None:
-            self.tracer.after_step(self._position)
-            self._position = None
+        Args:
+            optimizer: the optimizer.
+            step: number of the step; if it was used already, the next free one is taken.
+            epoch: number of the epoch.
+            rank: rank of the process.
+
+        Raises:
+            ValueError: the optimizer evaluates its closure more than once per step, or a backward pass went unseen.
+        """
+        self._suspend()
+        self._check_seen()
+        if self._announced and self._stepping is optimizer:
+            raise ValueError(
+                f"GradTrace: the optimizer `{type(optimizer).__name__}` evaluates its closure more than once in one "
+                "step, so the step does not follow from one gradient and can't be divided among samples. Use an "
+                "optimizer that evaluates it once."
+            )
+        self._settle()
+        key, alone = id(optimizer), len(self.optimizers) == 1
+        number = max(step, self._next_step)
+        self._next_step, self._announced = number + 1, True
+        count = number if alone else self._n_steps.get(key, 0)
+        self._n_steps[key] = count + 1
+        self.store_weights(number)
+        index = next((i for i, known in enumerate(self.optimizers) if known is optimizer), 0)
+        scale = float(self.scaler.get_scale()) if self.scaler is not None and self.scaler.is_enabled() else 1.0
+        self.tracer.before_step(
+            optimizer,
+            Position(number, epoch, rank, index),
+            record=count % self.every_n_steps == 0 and self._due(number),
+            alone=alone,
+            loss_scale=scale,
+        )
+
+    def step_begins(self, optimizer: Optimizer, kwargs: Mapping[str, Any], announce: Callable[[], None]) -> None:
+        """Take note that an optimizer's `step` was called.
+
+        Args:
+            optimizer: the optimizer.
+            kwargs: arguments of the call.
+            announce: calls `before_step`, for a step that Lightning does not know of: of the bare optimizer.
+        """
+        self._stepping = optimizer
+        if self.manual and not self._announced and kwargs.get("closure") is None:
+            announce()
+        if self._announced:
+            self._suspend()
+
+    def step_ended(self, optimizer: Optimizer) -> None:
+        """Record the optimizer step that was just made.
+
+        Raises:
+            ValueError: nobody said beforehand that it would be made.
+        """
+        self._stepping = None
+        if self.manual and self._tape is not None and not self._announced:
+            raise ValueError(
+                f"GradTrace: `{type(optimizer).__name__}` made a step with a closure that Lightning does not know of. "
+                "Use the optimizers that `self.optimizers()` returns."
+            )
+        overflow = getattr(optimizer, "found_inf", None)  # fused optimizers skip the step in their own kernel
+        self._finish(skipped=overflow is not None and bool(overflow))
+        self._resume()
+
+    def finish_batch(self) -> None:
+        """Take note that the training on a batch is over."""
+        self.end_batch()
+        self.reader.finish()
 
     def end_batch(self) -> None:
-        """Stop the tape, which is still running if `training_step` returned None."""
-        if self._tape is not None:
-            deactivate(self._tape)
-        self._tape, self._arrival, self._loss = None, None, None
+        """Stop the tape; the training step is over.
+
+        Raises:
+            ValueError: a backward pass went unseen.
+        """
+        self._settle()
+        self._check_seen()
+        self._drop_tape()
+
+    def state(self) -> dict[str, Any]:
+        """Make everything recorded so far visible, and return what a later process needs to go on from here."""
+        return {
+            "version": STATE_VERSION,
+            **self.tracer.writer.cursor().state(),
+            "n_steps": [self._n_steps.get(id(optimizer), 0) for optimizer in self.optimizers],
+            "next_step": self._next_step,
+            "reader": self.reader.state(),
+            "tracer": self.tracer.state(self.optimizers),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; the writer has cut the trace back to it."""
+        counts = zip(self.optimizers, state["n_steps"], strict=True)
+        self._n_steps = {id(optimizer): n for optimizer, n in counts}
+        self._next_step = state["next_step"]
+        self.reader.restore(state["reader"], self.tracer.writer.stored_samples)
+        self.tracer.restore(state["tracer"], self.optimizers)
 
     def store_weights(self, step: int, last: bool = False) -> None:
         """Store the weights as they are before a step, if it is time to."""
         every = self.weights_every_n_steps
         if every is not None and (last or step % every == 0):
-            self.tracer.store_weights(step)
+            self.tracer.store_weights(max(step, self._next_step) if last else step)
 
     def close(self, *, complete: bool, reason: str | None) -> None:
         """Leave nothing behind: no mode, no hook, no open store."""
-        self.end_batch()
-        for hook in self.hooks:
+        self._drop_tape()
+        for hook in self._hooks:
             hook.remove()
-        self.hooks.clear()
+        self._hooks.clear()
         self.tracer.writer.close(complete=complete, end_reason=reason)
+
+    def _check_seen(self) -> None:
+        """Refuse a backward pass that Lightning did not announce: nobody looked at the gradients before it."""
+        if self.manual and self._tape is not None and any(use.cotangents for use in self._tape.uses):
+            raise ValueError(
+                "GradTrace: gradients were computed that Lightning does not know of, by `loss.backward()` or "
+                "`torch.autograd.grad` in `training_step`. Call `self.manual_backward(loss)` instead of "
+                "`loss.backward()`; take other gradients before the backward pass that they belong to."
+            )
+
+    def _due(self, step: int) -> bool:
+        return any(record.due(step) for record in self.tracer.records)
+
+    def _settle(self) -> None:
+        """Finish a step that was announced and whose end nobody saw: one that the GradScaler skipped."""
+        if self._announced:
+            self._finish(skipped=self.scaler is not None)
+
+    def _finish(self, *, skipped: bool) -> None:
+        if self._announced:
+            self._announced = False
+            self.tracer.after_step(skipped)
+
+    def _suspend(self) -> None:
+        if self._tape is not None:
+            deactivate(self._tape)
+
+    def _resume(self) -> None:
+        if self._tape is not None:
+            self._tape.__enter__()
+
+    def _drop_tape(self) -> None:
+        self._suspend()
+        if self._tape is not None:
+            self._tape.clear()
+        self._tape, self._arrival, self._loss = None, None, None

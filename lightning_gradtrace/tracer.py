@@ -5,6 +5,7 @@ The tracer knows the stages and their order; it knows nothing of Lightning. `cal
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,16 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gradtrace.capture.check import check_sums, sum_errors
-from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
+from lightning_gradtrace.capture.accumulation import Accumulation
+from lightning_gradtrace.capture.check import check_known, check_sums, check_used, sum_errors
+from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
-from lightning_gradtrace.capture.placement import Probe, UnattributableError
+from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.shares import Share, accumulation_dtype
-from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
+from lightning_gradtrace.record.token_grads import with_tokens
+from lightning_gradtrace.step import Position, Step
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.update._base import UpdateRule, first_momentum, setting
-from lightning_gradtrace.update.clipping import copy_gradients
 from lightning_gradtrace.update.division import StepDivision, explain, gradient_norm
 from lightning_gradtrace.update.ledger import Balance
 
@@ -49,21 +51,6 @@ def parameter_table(infos: Sequence[ParameterInfo]) -> pd.DataFrame:
 
 
 @dataclass
-class Position:
-    """Where a step stands in the training.
-
-    Attributes:
-        step: number of the optimizer step, counted from 0.
-        epoch: number of the epoch.
-        rank: rank of the process.
-    """
-
-    step: int
-    epoch: int
-    rank: int = 0
-
-
-@dataclass
 class Tracer:
     """Takes the micro-batches and optimizer steps of a training and appends them to a trace.
 
@@ -75,6 +62,9 @@ class Tracer:
         quantity: "shift" or "gradient".
         ledger_every_n_steps: schedule of the ledger and of the check of the sums; the first captured step always.
         low_precision: whether the forward pass runs in half precision, where sums agree less closely.
+        n_groups: number of parameter groups that the steps table has columns for.
+        engine: the way to per-sample gradients.
+        accumulation: which backward passes the gradients hold.
         residual: of the last ledger, NaN before the first one.
     """
 
@@ -85,17 +75,16 @@ class Tracer:
     quantity: Quantity = "shift"
     ledger_every_n_steps: int | None = 50
     low_precision: bool = False
-    _engine: TapeEngine = field(default_factory=TapeEngine, init=False)
-    _pending: list[MicroBatch] = field(default_factory=list, init=False)
-    _losses: list[Tensor] = field(default_factory=list, init=False)
-    _reference: dict[str, Tensor] = field(default_factory=dict, init=False)
-    _division: StepDivision | None = field(default=None, init=False)
+    n_groups: int = 1
+    engine: Engine[Any] = field(default_factory=TapeEngine)
+    accumulation: Accumulation = field(default_factory=Accumulation, init=False)
+    _step: Step | None = field(default=None, init=False)
+    _met: set[int] = field(default_factory=set, init=False)
     _edited: bool = field(default=False, init=False)
     _rules: dict[int, UpdateRule] = field(default_factory=dict, init=False)
-    _last_ledger: int | None = field(default=None, init=False)
+    _checked: set[str] = field(default_factory=set, init=False)
+    _last_ledger: dict[int, int] = field(default_factory=dict, init=False)
     _stored_step: int | None = field(default=None, init=False)
-    _norm: float = field(default=float("nan"), init=False)
-    _sum_error: float = field(default=float("nan"), init=False)
     residual: float = field(default=float("nan"), init=False)
 
     def __post_init__(self) -> None:
@@ -106,65 +95,116 @@ class Tracer:
         current = dict(self.module.named_parameters(remove_duplicate=False))
         return {p.name: current.get(p.name, p.tensor) for p in self.tracked}
 
-    def tape(self, batch: Any, n_samples: int) -> Tape:
-        """Return a tape to be active during the forward pass of a micro-batch of ``n_samples`` samples."""
-        return self._engine.tape(self.parameters(), batch, n_samples)
+    def tape(self, batch: Any, n_samples: int, batch_axis: int) -> Any:
+        """Return what is to be active during the forward pass of a micro-batch: see `capture.engine.Engine`."""
+        return self.engine.tape(self.parameters(), batch, n_samples, batch_axis)
 
-    def add_micro_batch(self, tape: Tape, loss: Tensor, sample_ids: np.ndarray, probe: Probe) -> None:
-        """Take a micro-batch whose backward pass is done.
+    def before_backward(self, tape: Any, loss: Tensor, n_samples: int, probe: Probe) -> None:
+        """Take what needs the graph of the forward pass; called before the backward pass, see `end_pass`."""
+        self.engine.before_backward(tape, loss, n_samples, probe)
+
+    def begin_pass(self, optimizers: Sequence[Optimizer]) -> None:
+        """Look at the gradients; called after the forward pass, right before the backward pass."""
+        self.accumulation.begin_pass(self._held(optimizers))
+
+    def _held(self, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+        """Return the tracked parameters that optimizers hold now; those of nobody are never zeroed and never moved."""
+        held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        return {name: p for name, p in self.parameters().items() if id(p) in held}
+
+    def end_pass(
+        self,
+        tape: Any,
+        loss: Tensor,
+        sample_ids: np.ndarray,
+        probe: Probe,
+        batch: int,
+        optimizers: Sequence[Optimizer],
+        factor: float = 1.0,
+    ) -> None:
+        """Take the shares of a backward pass that is done.
 
         Args:
             tape: the tape that was active in its forward pass.
             loss: the loss that was back-propagated.
             sample_ids: int64, shape (sample,), in slot order.
             probe: runs the model on the batch and on the batch permuted, see `capture.probe.PermutationProbe`.
+            batch: running number of the batch; passes of one batch are one micro-batch of a step.
+            optimizers: all optimizers of the training.
+            factor: what the user's loss was multiplied by before the backward pass.
         """
-        micro_batch = self._engine.collect(tape, len(sample_ids), probe)
+        micro_batch = self.engine.collect(tape, len(sample_ids), probe, factor)
         micro_batch.sample_ids = sample_ids
-        self._pending.append(micro_batch)
-        self._losses.append(loss.detach())
-        # Here, before hooks of the user change the gradients: what they do is measured together with clipping.
-        reached = {name: p.grad for name, p in self.parameters().items() if p.grad is not None}
-        self._reference = dict(zip(reached, copy_gradients(list(reached.values())), strict=True))
+        keys = [id(optimizer) for optimizer in optimizers]
+        self.accumulation.end_pass(batch, micro_batch, loss, self._held(optimizers), keys)
 
-    def drop_pending(self) -> None:
-        """Forget micro-batches whose gradients were thrown away (a new accumulation begins)."""
-        self._pending.clear()
-        self._losses.clear()
-        self._reference = {}
-        self._division = None
-
-    def before_step(self, optimizer: Optimizer, position: Position, loss_scale: float = 1.0) -> None:
+    def before_step(
+        self,
+        optimizer: Optimizer,
+        position: Position,
+        *,
+        record: bool = True,
+        alone: bool = True,
+        loss_scale: float = 1.0,
+    ) -> None:
         """Keep what the division of the step needs; called before clipping.
 
+        Args:
+            optimizer: the optimizer about to step.
+            position: where the step stands.
+            record: whether the step is to be recorded; if not, its shares are used up all the same.
+            alone: whether this is the training's only optimizer; the steps of one among several are recorded only if
+                it holds a tracked parameter.
+            loss_scale: factor by which the losses were scaled (fp16 AMP); the gradients may be unscaled already.
+
         Raises:
-            UnattributableError: the shares of a parameter don't add up to its gradient.
+            UnattributableError: the shares of a parameter don't add up to its gradient, or its gradient holds
+                something that no recorded backward pass left.
         """
-        if not self._pending:
+        tracked = self._held([optimizer])
+        micro_batches, losses = self.accumulation.of(id(optimizer), tracked)
+        reference = {n: g / loss_scale if loss_scale != 1 else g for n, g in self.accumulation.reference.items()}
+        unknown = [name for name in tracked if name in self.accumulation.unknown and tracked[name].grad is not None]
+        self.accumulation.spend(id(optimizer), [name for name, p in tracked.items() if p.grad is not None])
+        self._step = None
+        if not record or not micro_batches or not (tracked or alone):
             return
+        check_known(unknown)
         if id(optimizer) not in self._rules:
             self._rules[id(optimizer)] = explain(optimizer)
-        every = self.ledger_every_n_steps
-        first = self._last_ledger is None
-        ledger = every is not None and (self._last_ledger is None or position.step - self._last_ledger >= every)
+        every, last = self.ledger_every_n_steps, self._last_ledger.get(id(optimizer))
+        ledger = every is not None and (last is None or position.step - last >= every)
         rule = self._rules[id(optimizer)]
-        reference = self._reference
-        if loss_scale != 1.0:
-            reference = {name: gradient / loss_scale for name, gradient in reference.items()}
-        self._division = StepDivision.begin(optimizer, rule, self.parameters(), ledger, loss_scale, reference)
-        self._norm = gradient_norm(optimizer)
-        self._sum_error = self._check(self._division.gradients, loss_scale) if first or ledger else float("nan")
-        if first or ledger:
-            self._last_ledger = position.step
+        division = StepDivision.begin(optimizer, rule, tracked, ledger, loss_scale, reference)
+        self._step = Step(position, division, micro_batches, losses)
+        # Fused optimizers are handed scaled gradients and divide by the scale in their own kernel.
+        scaled = loss_scale if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
+        self._step.norm = gradient_norm(optimizer) / scaled
+        if id(optimizer) not in self._met:
+            self._met.add(id(optimizer))
+            used = {name for name, p in self.parameters().items() if p.grad is not None}
+            check_used([p for p in self.tracked if alone or p.name in tracked], used)
+        if ledger or not self._checked.issuperset(division.gradients):
+            self._step.sum_error = self._check(micro_batches, division.gradients, self._step.norm, loss_scale)
+        if ledger:
+            self._last_ledger[id(optimizer)] = position.step
 
-    def after_step(self, position: Position) -> None:
-        """Divide the step that was just made, reduce it, and append it to the trace."""
-        division, self._division = self._division, None
-        if division is None:
+    def after_step(self, skipped: bool = False) -> None:
+        """Divide the step that was just made, reduce it, and append it to the trace.
+
+        Args:
+            skipped: the optimizer left the weights as they are (overflow under fp16 AMP): all shifts are zero.
+        """
+        step, self._step = self._step, None
+        if step is None:
             return
-        division.complete()
-        self._say_if_edited(division.unexplained)
-        shifts = self._shifts(division, self.quantity)
+        division, position = step.division, step.position
+        if skipped:
+            self._last_ledger.pop(id(division.optimizer), None)
+        else:
+            division.complete()
+            self._say_if_edited(division.unexplained)
+        shifts = self._shifts(step, self.quantity, skipped)
         shifts.number = position.step
         first = self.writer.n_occurrences
         rows: dict[str, np.ndarray] = {}
@@ -173,62 +213,75 @@ class Tracer:
             if record.due(position.step):
                 self.writer.declare(record.later_specs(shifts))
                 rows.update(record.rows(shifts, first))
-        ledger = self._balance(division, shifts if self.quantity == "shift" else None)
+        ledger = Balance() if skipped else self._balance(step, shifts if self.quantity == "shift" else None)
         nonfinite = sum(int((~np.isfinite(r)).sum()) for r in rows.values() if np.issubdtype(r.dtype, np.floating))
         row = {
             "step": position.step,
             "epoch": position.epoch,
-            "loss": float(torch.stack([loss.double() for loss in self._losses]).sum()) / division.loss_scale,
-            "lr": [setting(group.get("lr")) for group in division.optimizer.param_groups],
-            "momentum": [first_momentum(group) for group in division.optimizer.param_groups],
-            "grad_norm": self._norm,
-            "clip_factor": division.clip_factor(),
+            "optimizer": position.optimizer,
+            "loss": float(torch.stack([loss.double() for loss in step.losses]).sum()) / division.loss_scale,
+            "lr": self._by_group([setting(group.get("lr")) for group in division.optimizer.param_groups]),
+            "momentum": self._by_group([first_momentum(group) for group in division.optimizer.param_groups]),
+            "grad_norm": step.norm,
+            "clip_factor": float("nan") if skipped else division.clip_factor(),
             "residual": ledger.residual,
             "rounding": ledger.rounding,
-            "sum_error": self._sum_error,
+            "sum_error": step.sum_error,
             "nonfinite": nonfinite,
-            "skipped": False,
+            "skipped": skipped,
             "n_occurrences": shifts.n_occurrences,
         }
-        self.writer.append_step(row, self._occurrences(position), rows)
-        self.drop_pending()
+        self.writer.append_step(row, step.occurrences(), rows)
+
+    def _by_group(self, values: list[float]) -> list[float]:
+        """Fit values of the optimizer's groups into the columns of the steps table."""
+        return (values + [float("nan")] * self.n_groups)[: self.n_groups]
+
+    def state(self, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+        """Return what a later process needs to go on with the same schedules."""
+        return {
+            "last_ledger": [self._last_ledger.get(id(optimizer)) for optimizer in optimizers],
+            "checked": sorted(self._checked),
+            "stored_step": self._stored_step,
+            "records": {record.group: record.state() for record in self.records},
+        }
+
+    def restore(self, state: Mapping[str, Any], optimizers: Sequence[Optimizer]) -> None:
+        """Go on where `state` was taken."""
+        last = zip(optimizers, state["last_ledger"], strict=True)
+        self._last_ledger = {id(optimizer): step for optimizer, step in last if step is not None}
+        self._checked, self._stored_step = set(state["checked"]), state["stored_step"]
+        for record in self.records:
+            record.restore(state["records"][record.group])
 
     def store_weights(self, step: int) -> None:
         """Append all weights of the model as they are before optimizer step ``step``; a step is stored once."""
         if step != self._stored_step:
-            values = {name: p.detach().to("cpu", copy=True).numpy() for name, p in self.module.named_parameters()}
+            values = {}
+            for name, p in self.module.named_parameters():
+                dtype = torch.float32 if p.dtype == torch.bfloat16 else p.dtype  # NumPy has no bfloat16
+                values[name] = p.detach().to("cpu", dtype, copy=True).numpy()
             self.writer.append_weights(step, values)
             self._stored_step = step
 
-    def _check(self, gradients: Mapping[str, Tensor], loss_scale: float) -> float:
-        """Compare sums with gradients; the first time, also ask whether any tracked parameter is used at all."""
+    def _check(
+        self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor], norm: float, loss_scale: float
+    ) -> float:
+        """Compare the sums of the shares with the gradients."""
         true = {name: gradient * loss_scale for name, gradient in gradients.items()} if loss_scale != 1 else gradients
-        used = {name for m in self._pending for name in m.shares} | set(gradients)
-        if not used:
-            names = ", ".join(f"`{p.name}`" for p in self.tracked[:5])
-            raise UnattributableError(
-                f"GradTrace: none of the tracked parameters ({names}{', ...' if len(self.tracked) > 5 else ''}) took "
-                "part in the loss of the first captured step. Track parameters that the training uses: "
-                "`GradTrace(params=...)` takes globs on names, or a predicate(name, parameter)."
-            )
-        unused = [f"`{p.name}`" for p in self.tracked if p.name not in used]
-        if unused and self._last_ledger is None:
-            warnings.warn(
-                f"GradTrace: {', '.join(unused[:5])}{', ...' if len(unused) > 5 else ''} took no part in the loss of "
-                "the first captured step; their shifts are zero until they do",
-                stacklevel=2,
-            )
-        errors = sum_errors(self._pending, true, self._norm)
-        check_sums(errors, true, self.low_precision)
-        finite = [error for error in errors.values() if np.isfinite(error)]
-        return max(finite) if finite else float("nan")
+        errors = sum_errors(micro_batches, true, norm * loss_scale)
+        advice = functools.partial(self.engine.advice, micro_batches, true)
+        check_sums(errors, true, self.low_precision, advice, self.engine.slack)
+        finite = {name: error for name, error in errors.items() if np.isfinite(error)}
+        self._checked.update(finite)  # an overflowed gradient proves nothing
+        return max(finite.values()) if finite else float("nan")
 
-    def _balance(self, division: StepDivision, shifts: StepShifts | None) -> Balance:
-        if not division.ledger:
+    def _balance(self, step: Step, shifts: StepShifts | None) -> Balance:
+        if not step.division.ledger:
             return Balance()
-        shifts = self._shifts(division, "shift") if shifts is None else shifts
+        shifts = self._shifts(step, "shift") if shifts is None else shifts
         by_name = {p.info.name: p for p in shifts.parameters}
-        ledger = division.balance(lambda name: by_name[name].total())
+        ledger = step.division.balance(lambda name: by_name[name].total())
         self.residual = ledger.residual
         return ledger
 
@@ -244,24 +297,18 @@ class Tracer:
                 stacklevel=2,
             )
 
-    def _shifts(self, division: StepDivision, quantity: Quantity) -> StepShifts:
-        parameters = []
+    def _shifts(self, step: Step, quantity: Quantity, skipped: bool = False) -> StepShifts:
+        division, parameters = step.division, []
         for info in self.infos:
             name, shift = info.name, quantity == "shift"
-            scale = division.scale(name) if shift else 1.0 / division.loss_scale
-            shares: list[Share | None] = [m.shares.get(name) if scale is not None else None for m in self._pending]
+            scale = division.scale(name) if not skipped else None
+            if not shift and scale is not None:
+                scale = 1.0 / division.loss_scale
+            shares: list[Share | None] = [m.shares.get(name) if scale is not None else None for m in step.micro_batches]
             if shift:
                 shares = [None if share is None else division.share(name, share) for share in shares]
-            parameters.append(ParameterShifts(info, 1.0 if scale is None else scale, shares, division.gain(name)))
-        return StepShifts([m.n_samples for m in self._pending], parameters)
-
-    def _occurrences(self, position: Position) -> dict[str, np.ndarray]:
-        sizes = [m.n_samples for m in self._pending]
-        n = sum(sizes)
-        return {
-            "step": np.full(n, position.step, np.int64),
-            "micro_batch": np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
-            "slot": np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
-            "rank": np.full(n, position.rank, np.int32),
-            "sample_id": np.concatenate([m.sample_ids for m in self._pending]),
-        }
+            gain = division.gain(name) if not skipped else None
+            parameters.append(ParameterShifts(info, 1.0 if scale is None else scale, shares, gain))
+        shifts = StepShifts([m.n_samples for m in step.micro_batches], parameters, step.position.step)
+        convert = division.share if quantity == "shift" else lambda _, share: share
+        return with_tokens(shifts, step.micro_batches, convert)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -230,6 +229,9 @@ def test_positions_that_are_as_many_as_the_samples_are_not_taken_for_samples(tmp
         def forward(self, tokens):
             return self.head(self.encoder(self.embedding(tokens) + self.place(self.table)))
 
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
     for n in (5, 6):
         path, numel = tmp_path / f"{n}.zarr", 3 * 8 + 8 * 17
         loader = DataLoader(Sentences(), batch_size=n)
@@ -271,10 +273,3 @@ def test_a_layer_as_wide_as_a_position_table_is_long_is_tracked() -> None:
             self.wide, self.head = nn.Linear(16, 32), nn.Linear(16, 100)
 
     assert [p.name for p in select_parameters(Two(), None)] == ["wide.weight"]
-
-
-def test_half_precision_with_loss_scaling_is_refused() -> None:
-    callback = GradTrace("unused.zarr", TopK(3))
-    trainer = SimpleNamespace(world_size=1, precision="16-mixed")
-    with pytest.raises(ValueError, match="does not undo the loss scaling of `Trainer\\(precision='16-mixed'\\)` yet"):
-        callback.setup(trainer, make(), "fit")

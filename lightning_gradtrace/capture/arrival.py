@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,7 +44,7 @@ class BatchReader:
         self._ids = ids
         self._axis: int | None = None if batch_axis == "auto" else batch_axis
         self._inputs = InputFilter(inputs)
-        self._n_arrived = 0
+        self._n_arrived = self._n_finished = 0
 
     def read(self, batch: Any, number: int) -> Arrival:
         """Read the next batch; every batch must be read, also one of which nothing is recorded.
@@ -70,6 +71,25 @@ class BatchReader:
             ids = np.arange(self._n_arrived, self._n_arrived + n_samples)
         self._n_arrived += n_samples
         return Arrival(batch, number, ids, axis)
+
+    def state(self) -> dict[str, int | None]:
+        """Return what a later process needs to go on after the last batch that was finished."""
+        return {"axis": self._axis, "n_arrived": self._n_finished}
+
+    def restore(self, state: Mapping[str, Any], stored: np.ndarray) -> None:
+        """Go on where `state` was taken.
+
+        Args:
+            state: what it returned.
+            stored: ids of the samples whose inputs are stored, int64, shape (n,).
+        """
+        self._axis = state["axis"] if self._axis is None else self._axis
+        self._n_arrived = self._n_finished = int(state["n_arrived"])
+        self._inputs.remember(stored)
+
+    def finish(self) -> None:
+        """Take note that the training on the last batch is over: a run that is resumed won't see it again."""
+        self._n_finished = self._n_arrived
 
     def new_inputs(self, arrival: Arrival) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Return ids, token ids and lengths of the samples whose inputs were not returned before, None for none."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import UnattributableError
 
 # Largest relative error of a sum in the dtype of the gradient, with room for another order of summation.
@@ -17,6 +19,19 @@ _COARSE = 5e-2
 # A gradient that vanishes but for rounding (a bias before a batch norm) is compared with this part of all gradients.
 _FLOOR = {torch.float64: 1e-3, torch.float32: 1e-3}
 _COARSE_FLOOR = 1e-1
+
+
+def tolerance(dtype: torch.dtype, low_precision: bool = False) -> float:
+    """Return the largest relative error of a sum of shares that rounding explains.
+
+    Args:
+        dtype: dtype of the gradient.
+        low_precision: whether the step was computed in half precision.
+
+    Returns:
+        The largest relative error.
+    """
+    return _COARSE if low_precision else _TOLERANCE.get(dtype, _COARSE)
 
 
 def sum_errors(
@@ -51,28 +66,79 @@ def sum_errors(
     return errors
 
 
-def check_sums(errors: Mapping[str, float], gradients: Mapping[str, Tensor], low_precision: bool = False) -> None:
+def check_sums(
+    errors: Mapping[str, float],
+    gradients: Mapping[str, Tensor],
+    low_precision: bool = False,
+    advice: Callable[[], str] = lambda: "",
+    slack: float = 1.0,
+) -> None:
     """Raise if the shares of a parameter don't add up to its gradient.
 
     Args:
         errors: from `sum_errors`.
         gradients: gradients by name, for their dtypes.
         low_precision: whether the step was computed in half precision.
+        advice: says what to do; asked only when there is something wrong.
+        slack: how much larger than the rounding of a sum an error may be.
 
     Raises:
         UnattributableError: names the parameters and says what to do.
     """
     bad = {}
     for name, error in errors.items():
-        tolerance = _COARSE if low_precision else _TOLERANCE.get(gradients[name].dtype, _COARSE)
-        if error > tolerance:  # False for NaN: non-finite gradients are recorded and flagged, not refused
+        if error > slack * tolerance(
+            gradients[name].dtype, low_precision
+        ):  # False for NaN: recorded and flagged, not refused
             bad[name] = error
     if bad:
         listed = ", ".join(f"`{name}` (relative error {error:.1e})" for name, error in list(bad.items())[:5])
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise UnattributableError(
-            f"GradTrace: the per-sample gradients of {listed}{more} don't add up to `.grad`. Some use of the parameter "
-            "was not seen (inside a custom `torch.autograd.Function`, or as a penalty on the weights, which no sample "
-            "causes), or its samples were taken from the wrong axis. Give `batch_axis=0` or `batch_axis=1` if the "
-            "batch was misread, or leave the parameter out with `GradTrace(params=...)`."
+            f"GradTrace: the per-sample gradients of {listed}{more} don't add up to `.grad`. {advice()}"
+        )
+
+
+def check_used(tracked: Sequence[TrackedParameter], used: Collection[str]) -> None:
+    """Warn of tracked parameters without a gradient in an optimizer's first captured step; frozen ones may wait.
+
+    Args:
+        tracked: the tracked parameters that could take part.
+        used: names of those that did.
+
+    Raises:
+        UnattributableError: none of them did.
+    """
+    able = [f"`{p.name}`" for p in tracked if p.tensor.requires_grad]
+    unused = [f"`{p.name}`" for p in tracked if p.tensor.requires_grad and p.name not in used]
+    if unused and len(unused) == len(able):
+        raise UnattributableError(
+            f"GradTrace: none of the tracked parameters ({', '.join(able[:5])}{', ...' if len(able) > 5 else ''}) took "
+            "part in the loss of the first captured step. Track parameters that the training uses: "
+            "`GradTrace(params=...)` takes globs on names, or a predicate(name, parameter)."
+        )
+    if unused:
+        warnings.warn(
+            f"GradTrace: {', '.join(unused[:5])}{', ...' if len(unused) > 5 else ''} took no part in the loss of "
+            "the first captured step; their shifts are zero until they do",
+            stacklevel=2,
+        )
+
+
+def check_known(unknown: Sequence[str]) -> None:
+    """Refuse a step whose gradients hold more than the recorded backward passes left.
+
+    Args:
+        unknown: parameters whose gradients were not zero when the first of these passes began.
+
+    Raises:
+        UnattributableError: there are any.
+    """
+    if unknown:
+        names = ", ".join(f"`{name}`" for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise UnattributableError(
+            f"GradTrace: the gradients of {names} were not zero when the step's first backward pass began: they still "
+            "held what an earlier step had used, so the samples of this step don't account for it. Call "
+            "`optimizer.zero_grad()` between one step and the next step's first backward pass, or leave these "
+            "parameters out with `GradTrace(params=...)`."
         )

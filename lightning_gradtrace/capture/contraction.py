@@ -51,6 +51,11 @@ class OuterView(Share):
     def total(self) -> Tensor:
         return self.matrix.total().reshape(self.sizes).permute(self.order)
 
+    @override
+    def by_position(self, sample: int) -> Tensor:
+        values = self.matrix.by_position(sample)
+        return values.reshape(len(values), *self.sizes).permute(0, *(axis + 1 for axis in self.order))
+
     def as_matrix(self, values: Tensor) -> Tensor:
         """Arrange a tensor of the parameter's shape as the matrix."""
         inverse = [self.order.index(axis) for axis in range(len(self.order))]

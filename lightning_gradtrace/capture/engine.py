@@ -1,11 +1,12 @@
-"""The tape engine: from the uses of one micro-batch to a share per parameter."""
+"""What an engine is, and the tape engine: from the uses of one micro-batch to a share per parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from lightning_gradtrace.capture.attribution import Attribution
@@ -16,6 +17,21 @@ from lightning_gradtrace.capture.tape import Tape
 
 
 @dataclass
+class TokenPass:
+    """Shares of one loss token of every sample (docs/concepts.md, 2).
+
+    Attributes:
+        position: position of the token in the loss of every sample, -1 where none was chosen; shape (sample,), int32.
+        token: the token that is predicted there, -1 for none; shape (sample,), int32.
+        shares: by parameter.
+    """
+
+    position: np.ndarray
+    token: np.ndarray
+    shares: dict[str, Share]
+
+
+@dataclass
 class MicroBatch:
     """Per-sample gradients of one micro-batch: what capture hands to update.
 
@@ -23,11 +39,77 @@ class MicroBatch:
         n_samples: number of samples.
         shares: the share of every tracked parameter that the loss reached, by name.
         sample_ids: id of every sample, in slot order; shape (sample,). Filled in by the caller.
+        tokens: shares of chosen loss tokens: the first of every sample, the second, and so on.
+        n_chosen: number of loss tokens that were chosen in every sample, also those beyond `tokens`; shape (sample,).
     """
 
     n_samples: int
     shares: dict[str, Share]
     sample_ids: Any = None
+    tokens: list[TokenPass] = field(default_factory=list)
+    n_chosen: Any = None
+
+
+class Recording(Protocol):
+    """What is entered around the forward pass of a micro-batch: a tape, or a note of the moment."""
+
+    def __enter__(self) -> Any:
+        """Begin to record."""
+
+    def __exit__(self, *args: Any) -> Any:
+        """End recording."""
+
+    def forget_backward(self) -> None:
+        """Forget what a backward pass left."""
+
+    def clear(self) -> None:
+        """Keep no tensor of the forward pass alive that no share needs."""
+
+
+R = TypeVar("R", bound=Recording)
+
+
+class Engine(Protocol[R]):
+    """A way to per-sample gradients of the real training step. What it is handed it never changes.
+
+    Attributes:
+        slack: how much larger than the rounding of a sum the error of its sums may be.
+    """
+
+    slack: float
+
+    def tape(self, parameters: Mapping[str, Tensor], batch: Any, n_samples: int, batch_axis: int) -> R:
+        """Return the recording of a micro-batch that comes.
+
+        Args:
+            parameters: the tracked parameters by name.
+            batch: the batch.
+            n_samples: number of samples in it.
+            batch_axis: axis of the samples in the batch's tensors.
+        """
+
+    def before_backward(self, tape: R, loss: Tensor, n_samples: int, probe: Probe) -> None:
+        """Do what needs the graph of the forward pass.
+
+        Args:
+            tape: the recording.
+            loss: the loss that is about to be back-propagated.
+            n_samples: number of samples.
+            probe: see `collect`.
+        """
+
+    def collect(self, tape: R, n_samples: int, probe: Probe, factor: float = 1.0) -> MicroBatch:
+        """Return the shares of a micro-batch whose backward pass is done.
+
+        Args:
+            tape: the recording.
+            n_samples: number of samples.
+            probe: runs the model on the batch and on the batch permuted.
+            factor: what the user's loss was multiplied by before the backward pass.
+        """
+
+    def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
+        """Say what to do if the shares of these micro-batches don't add up to the gradients."""
 
 
 @dataclass
@@ -37,31 +119,40 @@ class TapeEngine:
     Attributes:
         placer: remembers where the samples are in every use.
         attribution: remembers by which way the shares of every use are computed.
+        slack: see `Engine`.
     """
 
     placer: Placer = field(default_factory=Placer)
     attribution: Attribution = field(default_factory=Attribution)
+    slack: float = 1.0
 
-    def tape(self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int | None = None) -> Tape:
+    def tape(
+        self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int | None = None, batch_axis: int = 0
+    ) -> Tape:
         """Return a tape for one forward and backward pass; enter it around the forward pass.
 
         Args:
             parameters: the tracked parameters by name.
             batch: the batch; None if it is unknown, then every tensor that is not tracked counts as batched.
             n_samples: its number of samples.
+            batch_axis: not needed, the place of the samples is found use by use.
 
         Returns:
             The tape.
         """
         return Tape(parameters, batch, n_samples)
 
-    def collect(self, tape: Tape, n_samples: int, probe: Probe) -> MicroBatch:
+    def before_backward(self, tape: Any, loss: Tensor, n_samples: int, probe: Probe) -> None:
+        """Do nothing: the hooks of the tape see the backward pass."""
+
+    def collect(self, tape: Tape, n_samples: int, probe: Probe, factor: float = 1.0) -> MicroBatch:
         """Turn what the tape holds after the backward pass into shares.
 
         Args:
             tape: a tape whose uses have their cotangents.
             n_samples: number of samples of the micro-batch.
             probe: see `Placer.place`.
+            factor: not needed, the cotangents carry it.
 
         Returns:
             The shares, by parameter. Uses that the backward pass did not reach are left out.
@@ -87,8 +178,17 @@ class TapeEngine:
         for lineage, shares in received.items():
             for root, share in _pull_back(lineage, add_shares(shares)).items():
                 parts.setdefault(root.name, []).append(share)
-        tape.clear()
+        tape.forget_backward()
         return MicroBatch(n_samples, {name: add_shares(found) for name, found in parts.items()})
+
+    def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
+        """Say what to do if the shares don't add up to the gradient."""
+        return (
+            "Some use of the parameter was not seen (inside a custom `torch.autograd.Function`, or as a penalty on the "
+            "weights, which no sample causes), or its samples were taken from the wrong axis. Give `batch_axis=0` or "
+            "`batch_axis=1` if the batch was misread, leave the parameter out with `GradTrace(params=...)`, or give "
+            '`engine="functional"` a loss per sample.'
+        )
 
 
 def _pull_back(lineage: Lineage, share: Share) -> dict[Root, Share]:

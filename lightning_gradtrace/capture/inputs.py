@@ -23,6 +23,10 @@ class InputFilter:
         self._source = source
         self._seen: set[int] = set()
 
+    def remember(self, ids: np.ndarray) -> None:
+        """Take samples for seen, those of a trace that is resumed; int64, shape (n,)."""
+        self._seen.update(ids.tolist())
+
     def new(self, batch: Any, ids: np.ndarray, batch_axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Return what is new in a batch.
 

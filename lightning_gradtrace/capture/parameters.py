@@ -31,8 +31,8 @@ class TrackedParameter:
     module: str
 
 
-def describe_parameters(module: nn.Module) -> list[TrackedParameter]:
-    """List all parameters of a module that require gradients, in the order of ``named_parameters()``.
+def describe_parameters(module: nn.Module, frozen: bool = False) -> list[TrackedParameter]:
+    """List the parameters of a module in the order of ``named_parameters()``, frozen ones only if asked for.
 
     The output head is a matrix of the shape of the largest embedding, the vocabulary, or one that is tied to it. A
     model without embeddings has no head in this sense.
@@ -42,7 +42,7 @@ def describe_parameters(module: nn.Module) -> list[TrackedParameter]:
     owners = dict(module.named_modules())
     found = []
     for name, tensor in module.named_parameters():
-        if tensor.requires_grad:
+        if tensor.requires_grad or frozen:
             owner, _, leaf = name.rpartition(".")
             found.append(TrackedParameter(name, tensor, _kind(owners[owner], leaf, tensor, vocabulary), owner))
     return found
@@ -64,13 +64,15 @@ def _kind(owner: nn.Module, leaf: str, tensor: Tensor, vocabulary: tuple[int, ..
     return "linear" if isinstance(owner, nn.Linear) else "other"
 
 
-def select_parameters(module: nn.Module, params: ParameterFilter) -> list[TrackedParameter]:
+def select_parameters(module: nn.Module, params: ParameterFilter, thawing: bool = False) -> list[TrackedParameter]:
     """Return the parameters to track.
 
     Args:
         module: the model.
         params: None for matrices (two or more axes) outside embeddings and the output head; a glob or several on the
-            names; or a predicate ``(name, parameter) -> bool``. Frozen parameters are never tracked.
+            names; or a predicate ``(name, parameter) -> bool``. A frozen parameter is tracked if a glob or a
+            predicate names it; its shifts are zero until it is unfrozen.
+        thawing: frozen parameters will be unfrozen, so None takes them too.
 
     Returns:
         The tracked parameters, at least one.
@@ -78,7 +80,7 @@ def select_parameters(module: nn.Module, params: ParameterFilter) -> list[Tracke
     Raises:
         ValueError: nothing is left; the message lists what there is.
     """
-    described = describe_parameters(module)
+    described = describe_parameters(module, frozen=thawing or params is not None)
     if params is None:
         chosen = [p for p in described if p.tensor.dim() >= 2 and p.kind not in ("embedding", "head")]
     elif callable(params):
@@ -87,7 +89,7 @@ def select_parameters(module: nn.Module, params: ParameterFilter) -> list[Tracke
         globs = [params] if isinstance(params, str) else list(params)
         chosen = [p for p in described if any(fnmatch.fnmatchcase(p.name, glob) for glob in globs)]
     if not chosen:
-        names = ", ".join(f"`{p.name}` {tuple(p.tensor.shape)}" for p in described[:8]) or "none that require gradients"
+        names = ", ".join(f"`{p.name}` {tuple(p.tensor.shape)}" for p in described[:8]) or "none"
         more = f" and {len(described) - 8} more" if len(described) > 8 else ""
         raise ValueError(
             f"GradTrace: `params={params!r}` matches no parameter of `{type(module).__name__}`. It has {names}{more}. "

@@ -1,44 +1,119 @@
-"""Run the user's training step for its forward pass only, for the permutation probe."""
+"""Run a LightningModule's training step for its forward pass only, for the permutation probe."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 
 def rehearse(trainer: Any, pl_module: Any, batch_idx: int, batch: Any) -> None:
     """Run `training_step` on a batch; what it logs goes nowhere.
 
+    With manual optimization its backward passes and optimizer steps do nothing either.
+
     Args:
         trainer: Lightning's trainer, for the precision of its forward pass.
         pl_module: the LightningModule.
         batch_idx: index of the batch.
         batch: the batch.
-
-    Raises:
-        ValueError: with manual optimization, where a training step can't be run without training.
     """
-    if not pl_module.automatic_optimization:
-        raise ValueError(
-            "GradTrace: sizes don't tell which axis holds the samples, and with manual optimization the forward pass "
-            "can't be repeated to find out. Use a batch size that is no size of another axis."
-        )
     takes_index = len(inspect.signature(pl_module.training_step).parameters) > 1
-    with _silenced(pl_module), trainer.precision_plugin.train_step_context():
+    with _replaced(pl_module, _idle_methods(pl_module)), trainer.precision_plugin.train_step_context():
         pl_module.training_step(batch, batch_idx) if takes_index else pl_module.training_step(batch)
 
 
+def loss_factor(trainer: Any) -> float:
+    """Return what the training multiplies the user's loss by before the backward pass.
+
+    Lightning divides the loss by the number of accumulated micro-batches; fp16 AMP multiplies it by the loss scale.
+    With manual optimization the user does what there is to do.
+
+    Args:
+        trainer: Lightning's trainer.
+
+    Returns:
+        The factor.
+    """
+    automatic = trainer.lightning_module.automatic_optimization
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = float(scaler.get_scale()) if scaler is not None else 1.0
+    return scale / (trainer.accumulate_grad_batches if automatic else 1)
+
+
+class IdleOptimizer:
+    """Stands in for an optimizer: its steps evaluate their closure, and that is all they do.
+
+    Args:
+        optimizer: the optimizer, for everything else that is asked of it.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """Evaluate the closure."""
+        return None if closure is None else closure()
+
+    def zero_grad(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+    def toggle_model(self, *args: Any, **kwargs: Any) -> nullcontext[None]:
+        """Do nothing."""
+        return nullcontext()
+
+
+class IdleScheduler:
+    """Stands in for a learning rate scheduler.
+
+    Args:
+        scheduler: the scheduler, for everything else that is asked of it.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._scheduler = scheduler
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._scheduler, name)
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing."""
+
+
+def _idle_methods(pl_module: Any) -> dict[str, Callable[..., Any]]:
+    """Return stand-ins for what a training step may call to train, to log and to print."""
+
+    def nothing(*args: Any, **kwargs: Any) -> None:
+        return None
+
+    def idle(found: Any, stand_in: Callable[[Any], Any]) -> Any:
+        return [stand_in(one) for one in found] if isinstance(found, list) else found and stand_in(found)
+
+    optimizers, schedulers = pl_module.optimizers, pl_module.lr_schedulers
+    methods: dict[str, Callable[..., Any]] = dict.fromkeys(("log", "log_dict", "print"), nothing)
+    if not pl_module.automatic_optimization:
+        names = ("manual_backward", "clip_gradients", "toggle_optimizer", "untoggle_optimizer", "zero_grad")
+        methods.update(dict.fromkeys(names, nothing))
+        methods["optimizers"] = lambda *args, **kwargs: idle(optimizers(*args, **kwargs), IdleOptimizer)
+        methods["lr_schedulers"] = lambda: idle(schedulers(), IdleScheduler)
+    return methods
+
+
 @contextmanager
-def _silenced(pl_module: Any) -> Iterator[None]:
-    """Let `self.log` and `self.log_dict` do nothing for a while."""
-    names = ("log", "log_dict")
-    for name in names:
-        object.__setattr__(pl_module, name, lambda *args, **kwargs: None)
+def _replaced(pl_module: Any, methods: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    """Replace methods of one object for a while; attributes that stood in their place before come back."""
+    before = {name: pl_module.__dict__[name] for name in methods if name in pl_module.__dict__}
+    for name, method in methods.items():
+        object.__setattr__(pl_module, name, method)
     try:
         yield
     finally:
-        for name in names:
+        for name in methods:
             with suppress(AttributeError):
                 object.__delattr__(pl_module, name)
+        for name, method in before.items():
+            object.__setattr__(pl_module, name, method)

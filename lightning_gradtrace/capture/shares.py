@@ -39,6 +39,22 @@ class Share(ABC):
     def total(self) -> Tensor:
         """Sum over the samples without forming them, shape ``shape``, in at least float32."""
 
+    def by_position(self, sample: int) -> Tensor:
+        """Write out the parts of ``g[sample]`` that flow through each position of use, shape ``(position, *shape)``.
+
+        They add up to ``g[sample]``; the positions of several uses follow each other (docs/concepts.md, 2).
+
+        Args:
+            sample: number of the sample.
+
+        Raises:
+            ValueError: the share was written out and has no factors to be taken apart.
+        """
+        raise ValueError(
+            f"a `{type(self).__name__}` of shape {tuple(self.shape)} keeps no positions: it is summed over them. "
+            "Linear uses and embeddings keep theirs"
+        )
+
     def weighted_total(self, weights: Tensor) -> Tensor:
         """Sum over the samples with a weight for each, shape ``shape``; a few samples are formed at a time."""
         rows = max(1, 2**24 // max(self.shape.numel(), 1))
@@ -88,6 +104,11 @@ class OuterShare(Share):
     @override
     def weighted_total(self, weights: Tensor) -> Tensor:
         return OuterShare(self.left.to(self.dtype) * weights.to(self.dtype)[:, None, None], self.right).total()
+
+    @override
+    def by_position(self, sample: int) -> Tensor:
+        left, right = self.left[sample].to(self.dtype), self.right[sample].to(self.dtype)
+        return left[:, :, None] * right[:, None, :]
 
     def squared_norms(self) -> Tensor:
         """Squared Frobenius norm of every ``g[i]``, shape (sample,), from the Gram matrices of the factors.
@@ -139,6 +160,13 @@ class RowShare(Share):
     def total(self) -> Tensor:
         out = self.values.new_zeros(self.shape, dtype=accumulation_dtype(self.values.dtype))
         return out.index_add_(0, self.rows.flatten(), self.values.flatten(0, 1).to(out.dtype))
+
+    @override
+    def by_position(self, sample: int) -> Tensor:
+        rows, values = self.rows[sample], self.values[sample]
+        out = values.new_zeros((len(rows), *self.shape), dtype=accumulation_dtype(values.dtype))
+        out[torch.arange(len(rows), device=rows.device), rows] = values.to(out.dtype)
+        return out
 
 
 @dataclass
@@ -237,6 +265,10 @@ class SumShare(Share):
         for part in self.parts[1:]:
             out = out + part.total()
         return out
+
+    @override
+    def by_position(self, sample: int) -> Tensor:
+        return torch.cat([part.by_position(sample) for part in self.parts])
 
 
 def add_shares(shares: Sequence[Share]) -> Share:

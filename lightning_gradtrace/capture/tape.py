@@ -66,8 +66,15 @@ class Tape(TorchFunctionMode):
         """
         return next((m for m in self._mixtures.values() if m.reached and not any(r.reached for r in m.readers)), None)
 
+    def forget_backward(self) -> None:
+        """Forget what backward passes left; the uses stay, as a retained graph may be run through again."""
+        for use in self.uses:
+            use.cotangents.clear()
+        for mixture in self._mixtures.values():
+            mixture.reached = False
+
     def clear(self) -> None:
-        """Forget everything."""
+        """Forget everything, so that no tensor of the forward pass is kept alive."""
         self.uses.clear()
         self._mixtures.clear()
         self._lineage.clear()
@@ -81,6 +88,9 @@ class Tape(TorchFunctionMode):
     ) -> Any:
         """Call the function and record it if it uses a tracked tensor."""
         kwargs = kwargs or {}
+        if func is Tensor.backward or func is torch.autograd.backward:
+            with self:  # checkpointed layers run their forward pass now
+                return opened(func)(*args, **kwargs)
         if not self._is_tracked(args) and not (kwargs and self._is_tracked(kwargs.values())):
             return self._untracked(facts(func), func, args, kwargs)
         rule = rule_for(func)

@@ -14,4 +14,5 @@ from lightning_gradtrace.record.schedule import Predicate as Predicate
 from lightning_gradtrace.record.schedule import Schedule as Schedule
 from lightning_gradtrace.record.schedule import StepRanges as StepRanges
 from lightning_gradtrace.record.sketch import Sketch as Sketch
+from lightning_gradtrace.record.token_grads import TokenGrads as TokenGrads
 from lightning_gradtrace.record.topk import TopK as TopK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gradtrace.capture.loss_tokens import TokenChoice
 from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.record.schedule import Schedule
 from lightning_gradtrace.store.schema import ArraySpec, with_own_rows
@@ -75,6 +76,21 @@ class ParameterShifts:
 
 
 @dataclass
+class TokenShifts:
+    """Shifts of one loss token of every occurrence of a step.
+
+    Attributes:
+        position: position of the token, -1 where there is none; shape (occurrence,), int32.
+        token: the token that is predicted there, -1 for none; shape (occurrence,), int32.
+        step: the shifts.
+    """
+
+    position: np.ndarray
+    token: np.ndarray
+    step: StepShifts
+
+
+@dataclass
 class StepShifts:
     """All shifts of one optimizer step: what update hands to record.
 
@@ -83,12 +99,16 @@ class StepShifts:
         parameters: the tracked parameters in the order of the params table.
         number: number of the optimizer step.
         shared: what one record leaves for the others of the same step, by key.
+        tokens: the first chosen loss token of every occurrence, the second, and so on, if a record asks for them.
+        n_chosen: number of loss tokens chosen in each occurrence, shape (occurrence,), int32.
     """
 
     n_samples: list[int]
     parameters: list[ParameterShifts]
     number: int = 0
     shared: dict[Any, Any] = field(default_factory=dict)
+    tokens: list[TokenShifts] = field(default_factory=list)
+    n_chosen: np.ndarray | None = None
 
     @property
     def micro_batches(self) -> list[slice]:
@@ -114,14 +134,24 @@ class Record(ABC):
 
     Attributes:
         schedule: at which steps the record is kept; None for every step that GradTrace records.
+        wants_tokens: whether it needs the shares of single loss tokens, see `choice`.
     """
 
     schedule: Schedule | None = None
+    wants_tokens = False
 
     @property
     @abstractmethod
     def group(self) -> str:
         """Zarr group of the record's arrays."""
+
+    def choice(self, vocab: Sequence[str] | None) -> TokenChoice | None:
+        """Return which loss tokens the record needs shares of, None for none.
+
+        Args:
+            vocab: text of each token id, if known.
+        """
+        return None
 
     @abstractmethod
     def specs(self, parameters: Sequence[ParameterInfo]) -> list[ArraySpec]:
@@ -145,6 +175,14 @@ class Record(ABC):
         Such arrays have rows of their own, and the record writes the arrays that list them.
         """
         return []
+
+    def state(self) -> dict[str, Any]:
+        """Return what a later process needs to go on with the same outcome to the last bit, as JSON can hold it."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken; called after `specs`."""
+        return
 
     def due(self, step: int) -> bool:
         """Say whether the record is kept at an optimizer step."""

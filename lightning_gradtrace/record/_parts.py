@@ -46,7 +46,8 @@ def factors_of(share: Share) -> list[Factors] | None:
     if type(share) in (OuterShare, RowShare):
         return [Factors(share)]  # type: ignore[arg-type]
     if type(share) is OuterView:
-        plain = share.is_sorted and share.matrix.shape[0] == share.shape[0]
+        ascending = share.order == tuple(range(len(share.order)))
+        plain = ascending and share.matrix.shape[0] == share.shape[0]
         return [Factors(share.matrix, None if plain else (share.sizes, share.order))]
     if type(share) is ConvolutionShare and share.groups == 1:
         n_positions = share.left.shape[1] * share.left[0, 0, 0].numel()

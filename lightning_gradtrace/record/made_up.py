@@ -11,9 +11,6 @@ import numpy as np
 from lightning_gradtrace.record._base import ParameterInfo
 from lightning_gradtrace.store.schema import ArraySpec
 
-_DRAWS = 64
-"""Samples that are drawn; further rows repeat them."""
-
 
 def made_up_rows(spec: ArraySpec, n: int, infos: Sequence[ParameterInfo], n_samples: int) -> np.ndarray:
     """Draw rows for an array.
@@ -56,10 +53,10 @@ def _kept_rows(infos: tuple[ParameterInfo, ...], n: int, k: int, pool: int) -> d
     """Draw what is kept in n rows, each of which holds k entries of ``pool`` samples; arrays of shape (n, k)."""
     rng = np.random.default_rng(0)
     share = -(-k // pool)
-    bank = [_kept(rng, infos, share) for _ in range(min(n * pool, _DRAWS))]
     rows: dict[str, list[np.ndarray]] = {"occurrence": [], "index": [], "shift": []}
     for row in range(n):
-        chosen = [bank[i % len(bank)] for i in range(row * pool, (row + 1) * pool)]
+        # Every sample is drawn anew: a compressor would find what is repeated.
+        chosen = [_kept(rng, infos, share) for _ in range(pool)]
         rows["occurrence"].append(np.repeat(np.arange(pool) + row * pool, share)[:k])
         rows["index"].append(np.concatenate([entry for entry, _ in chosen])[:k])
         rows["shift"].append(np.concatenate([shift for _, shift in chosen])[:k])

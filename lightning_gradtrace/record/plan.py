@@ -30,6 +30,9 @@ from lightning_gradtrace.tracer import parameter_infos
 SAMPLE_BYTES = 2_000_000
 """Raw size of the rows that are made up and encoded to learn how far an array is compressed."""
 
+MOST_DRAWS = 128
+"""Samples of which kept entries are made up; a row of a whole step takes as many as it has."""
+
 ATTRIBUTE_BYTES = 4_000
 """Size of the root attributes, which hold the configuration of the run."""
 
@@ -129,7 +132,10 @@ def _measure(infos: Sequence[ParameterInfo], n_samples: int) -> _Size:
         if not rows:
             return 0.0
         row = np.dtype("O" if spec.dtype == "str" else spec.dtype).itemsize * max(1, math.prod(spec.shape_tail))
-        sample = max(1, min(rows, SAMPLE_BYTES // row))
+        most = SAMPLE_BYTES // row
+        if spec.dims[1:] == ("k",):
+            most = min(most, MOST_DRAWS // (n_samples if spec.axis == "step" else 1))
+        sample = max(1, min(rows, most))
         few = replace(spec, grows=False, chunk_rows=spec.chunk_rows if sample == rows else sample)
         # Values of one type that fill their mantissa compress alike in all large arrays.
         alike = (

@@ -132,6 +132,15 @@ class Searcher:
     prune: bool = True
     _ratio: float | None = field(default=None, init=False)
 
+    @property
+    def guess(self) -> float | None:
+        """Ratio with which the next step's thresholds are guessed, None for no guess."""
+        return None if self._ratio is None else float(self._ratio)
+
+    @guess.setter
+    def guess(self, ratio: float | None) -> None:
+        self._ratio = ratio
+
     def search(self, step: StepShifts, known: Known | None = None) -> Candidates:
         """Return at least the ``k`` largest non-zero shifts of every occurrence (or of the step).
 

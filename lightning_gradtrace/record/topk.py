@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -85,6 +85,16 @@ class TopK(Record):
             name = f"{self.group}/occurrence"
             specs.append(ArraySpec(name, dims, tail, "int64", "occurrence that moved the weight, -1 for none"))
         return specs
+
+    @override
+    def state(self) -> dict[str, Any]:
+        # The guess decides which entries are formed together, and so the last bit of their sums.
+        return {"guess": None if self._searcher is None else self._searcher.guess}
+
+    @override
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if self._searcher is not None:
+            self._searcher.guess = state["guess"]
 
     @override
     def reduce(self, step: StepShifts, first_occurrence: int) -> dict[str, np.ndarray]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+
+_log = logging.getLogger(__name__)
 
 Task = Callable[[], None]
 
@@ -66,6 +69,12 @@ class BackgroundThread:
         """
         with self._changed:
             if self._bytes + nbytes > self._max_bytes and self._bytes:
+                if not self.blocked_seconds:
+                    _log.warning(
+                        "the training waits for the trace: over %.0f MB are queued, and the store takes them more "
+                        "slowly than they come; memory stays bounded (said once)",
+                        self._max_bytes / 1e6,
+                    )
                 since = time.monotonic()
                 self._changed.wait_for(
                     lambda: self._error or not self._bytes or self._bytes + nbytes <= self._max_bytes

@@ -41,6 +41,36 @@ class ArrayBuffer:
         """The array's ``zarr.json`` for the rows appended so far."""
         return array_document(self.spec, self.n_rows, self._tail)
 
+    @property
+    def width(self) -> int | None:
+        """Number of columns so far, None if it doesn't grow."""
+        return self._tail[0] if self.spec.grows else None
+
+    @property
+    def chunk_counts(self) -> tuple[int, ...]:
+        """Number of chunks along every axis that hold rows appended so far."""
+        shape = (self.n_rows, *self._tail)
+        return tuple(-(-n // size) for n, size in zip(shape, self._chunk_shape, strict=True))
+
+    def restore(self, n_rows: int, tail: tuple[int, ...], last: np.ndarray) -> None:
+        """Go on where an earlier writer stood; nothing was appended so far.
+
+        The chunk that was being filled counts as changed: the next commit puts it anew, without the rows after
+        `n_rows` that the earlier writer may have put into it.
+
+        Args:
+            n_rows: rows of the array.
+            tail: lengths of the other axes.
+            last: rows of the chunk that is being filled, shape (m, *tail); none if the last chunk is full.
+        """
+        self.n_rows, self._tail = n_rows, tail
+        if len(last):
+            rows = self._widen(last) if self.spec.grows else last
+            self._buffer = np.full((self._chunk_shape[0], *rows.shape[1:]), self.spec.fill_value, self._dtype)
+            self._buffer[: len(rows)] = rows
+            self._in_buffer = len(rows)
+            self._dirty = True
+
     def append(self, rows: np.ndarray) -> Iterator[Put]:
         """Add rows.
 

@@ -12,8 +12,9 @@ from zarr.abc.store import Store
 
 from lightning_gradtrace.store.buffers import ArrayBuffer
 from lightning_gradtrace.store.codecs import array_document, group_document
+from lightning_gradtrace.store.opening import check_free, remove_groups
 from lightning_gradtrace.store.schema import AXES, INPUT_SPECS, WEIGHT_STEP_SPEC, ArraySpec, weight_spec
-from lightning_gradtrace.store.target import ROOT, DurableLocalStore, json_put, put_all
+from lightning_gradtrace.store.target import ROOT, DurableLocalStore, StoreError, json_put, put_all, read_key
 
 
 class Committer:
@@ -37,6 +38,7 @@ class Committer:
         self._groups: set[str] = set()
         self._members: dict[str, Any] = {}
         self._committed = dict.fromkeys(AXES, 0)
+        self._roots: list[bytes] = []
         self.pending_bytes = 0
         self.last_commit = time.monotonic()
         for spec in specs:
@@ -77,6 +79,21 @@ class Committer:
         documents = {path: array_document(array.spec, 0, None) for path, array in self._arrays.items()}
         self._replace_root(self._all_members(documents), dict.fromkeys(AXES, 0), {})
 
+    @property
+    def arrays(self) -> dict[str, ArrayBuffer]:
+        """The arrays declared so far, by path."""
+        return self._arrays
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Columns of the arrays whose second axis grows, by path."""
+        return {path: array.width for path, array in self._arrays.items() if array.width is not None}
+
+    def cut(self, **attrs: Any) -> None:
+        """Move the commit mark back to the rows that the arrays were restored with, before anything else is put."""
+        documents = {path: array.document for path, array in self._arrays.items()}
+        self._replace_root(self._all_members(documents), self._rows(), attrs)
+
     def commit(self, **attrs: Any) -> None:
         """Make everything appended so far visible, and set root attributes."""
         put_all(self._store, (put for array in self._arrays.values() for put in array.tail()))
@@ -87,11 +104,7 @@ class Committer:
         put_all(self._store, (json_put(f"{path}/{ROOT}", document) for path, document in changed.items()))
         self._on_disk |= changed
         self._groups |= new_groups
-        committed = dict(self._committed)
-        for array in self._arrays.values():
-            if array.spec.own_rows or array.spec.axis in committed:
-                committed[array.spec.counter] = array.n_rows
-        self._replace_root(self._all_members(documents), committed, attrs)
+        self._replace_root(self._all_members(documents), self._rows(), attrs)
         self.pending_bytes = 0
         self.last_commit = time.monotonic()
 
@@ -99,12 +112,34 @@ class Committer:
         """Set root attributes and leave everything else as the last commit left it."""
         self._replace_root(self._members, self._committed, attrs)
 
+    def _rows(self) -> dict[str, int]:
+        committed = dict(self._committed)
+        for array in self._arrays.values():
+            if array.spec.own_rows or array.spec.axis in committed:
+                committed[array.spec.counter] = array.n_rows
+        return committed
+
     def _replace_root(self, members: dict[str, Any], committed: dict[str, int], attrs: dict[str, Any]) -> None:
         attrs = {**self._attrs, **attrs, "committed": committed}
+        put = json_put(ROOT, {**group_document(attrs), **_consolidated(members)})
+        self._check_owner()
         self._sync_names()
-        put_all(self._store, [json_put(ROOT, {**group_document(attrs), **_consolidated(members)})])
+        # A put that fails may have been made all the same: both the old and the new document are then this writer's.
+        self._roots = [*self._roots[-1:], put[1]]
+        put_all(self._store, [put])
         self._sync_names()
         self._attrs, self._members, self._committed = attrs, members, committed
+
+    def _check_owner(self) -> None:
+        """See whether another run has taken the place; where no lock can be held, this is the best that can be done."""
+        if self._roots and not isinstance(self._store, DurableLocalStore):
+            found = read_key(self._store, ROOT)
+            if found not in self._roots:
+                what = "removed" if found is None else "replaced"
+                raise StoreError(
+                    f"another run has {what} the trace `{self._store}` while this one was writing it; "
+                    "expected one run for each path: choose another path for one of them"
+                )
 
     def _sync_names(self) -> None:
         if isinstance(self._store, DurableLocalStore):
@@ -119,6 +154,40 @@ class Committer:
     def _groups_of(paths: Iterable[str]) -> set[str]:
         parents = (path.split("/")[:depth] for path in paths for depth in range(1, path.count("/") + 1))
         return {"/".join(parent) for parent in parents}
+
+
+def create_trace(
+    store: Store,
+    name: str,
+    attrs: dict[str, Any],
+    specs: list[ArraySpec],
+    tables: dict[str, np.ndarray],
+    overwrite: bool,
+) -> Committer:
+    """Begin a new trace, in the place of an old one if `overwrite` says so.
+
+    Args:
+        store: where the trace goes.
+        name: of the store, for messages.
+        attrs: root attributes.
+        specs: arrays that exist from the start.
+        tables: rows of those that are written once, by path.
+        overwrite: whether an existing trace may be removed.
+
+    Returns:
+        The arrays, ready to be appended to.
+
+    Raises:
+        StoreError: if the store holds a trace that may not be overwritten, or something else.
+    """
+    old_groups = check_free(store, name, overwrite=overwrite)
+    committer = Committer(store, attrs, specs)
+    # From here on the store counts as a trace, though one without params and steps.
+    committer.announce()
+    remove_groups(store, old_groups)
+    committer.append(tables)
+    committer.commit()
+    return committer
 
 
 def _consolidated(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class DenseArray:
 
     def __init__(self, trace: Trace, group: str) -> None:
         self._trace, self._group = trace, group
-        self._array = trace.array(f"{group}/shift")
+        self._array = trace.checked(f"{group}/shift")
         self._rows = Rows(trace, group)
 
     def __repr__(self) -> str:
@@ -53,7 +53,7 @@ class DenseArray:
     @property
     def dims(self) -> tuple[str, ...]:
         """Names of the axes."""
-        return tuple(str(name) for name in self._array.metadata.dimension_names or ())  # type: ignore[union-attr]
+        return self._array.dims
 
     @property
     def occurrence(self) -> np.ndarray:

@@ -158,7 +158,7 @@ class FactoredParameter:
         return rows
 
     def _array(self, part: str, name: str) -> Any:
-        return self._trace.array(f"{part}/{escape(self._name)}/{name}")
+        return self._trace.checked(f"{part}/{escape(self._name)}/{name}")
 
 
 def _wide(values: Any) -> np.ndarray:

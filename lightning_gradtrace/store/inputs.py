@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
+
+from lightning_gradtrace.store.reading import read_rows
+from lightning_gradtrace.store.target import StoreError
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,23 @@ class Inputs:
 
         Returns:
             The inputs; empty if none were kept.
+
+        Raises:
+            StoreError: if they are damaged.
         """
-        vocab = [str(token) for token in _read(group, "inputs/vocab")] if "inputs/vocab" in group else None
+        vocab = [str(token) for token in read_rows(group, "inputs/vocab")] if "inputs/vocab" in group else None
         if not n_samples:
             none = np.empty(0, np.int64)
             return cls(none, none, np.empty((0, 0), np.int32), vocab)
-        sample_id, length, tokens = (
-            _read(group, f"inputs/{name}")[:n_samples] for name in ("sample_id", "length", "tokens")
-        )
+        sample_id, length = (read_rows(group, f"inputs/{name}", 0, n_samples) for name in ("sample_id", "length"))
+
+        def is_padding(region: tuple[slice, ...]) -> bool:
+            """Rows of short texts have no chunk in columns that a longer text added later."""
+            return region[1].start > 0 and bool((length[region[0]] <= region[1].start).all())
+
+        tokens = read_rows(group, "inputs/tokens", 0, n_samples, is_padding)
+        if (length < 0).any() or (length > tokens.shape[1]).any():
+            raise StoreError(f"`inputs/length` is not within 0 to {tokens.shape[1]}: the trace is damaged")
         return cls(sample_id, length, tokens, vocab)
 
     @cached_property
@@ -89,7 +101,3 @@ class Inputs:
             raise KeyError("this trace holds no vocabulary; record it with vocab=..., or use the token ids of `inputs`")
         vocab = self.vocab
         return " ".join(vocab[t] if 0 <= t < len(vocab) else f"<{t}>" for t in self.of(sample_id).tolist())
-
-
-def _read(group: zarr.Group, path: str) -> np.ndarray:
-    return np.asarray(cast(zarr.Array, group[path])[:])

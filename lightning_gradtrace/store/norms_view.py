@@ -22,7 +22,7 @@ class NormsView:
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._array = trace.array("norms/norm")
+        self._array = trace.checked("norms/norm")
         self._rows = Rows(trace, "norms")
 
     @property

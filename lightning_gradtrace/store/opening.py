@@ -24,27 +24,27 @@ from lightning_gradtrace.store.target import (
     key_exists,
     read_key,
 )
+from lightning_gradtrace.store.validation import check_root
 
 _HELP = "choose another path"
 
 
-def create_store(target: Target, *, overwrite: bool) -> tuple[Store, list[str]]:
-    """Open a target for a new trace; nothing is changed yet.
+def check_free(store: Store, name: str, *, overwrite: bool) -> list[str]:
+    """See whether a store has room for a new trace; nothing is changed yet.
 
     A trace that is there may be replaced when `overwrite` says so; anything else that is there never is.
 
     Args:
-        target: path, URL (fsspec) or zarr Store.
+        store: a writable store.
+        name: of the store, for messages.
         overwrite: whether an existing trace may be removed.
 
     Returns:
-        A writable store, and the groups of the old trace, for `remove_groups`.
+        The groups of the old trace, for `remove_groups`.
 
     Raises:
-        StoreError: if the target holds a trace and may not be overwritten, holds something else, or can't be written.
+        StoreError: if the store holds a trace and may not be overwritten, holds something else, or can't be used.
     """
-    name = describe(target)
-    store = _writable(target, name)
     try:
         attrs = _existing(store, name)
         if attrs is not None and not overwrite:
@@ -53,17 +53,34 @@ def create_store(target: Target, *, overwrite: bool) -> tuple[Store, list[str]]:
                 f"`{name}` already holds a trace ({state}, {attrs.get('committed', {}).get('step', 0)} steps); "
                 f"pass overwrite=True to replace it, or {_HELP}"
             )
-        old = [] if attrs is None else _groups_of_trace(store)
+        return [] if attrs is None else _groups_of_trace(store)
     except OSError as error:
         raise StoreError(_not_writable(name, error)) from error
-    return store, old
+
+
+def trace_root(store: Store, name: str) -> dict[str, Any] | None:
+    """Return the checked root document of the trace in a store, None if the store is empty.
+
+    Raises:
+        StoreError: if it holds something else, or a damaged trace.
+    """
+    if _existing(store, name) is None:
+        return None
+    root: dict[str, Any] = json.loads(read_key(store, ROOT) or b"{}")
+    try:
+        check_root(root)
+    except ValueError as error:
+        raise StoreError(damaged(name, error)) from error
+    return root
 
 
 def remove_groups(store: Store, groups: Iterable[str]) -> None:
-    """Remove groups of an old trace, after its root document was replaced; other people's files stay."""
+    """Remove groups or arrays of an old trace, after its root document was replaced; other people's files stay."""
     for group in groups:
         if isinstance(store, LocalStore):
-            shutil.rmtree(store.root / group)
+            folder = store.root / group
+            if folder.is_dir() and not folder.is_symlink() and folder.resolve().is_relative_to(store.root.resolve()):
+                shutil.rmtree(folder)
         else:
             sync(store.delete_dir(group))
 
@@ -77,16 +94,31 @@ def _groups_of_trace(store: Store) -> list[str]:
     return [name for name in names if not (isinstance(store, LocalStore) and (store.root / name).is_symlink())]
 
 
-def _writable(target: Target, name: str) -> Store:
+def writable_store(target: Target) -> Store:
+    """Open a target for writing; a directory that doesn't exist is made.
+
+    Args:
+        target: path, URL (fsspec) or zarr Store.
+
+    Returns:
+        A writable store.
+
+    Raises:
+        StoreError: if the target can't be written.
+    """
+    name = describe(target)
     if isinstance(target, ZipStore) or (not isinstance(target, Store) and name.endswith(".zip") and not is_url(target)):
         raise StoreError(
-            f"`{name}` is a zip file, in which nothing can be replaced; write a directory and pack it afterwards"
+            f"`{name}` is a zip file, in which nothing can be replaced; write a directory and pack it afterwards: "
+            "`open_trace(directory).to_zip(file)`"
         )
     if isinstance(target, Store):
         if target.read_only:
             raise StoreError(f"`{name}` is open read-only; expected a writable zarr Store")
         # A LocalStore handed over gets the same guarantees as its path.
-        return DurableLocalStore(target.root) if type(target) is LocalStore else target
+        if type(target) is not LocalStore:
+            return target
+        target = target.root
     try:
         if is_url(target) and not name.startswith("file://"):
             return FsspecStore.from_url(name)
@@ -132,7 +164,7 @@ async def _list_some(store: Store, limit: int = 3) -> list[str]:
 def _attributes(data: bytes) -> dict[str, Any] | None:
     try:
         attributes = json.loads(data)["attributes"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return attributes if isinstance(attributes, dict) else None
 
@@ -165,12 +197,22 @@ def open_store(target: Target) -> tuple[Store, dict[str, Any]]:
     version = str(attributes.get("encoding-version"))
     newest = ENCODING_VERSION.partition(".")[0]
     major = version.partition(".")[0]
-    if not major.isdigit() or int(major) > int(newest):
+    if not major.isdecimal() or len(major) > 9 or int(major) > int(newest):
         raise StoreError(
             f"`{name}` was written by format {version}, this package reads up to {newest}.x: "
             "upgrade lightning-gradtrace"
         )
-    return store, json.loads(data)
+    root = json.loads(data)
+    try:
+        check_root(root)
+    except ValueError as error:
+        raise StoreError(damaged(name, error)) from error
+    return store, root
+
+
+def damaged(name: str, error: Exception) -> str:
+    """Say that metadata can't be."""
+    return f"`{name}` has damaged metadata: {type(error).__name__}: {error}"
 
 
 def _readable(target: Target, name: str) -> Store:

@@ -42,8 +42,8 @@ def to_parquet(trace: Trace, folder: str | os.PathLike[str], *, block_bytes: int
         raise ImportError(
             "`to_parquet` needs pyarrow, which is not installed: pip install 'lightning-gradtrace[parquet]'"
         )
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    import pyarrow as pa  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     target = Path(folder)
     tables = {"params": _params, "steps": _steps, "occurrences": _occurrences}

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import copy
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import zarr
-from zarr.abc.store import Store
 
+from lightning_gradtrace.store.arrays import TraceArrays
 from lightning_gradtrace.store.dense_view import DenseView
 from lightning_gradtrace.store.factored_view import FactoredView
 from lightning_gradtrace.store.inputs import Inputs
 from lightning_gradtrace.store.norms_view import NormsView
-from lightning_gradtrace.store.opening import open_store
-from lightning_gradtrace.store.schema import AXES, CORE_SPECS, FACTORED_GROUPS, escape
+from lightning_gradtrace.store.schema import CORE_SPECS, FACTORED_GROUPS, escape
 from lightning_gradtrace.store.sketch_view import SketchView
 from lightning_gradtrace.store.tables import locate_entries, read_occurrences, read_params, read_steps
-from lightning_gradtrace.store.target import StoreError, Target, describe
+from lightning_gradtrace.store.target import Target
+from lightning_gradtrace.store.token_view import TokenGradsView
 from lightning_gradtrace.store.views import TopKPerSample, TopKPerStep, TopKView
 
 if TYPE_CHECKING:
+    import os
+    from pathlib import Path
+
     import xarray as xr
 
     from lightning_gradtrace.store.verify import VerifyReport
@@ -46,7 +48,7 @@ def open_trace(target: Target) -> Trace:
     return Trace(target)
 
 
-class Trace:
+class Trace(TraceArrays):
     """A recorded training run.
 
     Args:
@@ -54,15 +56,7 @@ class Trace:
     """
 
     def __init__(self, target: Target) -> None:
-        self._name = describe(target)
-        self._store, root = open_store(target)
-        try:
-            self._group = zarr.open_group(self._store, mode="r", zarr_format=3)
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"`{self._name}` has damaged metadata: {type(error).__name__}: {error}") from error
-        self._attrs: dict[str, Any] = root["attributes"]
-        committed = self._attrs.get("committed") or {}
-        self._committed = {str(name): int(n) for name, n in {**dict.fromkeys(AXES, 0), **committed}.items()}
+        super().__init__(target)
         self._chosen: str | None = None
 
     def __repr__(self) -> str:
@@ -81,26 +75,6 @@ class Trace:
     def name(self) -> str:
         """Path or URL of the trace."""
         return self._name
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        """Root attributes: versions, model, optimizer, config, complete, ..."""
-        return dict(self._attrs)
-
-    @property
-    def committed(self) -> dict[str, int]:
-        """Committed rows of every axis."""
-        return dict(self._committed)
-
-    @property
-    def store(self) -> Store:
-        """The zarr store that holds the trace."""
-        return self._store
-
-    @property
-    def group(self) -> zarr.Group:
-        """The root group, for reading with zarr."""
-        return self._group
 
     @property
     def n_steps(self) -> int:
@@ -124,32 +98,6 @@ class Trace:
         groups = {"factored" if name in FACTORED_GROUPS else name for name in self._group.group_keys()}
         return sorted(groups - fixed)
 
-    def array(self, path: str) -> zarr.Array:
-        """Give access to any array, lazily, as zarr reads it.
-
-        Args:
-            path: such as "topk/shift".
-
-        Returns:
-            The array; rows that aren't committed are not part of it.
-
-        Raises:
-            KeyError: if the trace has no such array.
-        """
-        if path not in self._group:
-            raise KeyError(
-                f"`{self._name}` holds no array `{path}`; it holds: {', '.join(sorted(self._group.group_keys()))}"
-            )
-        return cast(zarr.Array, self._group[path])
-
-    def committed_rows(self, path: str) -> int | None:
-        """Return the number of committed rows of an array, None for tables that are written once, such as params."""
-        group = path.rpartition("/")[0]
-        if group in self._committed and group not in AXES:
-            return self._committed[group]
-        names = self.array(path).metadata.dimension_names or (None,)  # type: ignore[union-attr]
-        return self._committed.get(str(names[0])) if names[0] in AXES else None
-
     def row_labels(self, group: str, axis: str) -> np.ndarray:
         """Say which steps or occurrences the rows of a group belong to.
 
@@ -162,7 +110,7 @@ class Trace:
         """
         path = f"{group}/{axis}"
         if group in self._committed:
-            return np.asarray(self.array(path)[: self._committed[group]])
+            return self.read(path)
         return self.steps.index.to_numpy() if axis == "step" else np.arange(self.n_occurrences)
 
     @cached_property
@@ -240,6 +188,11 @@ class Trace:
         return self._view(TopKPerStep)
 
     @property
+    def token_grads(self) -> TokenGradsView:
+        """The TokenGrads record: the largest shifts of single loss tokens."""
+        return TokenGradsView(self._having("token_grads", "TokenGrads"))
+
+    @property
     def dense(self) -> DenseView:
         """The Dense record: a lazy array (occurrence, *shape) for every parameter."""
         return DenseView(self._having("dense", "Dense"))
@@ -315,7 +268,7 @@ class Trace:
     def weight_steps(self) -> np.ndarray:
         """Steps before which the weights were kept, shape (snapshots,)."""
         n = self._committed["snapshot"]
-        return np.asarray(self.array("weights/step")[:n]) if n else np.empty(0, np.int64)
+        return self.read("weights/step") if n else np.empty(0, np.int64)
 
     def weights(self, param: str, step: int | None = None) -> np.ndarray:
         """Return the weights of a parameter as they were before a step ran.
@@ -340,13 +293,25 @@ class Trace:
         rows = [len(steps) - 1] if step is None else np.flatnonzero(steps == step)
         if not len(rows):
             raise KeyError(f"no snapshot before step {step}; there are snapshots before steps {steps.tolist()}")
-        return np.asarray(self.array(path)[int(rows[0])])
+        return self.read(path, int(rows[0]), int(rows[0]) + 1)[0]
 
     def verify(self, **options: Any) -> VerifyReport:
         """Read everything and check it: see `lightning_gradtrace.store.verify.verify`."""
         from lightning_gradtrace.store.verify import verify
 
         return verify(self, **options)
+
+    def to_zip(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Copy the trace into a zip file: see `lightning_gradtrace.store.packing.pack`."""
+        from lightning_gradtrace.store.packing import pack
+
+        return pack(self, path, overwrite=overwrite)
+
+    def to_parquet(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write tables and TopK records as Parquet files: see `lightning_gradtrace.store.parquet.to_parquet`."""
+        from lightning_gradtrace.store.parquet import to_parquet
+
+        return to_parquet(self, folder)
 
     def to_xarray(self) -> xr.DataTree:
         """Return the trace as a DataTree: see `lightning_gradtrace.store.interop.to_xarray`."""

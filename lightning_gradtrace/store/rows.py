@@ -29,6 +29,7 @@ class StepRows:
         self._steps = {spec.name: spec for spec in steps}
         self._padding = {s.name: np.full((1, *s.shape_tail), s.fill_value, s.dtype) for s in steps}
         self._records = {spec.path: spec for spec in records}
+        self._resumed: dict[str, ArraySpec] = {}
         self._last = -1
 
     @property
@@ -36,17 +37,34 @@ class StepRows:
         """Arrays that steps add rows to."""
         return [*self._steps.values(), *OCCURRENCE_SPECS, *self._records.values()]
 
-    def declare(self, records: Sequence[ArraySpec]) -> None:
+    def declare(self, records: Sequence[ArraySpec]) -> list[ArraySpec]:
         """Add arrays that only the data of a step could declare; they have rows of their own.
 
+        Returns:
+            Those that are new; others are known from the trace that is resumed.
+
         Raises:
-            ValueError: if one is declared already, or has no rows of its own.
+            ValueError: if one is declared already, in another form if by a trace that is resumed, or has no rows of
+                its own.
         """
+        known = {spec.path: self._resumed.pop(spec.path) for spec in records if spec.path in self._resumed}
+        for spec in records:
+            before = known.get(spec.path)
+            if before is not None and _form(before) != _form(spec):
+                raise ValueError(f"`{spec.path}` was {_form(before)} before the trace was resumed, is {_form(spec)}")
+        records = [spec for spec in records if spec.path not in known]
         _check_specs(records, self._records)
         shared = [spec.path for spec in records if not spec.own_rows]
         if shared:
             raise ValueError(f"{shared} were declared after the first step; expected arrays with rows of their own")
         self._records |= {spec.path: spec for spec in records}
+        return records
+
+    def continue_after(self, step: int, records: dict[str, ArraySpec]) -> None:
+        """Expect steps after this one, the last of a trace that is resumed, and rows of arrays declared before it."""
+        self._last = step
+        self._resumed = dict(records)
+        self._records |= records
 
     def of(
         self, step: dict[str, Any], occurrences: dict[str, np.ndarray], records: dict[str, np.ndarray]
@@ -122,6 +140,11 @@ class StepRows:
                 )
             rows[path] = array
         return rows
+
+
+def _form(spec: ArraySpec) -> tuple[str, tuple[str, ...], tuple[int, ...]]:
+    """Return what must not change of an array that is declared again; the width of its chunks may."""
+    return spec.dtype, spec.dims, spec.shape_tail[1:] if spec.grows else spec.shape_tail
 
 
 def _check_specs(records: Sequence[ArraySpec], before: Iterable[str]) -> None:

@@ -147,6 +147,7 @@ def _param(name: str, dtype: str, long_name: str) -> ArraySpec:
 STEP_SPECS = (
     _step("step", "int64", "number of the optimizer step, from 0"),
     _step("epoch", "int32", "epoch of the step"),
+    _step("optimizer", "int32", "number of the optimizer that made the step, in the order of `configure_optimizers`"),
     _step("loss", "float64", "loss that was back-propagated, mean over the micro-batches"),
     ArraySpec(
         "steps/lr", ("step", "group"), (ON_OPEN,), "float64", "learning rate of each parameter group", "", "plain", 4096
@@ -277,3 +278,13 @@ def escape(param: str) -> str:
         ('layers.0.weight', 'a%2Fb')
     """
     return param.replace("%", "%25").replace("/", "%2F")
+
+
+def unescape(node: str) -> str:
+    """Turn a Zarr node name back into the parameter's name.
+
+    Example:
+        >>> unescape(escape("a%2F/b"))
+        'a%2F/b'
+    """
+    return node.replace("%2F", "/").replace("%25", "%")

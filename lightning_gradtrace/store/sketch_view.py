@@ -98,13 +98,13 @@ class SketchView(ByParameter[np.ndarray]):
         return names
 
     def _read(self, name: str, occurrences: Any) -> np.ndarray:
-        return read_rows(self._trace.array(f"{self._path(name)}/shift"), self._rows(name).of(occurrences))
+        return read_rows(self._trace.checked(f"{self._path(name)}/shift"), self._rows(name).of(occurrences))
 
     def _rows(self, name: str) -> Rows:
         return Rows(self._trace, self._path(name))
 
     def _attrs(self, name: str) -> dict[str, Any]:
-        return dict(self._trace.array(f"{self._path(name)}/shift").attrs)
+        return dict(self._trace.checked(f"{self._path(name)}/shift").attrs)
 
     @override
     def _of(self, name: str) -> np.ndarray:

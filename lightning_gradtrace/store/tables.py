@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import zarr
 
+from lightning_gradtrace.store.reading import read_rows
 from lightning_gradtrace.store.schema import OCCURRENCE_SPECS, PARAM_SPECS, STEP_SPECS, ArraySpec
+from lightning_gradtrace.store.target import StoreError
 
 
 def read_params(group: zarr.Group) -> pd.DataFrame:
@@ -20,12 +22,19 @@ def read_params(group: zarr.Group) -> pd.DataFrame:
 
     Returns:
         Columns param, shape (tuples), numel, offset, kind, module.
+
+    Raises:
+        StoreError: if the table is damaged.
     """
     columns: dict[str, object] = {}
     for spec in PARAM_SPECS:
-        values = _read(group, spec.path, None)
-        columns[spec.name] = [str(value) for value in values] if spec.dtype == "str" else values
-    columns["shape"] = [tuple(json.loads(shape)) for shape in cast("list[str]", columns["shape"])]
+        values = read_rows(group, spec.path)
+        if spec.name == "shape":
+            columns["shape"] = [_shape(str(value)) for value in values]
+        else:
+            columns[spec.name] = [str(value) for value in values] if spec.dtype == "str" else values
+    if len({len(cast("list[object]", column)) for column in columns.values()}) != 1:
+        raise StoreError("the columns of `params/` have different lengths; expected one row for each parameter")
     return pd.DataFrame(columns).rename(columns={"name": "param"})
 
 
@@ -42,8 +51,9 @@ def read_steps(group: zarr.Group, n_steps: int) -> pd.DataFrame:
     """
     columns: dict[str, np.ndarray] = {}
     for spec in STEP_SPECS:
-        known = spec.path in group
-        values = _read(group, spec.path, n_steps) if known else _padding(spec, n_steps)
+        # Only arrays that a later minor version added may be missing.
+        known = spec.path in group or spec.name == "step"
+        values = read_rows(group, spec.path, 0, n_steps) if known else _padding(spec, n_steps)
         if spec.dims[1:] == ("group",):
             columns |= {f"{spec.name}_{i}" if i else spec.name: values[:, i] for i in range(values.shape[1])}
         else:
@@ -61,7 +71,7 @@ def read_occurrences(group: zarr.Group, n_occurrences: int) -> pd.DataFrame:
     Returns:
         Columns step, micro_batch, slot, rank, sample_id, by number of the occurrence.
     """
-    columns = {spec.name: _read(group, spec.path, n_occurrences) for spec in OCCURRENCE_SPECS}
+    columns = {spec.name: read_rows(group, spec.path, 0, n_occurrences) for spec in OCCURRENCE_SPECS}
     return pd.DataFrame(columns).rename_axis("occurrence")
 
 
@@ -95,9 +105,16 @@ def locate_entries(params: pd.DataFrame, entry_numbers: np.ndarray) -> pd.DataFr
     return pd.DataFrame({"param": param, "index": numbers - offset[code] if len(numbers) else numbers})
 
 
+def _shape(text: str) -> tuple[int, ...]:
+    """Read the shape of a parameter."""
+    try:
+        shape = json.loads(text)
+        if isinstance(shape, list) and all(isinstance(n, int) and 0 <= n < 2**62 for n in shape):
+            return tuple(shape)
+    except (ValueError, RecursionError):
+        pass
+    raise StoreError(f"`params/shape` holds {text[:40]!r}; expected a shape, as JSON: the trace is damaged")
+
+
 def _padding(spec: ArraySpec, n_rows: int) -> np.ndarray:
     return np.full((n_rows, *(1 for _ in spec.shape_tail)), spec.fill_value, spec.dtype)
-
-
-def _read(group: zarr.Group, path: str, n_rows: int | None) -> np.ndarray:
-    return np.asarray(cast(zarr.Array, group[path])[:n_rows])

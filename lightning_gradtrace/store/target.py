@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,11 +19,17 @@ from typing import Any
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore
+from zarr.storage import FsspecStore, LocalStore
 
 Target = str | os.PathLike[str] | Store
 
 ROOT = "zarr.json"
+
+RETRY_SECONDS = (0.2, 1.0, 5.0)
+"""Pauses after which an object is put again into a remote store; putting the same object twice does no harm."""
+
+_LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
+_log = logging.getLogger(__name__)
 
 Put = tuple[str, bytes]
 """Key and content of an object of a store."""
@@ -104,9 +112,21 @@ def read_key(store: Store, key: str) -> bytes | None:
 
 def put_all(store: Store, puts: Iterable[Put]) -> None:
     """Put objects, each of them atomically and in no order; returns when all are in the store."""
+    remote = isinstance(store, FsspecStore)
 
     async def put(key: str, data: bytes) -> None:
-        await store.set(key, default_buffer_prototype().buffer.from_bytes(data))
+        buffer = default_buffer_prototype().buffer.from_bytes(data)
+        for seconds in RETRY_SECONDS if remote else ():
+            try:
+                return await store.set(key, buffer)
+            except Exception as error:
+                if getattr(error, "errno", None) in _LASTING or isinstance(error, ImportError):
+                    raise
+                _log.warning(
+                    "putting `%s` failed (%s: %s); trying again in %g s", key, type(error).__name__, error, seconds
+                )
+                await asyncio.sleep(seconds)
+        await store.set(key, buffer)
 
     async def gather(tasks: list[Put]) -> None:
         await asyncio.gather(*(put(key, data) for key, data in tasks))

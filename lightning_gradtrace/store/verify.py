@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,11 +13,16 @@ import zarr
 
 from lightning_gradtrace.store.ledger import check_ledger
 from lightning_gradtrace.store.params import params_arrays, params_digest
+from lightning_gradtrace.store.reading import chunk_shape, decode_chunk, fetch, name_chunk, places
 from lightning_gradtrace.store.schema import AXES
-from lightning_gradtrace.store.target import key_exists
+from lightning_gradtrace.store.target import StoreError
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
+
+
+MOST_PROBLEMS = 100
+"""Bad chunks of one array after which the rest of it is not looked at."""
 
 
 @dataclass
@@ -92,7 +97,15 @@ def verify(trace: Trace, *, residual_tolerance: float | None = None) -> VerifyRe
     broken = {path.partition("/")[0] for path in damaged}
     for check, group in checks:
         if group in trace.group and not broken & {group, "params", "steps", "occurrences"}:
-            check(trace, report)
+            try:
+                check(trace, report)
+            except StoreError as error:
+                report.problems.append(str(error))
+            except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+                # Checks rely on one another's numbers; where these were tampered with, the outcome is a problem too.
+                report.problems.append(
+                    f"`{group}` can't be checked, its numbers don't fit together: {type(error).__name__}: {error}"
+                )
     if not broken & {"steps"}:
         problems, notes = check_ledger(trace, residual_tolerance)
         report.problems += problems
@@ -106,26 +119,33 @@ def verify(trace: Trace, *, residual_tolerance: float | None = None) -> VerifyRe
 
 
 def _check_chunks(trace: Trace, path: str, array: zarr.Array, report: VerifyReport) -> Iterator[str]:
-    axis = (array.metadata.dimension_names or [None])[0]  # type: ignore[union-attr]
     promised = trace.committed_rows(path)
     rows = array.shape[0] if promised is None else min(array.shape[0], promised)
-    shape, chunks = (rows, *array.shape[1:]), array.shards or array.chunks
+    shape, chunks = (rows, *array.shape[1:]), chunk_shape(array)
     counts = [-(-n // chunk) for n, chunk in zip(shape, chunks, strict=True)]
-    for place in itertools.product(*(range(n) for n in counts)):
+    n_problems = 0
+    for place in places(counts):
         region = tuple(
             slice(i * chunk, min((i + 1) * chunk, n)) for i, chunk, n in zip(place, chunks, shape, strict=True)
         )
         report.n_chunks += 1
-        key = f"{path}/{array.metadata.encode_chunk_key(place)}"
-        if not key_exists(trace.store, key):
-            if not _may_be_absent(trace, path, region, rows):
-                yield f"{_place(trace, path, place, str(axis), region[0])} is missing"
-            continue
-        try:
-            array[region]
-        except Exception as error:
-            where = _place(trace, path, place, str(axis), region[0])
-            yield f"{where} can't be read: {type(error).__name__}: {error}"
+        (data,) = fetch(trace.store, [f"{path}/{array.metadata.encode_chunk_key(place)}"])
+        if data is None:
+            if _may_be_absent(trace, path, region, rows):
+                continue
+            problem = f"{name_chunk(trace.group, path, array, place, rows)} is missing"
+        else:
+            try:
+                decode_chunk(trace.group, path, array, place, data)
+                continue
+            except StoreError as error:
+                problem = str(error)
+        yield problem
+        n_problems += 1
+        if n_problems == MOST_PROBLEMS:
+            # The metadata may promise more chunks than could be counted in a lifetime.
+            yield f"`{path}` has {n_problems} bad chunks so far; the rest of its {math.prod(counts)} was not looked at"
+            return
 
 
 def _may_be_absent(trace: Trace, path: str, region: tuple[slice, ...], n_rows: int) -> bool:
@@ -133,30 +153,11 @@ def _may_be_absent(trace: Trace, path: str, region: tuple[slice, ...], n_rows: i
     lengths = f"{path.rpartition('/')[0]}/length"
     if len(region) < 2 or not region[1].start or lengths not in trace.group:
         return False
-    length = np.asarray(trace.array(lengths)[region[0].start : min(region[0].stop, n_rows)])
-    return bool((length <= region[1].start).all())
-
-
-def _place(trace: Trace, path: str, place: tuple[int, ...], axis: str, rows: slice) -> str:
-    """Name a chunk, its rows and its steps."""
-    number = "/".join(map(str, place))
-    return f"`{path}` chunk {number} ({axis} {rows.start} to {rows.stop - 1}{_steps_of(trace, path, axis, rows)})"
-
-
-def _steps_of(trace: Trace, path: str, axis: str, rows: slice) -> str:
-    """Name the steps that rows belong to, where that can be known."""
-    if axis not in ("occurrence", "step") or not rows.stop:
-        return ""
     try:
-        listed = f"{path.rpartition('/')[0]}/{axis}"
-        if listed not in trace.group:
-            step = np.asarray(trace.array(f"{axis}s/step")[rows])
-        else:
-            own = np.asarray(trace.array(listed)[rows])
-            step = own if axis == "step" else np.asarray(trace.array("occurrences/step")[own[0] : own[-1] + 1])
-    except Exception:
-        return ""
-    return f", steps {step[0]} to {step[-1]}" if len(step) else ""
+        length = trace.read(lengths, region[0].start, min(region[0].stop, n_rows))
+    except StoreError:
+        return False
+    return bool((length <= region[1].start).all())
 
 
 def _check_params(trace: Trace, report: VerifyReport) -> None:
@@ -208,7 +209,7 @@ def _check_own_rows(trace: Trace, report: VerifyReport) -> None:
 
 
 def _check_topk(trace: Trace, report: VerifyReport) -> None:
-    index, occurrence = trace.array("topk/index"), trace.row_labels("topk", "occurrence")
+    index, occurrence = trace.checked("topk/index"), trace.row_labels("topk", "occurrence")
     for start, stop in _row_ranges(len(occurrence), int(index.chunks[0])):
         rows = np.asarray(index[start:stop])
         _check_range(rows, start, trace.n_entries, "topk/index", report)
@@ -218,7 +219,7 @@ def _check_topk(trace: Trace, report: VerifyReport) -> None:
 
 
 def _check_topk_step(trace: Trace, report: VerifyReport) -> None:
-    index, occurrence = trace.array("topk_step/index"), trace.array("topk_step/occurrence")
+    index, occurrence = trace.checked("topk_step/index"), trace.checked("topk_step/occurrence")
     last = np.cumsum(trace.steps["n_occurrences"].to_numpy())
     first = last - trace.steps["n_occurrences"].to_numpy()
     number = trace.row_labels("topk_step", "step")

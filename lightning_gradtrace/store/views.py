@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from lightning_gradtrace.store.target import StoreError
+
 if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
 
@@ -85,7 +87,7 @@ class TopKView(ABC):
         rows = rows // chunk * chunk if rows >= chunk else rows
         for first, last in [(0, self.n_rows)] if steps is None else _runs(self._rows(steps)):
             for start in range(first, last, rows):
-                yield self._block(start, min(start + rows, last))
+                yield self._checked(self._block(start, min(start + rows, last)))
 
     def frame(self, steps: int | Iterable[int] | slice | None = None) -> pd.DataFrame:
         """Tabulate what was kept.
@@ -100,7 +102,7 @@ class TopKView(ABC):
         Raises:
             KeyError: if the trace has no such step.
         """
-        blocks = [self._block(start, stop) for start, stop in _runs(self._rows(steps))]
+        blocks = [self._checked(self._block(start, stop)) for start, stop in _runs(self._rows(steps))]
         occurrence = _join([block.occurrence for block in blocks], np.int64)
         entries = self._trace.entries(_join([block.entry for block in blocks], np.int64))
         where = self._trace.occurrences.iloc[occurrence]
@@ -112,24 +114,25 @@ class TopKView(ABC):
 
     def _rows(self, steps: int | Iterable[int] | slice | None) -> np.ndarray:
         """Rows of the record that belong to the steps."""
-        known = self._trace.steps.index.to_numpy()
-        if steps is None:
-            chosen = known
-        elif isinstance(steps, slice):
-            chosen = self._trace.steps.loc[steps].index.to_numpy()
-        else:
-            chosen = np.unique(np.atleast_1d(np.asarray(steps if isinstance(steps, int) else list(steps), np.int64)))
-            unknown = np.setdiff1d(chosen, known)
-            if len(unknown):
-                span = f"{known[0]} to {known[-1]}" if len(known) else "none"
-                raise KeyError(
-                    f"steps {unknown[:5].tolist()} are not in the trace; it holds {len(known)} steps, {span}"
-                )
+        chosen = chosen_steps(self._trace, steps)
         of_row = self._trace.occurrences["step"].to_numpy()[self._labels] if self.per == "sample" else self._labels
         return np.flatnonzero(np.isin(of_row, chosen))
 
+    def _checked(self, block: Block) -> Block:
+        """Refuse entries and occurrences that the trace doesn't have: whatever indexes with them may rely on it."""
+        for name, numbers, n in (
+            ("occurrence", block.occurrence, self._trace.n_occurrences),
+            ("index", block.entry, self._trace.n_entries),
+        ):
+            if len(numbers) and (numbers.min() < 0 or numbers.max() >= n):
+                raise StoreError(
+                    f"`{self.group}/{name}` names {numbers.min()} to {numbers.max()}; the trace has 0 to {n - 1}: it "
+                    "is damaged, and `verify` says where"
+                )
+        return block
+
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
-        return np.asarray(self._trace.array(f"{self.group}/{name}")[start:stop])
+        return self._trace.read(f"{self.group}/{name}", start, stop)
 
     @abstractmethod
     def _block(self, start: int, stop: int) -> Block:
@@ -158,6 +161,32 @@ class TopKPerStep(TopKView):
         occurrence = self._read("occurrence", start, stop)
         kept = occurrence >= 0
         return Block(occurrence[kept], self._read("index", start, stop)[kept], self._read("shift", start, stop)[kept])
+
+
+def chosen_steps(trace: Trace, steps: int | Iterable[int] | slice | None) -> np.ndarray:
+    """Return the numbers of steps.
+
+    Args:
+        trace: the trace.
+        steps: number of a step, several of them, or a slice of them; None for all.
+
+    Returns:
+        Ascending, shape (n,).
+
+    Raises:
+        KeyError: if the trace has no such step.
+    """
+    known = trace.steps.index.to_numpy()
+    if steps is None:
+        return known
+    if isinstance(steps, slice):
+        return trace.steps.loc[steps].index.to_numpy()
+    chosen = np.unique(np.atleast_1d(np.asarray(steps if isinstance(steps, int) else list(steps), np.int64)))
+    unknown = np.setdiff1d(chosen, known)
+    if len(unknown):
+        span = f"{known[0]} to {known[-1]}" if len(known) else "none"
+        raise KeyError(f"steps {unknown[:5].tolist()} are not in the trace; it holds {len(known)} steps, {span}")
+    return chosen
 
 
 def _runs(rows: np.ndarray) -> list[tuple[int, int]]:

@@ -13,9 +13,12 @@ import pandas as pd
 
 from lightning_gradtrace.store.attributes import plain_attributes
 from lightning_gradtrace.store.background import BackgroundThread
-from lightning_gradtrace.store.commit import Committer
-from lightning_gradtrace.store.opening import create_store, remove_groups
+from lightning_gradtrace.store.commit import create_trace
+from lightning_gradtrace.store.cursor import Cursor
+from lightning_gradtrace.store.lock import DirectoryLock
+from lightning_gradtrace.store.opening import writable_store
 from lightning_gradtrace.store.params import params_arrays, params_digest
+from lightning_gradtrace.store.resuming import resume_trace
 from lightning_gradtrace.store.rows import StepRows
 from lightning_gradtrace.store.schema import (
     ENCODING_TYPE,
@@ -24,7 +27,7 @@ from lightning_gradtrace.store.schema import (
     VOCAB_SPEC,
     ArraySpec,
 )
-from lightning_gradtrace.store.target import StoreError, Target, describe
+from lightning_gradtrace.store.target import DurableLocalStore, StoreError, Target, describe
 
 COMMIT_BYTES = 8_000_000
 """Raw bytes after which what was appended becomes visible."""
@@ -55,9 +58,12 @@ class TraceWriter:
         vocab: text of each token id.
         commit_bytes: see `COMMIT_BYTES`.
         commit_seconds: see `COMMIT_SECONDS`.
+        resume: go on with the trace that is there from this place, as `cursor` gave it; later rows are removed, and
+            `overwrite` has no meaning.
 
     Raises:
-        StoreError: if the target holds something already or can't be written.
+        StoreError: if the target holds something already, is being written by another run, or can't be written; if
+            `resume` doesn't fit the trace that is there, with the differences.
         ValueError: if the params table, the specs or the attributes don't make sense.
     """
 
@@ -74,6 +80,7 @@ class TraceWriter:
         vocab: Sequence[str] | None = None,
         commit_bytes: int = COMMIT_BYTES,
         commit_seconds: float = COMMIT_SECONDS,
+        resume: Cursor | None = None,
     ) -> None:
         reserved = [name for name in _RESERVED if name in attrs]
         if reserved:
@@ -87,23 +94,47 @@ class TraceWriter:
         self._closed = self._ended = False
         self._commit_bytes, self._commit_seconds = commit_bytes, commit_seconds
 
-        store, old_groups = create_store(target, overwrite=overwrite)
+        self._run_id = attrs.get("run_id") if resume is None else resume.run_id
         self._weights: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] | None = None
-        fixed = [*PARAM_SPECS, *self._rows.specs]
+        self._stored_samples = np.empty(0, np.int64)
+        fixed = [*PARAM_SPECS, *self._rows.specs, *([VOCAB_SPEC] if vocab is not None else [])]
         root = {"encoding-type": ENCODING_TYPE, "encoding-version": ENCODING_VERSION, **attrs}
         root |= {"params_digest": params_digest(table), "complete": False, "end_reason": None}
-        self._committer = Committer(store, root, [*fixed, VOCAB_SPEC] if vocab is not None else fixed)
+        store = writable_store(target)
+        self._lock = DirectoryLock(store.root) if isinstance(store, DurableLocalStore) else None
         try:
-            # From here on the target counts as a trace, though one without params and steps.
-            self._committer.announce()
-            remove_groups(store, old_groups)
-            self._committer.append(table)
-            if vocab is not None:
-                self._committer.append({VOCAB_SPEC.path: np.array(list(vocab), object)})
-            self._committer.commit()
-        except OSError as error:
-            raise StoreError(f"`{self._name}` can't be written: {type(error).__name__}: {error}") from error
+            if resume is None:
+                texts = {} if vocab is None else {VOCAB_SPEC.path: np.array(list(vocab), object)}
+                self._committer = create_trace(store, self._name, root, fixed, {**table, **texts}, overwrite)
+            else:
+                self._committer, restored = resume_trace(store, self._name, root, fixed, table, resume)
+                self._n_occurrences = resume.rows.get("occurrence", 0)
+                self._rows.continue_after(restored.last_step, restored.records)
+                self._stored_samples, self._weights = restored.sample_ids, restored.weights
+        except BaseException as error:
+            self._unlock()
+            if isinstance(error, OSError):
+                raise StoreError(f"`{self._name}` can't be written: {type(error).__name__}: {error}") from error
+            raise
         self._thread = BackgroundThread(queue_bytes, self._commit_if_due, commit_seconds)
+
+    @property
+    def stored_samples(self) -> np.ndarray:
+        """Ids of the samples whose inputs a resumed trace holds already, int64, shape (samples,)."""
+        return self._stored_samples
+
+    def cursor(self) -> Cursor:
+        """Make everything appended so far visible, and return the place to go on from; also after the end.
+
+        Returns:
+            The place, which `resume` takes.
+
+        Raises:
+            StoreError: if the thread has failed.
+        """
+        if not self._closed:
+            self.flush()
+        return Cursor(self._committer.committed, self._committer.widths, self._run_id)
 
     @property
     def n_occurrences(self) -> int:
@@ -126,8 +157,7 @@ class TraceWriter:
             ValueError: if an array is declared already, or has no rows of its own.
         """
         self._check_open()
-        self._rows.declare(specs)
-        for spec in specs:
+        for spec in self._rows.declare(specs):
             self._put(functools.partial(self._committer.add, spec), 0)
 
     def append_step(
@@ -229,6 +259,12 @@ class TraceWriter:
             self._thread.put(lambda: self._committer.commit(complete=complete, end_reason=end_reason), 0)
         self._thread.stop()
         self._ended = True
+        try:
+            self._finish(end_reason)
+        finally:
+            self._unlock()
+
+    def _finish(self, end_reason: str | None) -> None:
         if self._thread.error is None:
             return
         reason = end_reason or f"the trace could not be written: {self._thread.error!r}"
@@ -236,6 +272,10 @@ class TraceWriter:
             self._committer.mark(complete=False, end_reason=reason)
         if not self._raised:
             raise self._failure() from self._thread.error
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -13,6 +13,7 @@ from lightning_gradtrace.record import (
     ParameterShifts,
     Sketch,
     StepShifts,
+    TokenGrads,
     TopK,
 )
 from lightning_gradtrace.store.codecs import codec_documents
@@ -25,7 +26,7 @@ PAGE = "docs/store-format.md"
 def all_specs() -> list[ArraySpec]:
     """Return the fixed arrays, those of both TopK records, and one weight snapshot of a matrix."""
     infos = [ParameterInfo("<param>", (100, 100), 0)]
-    kept = (TopK(9), TopK(9, per="step"), Dense(), Sketch(9), Norms())
+    kept = (TopK(9), TopK(9, per="step"), TokenGrads(k=9), Dense(), Sketch(9), Norms())
     records = [spec for record in kept for spec in record.specs(infos)]
     return [*CORE_SPECS, *records, *factored_specs(), weight_spec("<param>", (3, 2), "float32")]
 

@@ -32,7 +32,7 @@ def append(writer, given, **changes):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"step": {"lost": 1}}, r"`step` has \['lost'\]; expected names out of \['step', 'epoch', 'loss'"),
+        ({"step": {"lost": 1}}, r"`step` has \['lost'\]; expected names out of \['step', 'epoch', 'optimizer', 'loss'"),
         ({"step": {"lr": [1.0, 2.0]}}, r"`steps/lr` got shape \(2,\); expected \(1,\)"),
         ({"step": {"loss": np.ones(3)}}, r"`steps/loss` got shape \(3,\); expected \(\)"),
         ({"occurrences": {"slot": np.zeros(3)}}, r"`occurrences/slot` of step 0 has shape \(3,\); expected \(4,\)"),

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -79,71 +72,11 @@ def test_trace_cut_off_after_any_put_holds_whole_steps(order):
     assert found == sorted(found) and found[0] == 0 and found[-1] == 4 and len(set(found)) > 2
 
 
-WRITER = """
-import os, sys, types
-# The store alone needs neither torch nor Lightning, which take long to import.
-package = types.ModuleType("lightning_gradtrace")
-package.__path__ = ["lightning_gradtrace"]
-sys.modules["lightning_gradtrace"] = package
-from tests.synthetic import write_trace
+def test_killed_run_leaves_a_trace_of_whole_steps(tmp_path):
+    """`python -m tests.store.kills` does the same 200 times."""
+    from tests.store.kills import kill
 
-os.fsync = lambda descriptor: None  # only a power loss tells the difference; this way there are more commits
-for line in sys.stdin:
-    path = line.strip()
-    child = os.fork()
-    if child == 0:
-        options = {"per": "both", "batch": 3, "n_samples": 7, "n_steps": 100_000}
-        write_trace(path, chunk_rows=16, writer={"commit_bytes": 2000}, **options)
-        os._exit(0)
-    print(child, flush=True)
-    os.waitpid(child, 0)
-    print("gone", flush=True)
-"""
-
-
-@pytest.fixture
-def forker() -> Iterator[subprocess.Popen[str]]:
-    """A process that has imported everything and writes a trace in a child for every path it reads."""
-    root = Path(__file__).parents[2]
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITER],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
-    )
-    yield process
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.close()
-    process.wait(20)
-    process.stdout.close()
-
-
-def _committed(path: Path) -> int:
-    """Steps that a reader sees by now, -1 as long as there is no trace."""
-    return open_trace(path).n_steps if (path / "zarr.json").exists() else -1
-
-
-def test_killed_run_leaves_a_trace_of_whole_steps(tmp_path, forker):
-    steps = list(Synthetic(**OPTIONS, n_steps=3000).steps())
-    rng = random.Random(0)
-    found = []
-    for number in range(10):
-        path = tmp_path / f"{number}.zarr"
-        print(path, file=forker.stdin, flush=True)
-        child = int(forker.stdout.readline())
-        # Wait for progress, not for time: a loaded machine may take seconds to its first commit.
-        deadline = time.monotonic() + 30
-        while _committed(path) < 4 * number and time.monotonic() < deadline:
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.05))
-        os.kill(child, signal.SIGKILL)
-        assert forker.stdout.readline() == "gone\n"
-        trace = open_trace(path)
-        assert not trace.attrs["complete"]
-        assert_prefix(trace, steps)
-        found.append(trace.n_steps)
+    found = kill(tmp_path, 10)
     print(f"steps kept by killed runs: {found}")
     assert len(set(found)) > 2
 

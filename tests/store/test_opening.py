@@ -79,7 +79,7 @@ def test_overwriting_that_is_cut_off_leaves_a_readable_trace(tmp_path, monkeypat
     def killed(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_gradtrace.store.writer.remove_groups", killed)
+    monkeypatch.setattr("lightning_gradtrace.store.commit.remove_groups", killed)
     with pytest.raises(KeyboardInterrupt):
         write_trace(path, writer={"overwrite": True})
     trace = open_trace(path)

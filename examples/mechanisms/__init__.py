@@ -1,0 +1,1 @@
+"""Experiments that watch mechanisms form: a task, its measures, its claims, and what a trace adds to them."""

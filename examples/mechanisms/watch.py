@@ -1,0 +1,59 @@
+"""Measures a network on a schedule while it trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import torch
+from typing_extensions import override
+
+from examples.mechanisms.task import Task
+from examples.models import CircuitModel
+
+
+class Watch(L.Callback):
+    """Calls a task's measures every so many steps and writes them into a table: step, measure, value.
+
+    Measuring leaves the training as it is: no gradients, no training mode, no random numbers of the training.
+
+    Args:
+        task: measures a network.
+        path: CSV file.
+        every_n_steps: schedule; step 0 is measured before the first update.
+    """
+
+    def __init__(self, task: Task, path: Path, every_n_steps: int) -> None:
+        self.task = task
+        self.path = path
+        self.every_n_steps = every_n_steps
+        self.rows: list[dict[str, Any]] = []
+
+    @override
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        """Measure the weights as they are before step number `global_step`."""
+        if trainer.global_step % self.every_n_steps == 0:
+            self._measure(trainer.global_step, pl_module)
+
+    @override
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure the trained weights and write the table."""
+        self._measure(trainer.global_step, pl_module)
+        frame = pd.DataFrame(self.rows).drop_duplicates(["step", "measure"])
+        frame.to_csv(self.path, index=False)
+
+    def _measure(self, step: int, model: L.LightningModule) -> None:
+        assert isinstance(model, CircuitModel)
+        was_training = model.training
+        model.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            values = self.task.measure(model.network)
+        model.train(was_training)
+        self.rows += [{"step": step, "measure": name, "value": value} for name, value in values.items()]
+
+
+def read_measures(path: Path) -> pd.DataFrame:
+    """Return the measures of a run, one column each, by step."""
+    return pd.read_csv(path).pivot(index="step", columns="measure", values="value")

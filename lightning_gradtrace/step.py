@@ -1,0 +1,62 @@
+"""One optimizer step under way: where it stands, how it divides, and the micro-batches it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.update.division import StepDivision
+
+
+@dataclass
+class Position:
+    """Where a step stands in the training.
+
+    Attributes:
+        step: number of the optimizer step, counted from 0 over all optimizers.
+        epoch: number of the epoch.
+        rank: rank of the process.
+        optimizer: number of the optimizer, in the order of `configure_optimizers`.
+    """
+
+    step: int
+    epoch: int
+    rank: int = 0
+    optimizer: int = 0
+
+
+@dataclass
+class Step:
+    """A step between the hook before it and the hook after it.
+
+    Attributes:
+        position: where it stands.
+        division: what is known of it.
+        micro_batches: the shares of the gradients that it uses.
+        losses: the losses that were back-propagated, times the loss scale.
+        norm: norm of all gradients of the optimizer before clipping.
+        sum_error: largest relative error of a sum of shares, NaN where it was not computed.
+    """
+
+    position: Position
+    division: StepDivision
+    micro_batches: Sequence[MicroBatch]
+    losses: Sequence[Tensor]
+    norm: float = float("nan")
+    sum_error: float = float("nan")
+
+    def occurrences(self) -> dict[str, np.ndarray]:
+        """Return the coordinates of the step's occurrences, as the store keeps them."""
+        sizes = [m.n_samples for m in self.micro_batches]
+        n = sum(sizes)
+        return {
+            "step": np.full(n, self.position.step, np.int64),
+            "micro_batch": np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+            "slot": np.concatenate([np.arange(size, dtype=np.int32) for size in sizes]),
+            "rank": np.full(n, self.position.rank, np.int32),
+            "sample_id": np.concatenate([m.sample_ids for m in self.micro_batches]),
+        }

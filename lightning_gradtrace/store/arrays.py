@@ -1,0 +1,114 @@
+"""The arrays of a trace, as zarr reads them and as this package does."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import zarr
+from zarr.abc.store import Store
+
+from lightning_gradtrace.store.checked import CheckedArray
+from lightning_gradtrace.store.opening import damaged, open_store
+from lightning_gradtrace.store.reading import read_rows
+from lightning_gradtrace.store.schema import AXES
+from lightning_gradtrace.store.target import StoreError, Target, describe
+
+
+class TraceArrays:
+    """A trace without its meaning: attributes and arrays.
+
+    Args:
+        target: path, URL (fsspec) or zarr Store.
+
+    Raises:
+        StoreError: if there is no trace, one of a newer format, or one with damaged metadata.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._name = describe(target)
+        self._store, root = open_store(target)
+        try:
+            self._group = zarr.open_group(self._store, mode="r", zarr_format=3)
+        except Exception as error:  # whatever zarr makes of it
+            raise StoreError(damaged(self._name, error)) from error
+        self._attrs: dict[str, Any] = root["attributes"]
+        self._committed = {str(name): int(n) for name, n in self._attrs["committed"].items()}
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Root attributes: versions, model, optimizer, config, complete, ..."""
+        return dict(self._attrs)
+
+    @property
+    def committed(self) -> dict[str, int]:
+        """Committed rows of every axis."""
+        return dict(self._committed)
+
+    @property
+    def store(self) -> Store:
+        """The zarr store that holds the trace."""
+        return self._store
+
+    @property
+    def group(self) -> zarr.Group:
+        """The root group, for reading with zarr."""
+        return self._group
+
+    def array(self, path: str) -> zarr.Array:
+        """Give access to any array, lazily, as zarr reads it.
+
+        Args:
+            path: such as "topk/shift".
+
+        Returns:
+            The array; rows that aren't committed are not part of it.
+
+        Raises:
+            KeyError: if the trace has no such array.
+        """
+        if path not in self._group:
+            raise KeyError(
+                f"`{self._name}` holds no array `{path}`; it holds: {', '.join(sorted(self._group.group_keys()))}"
+            )
+        return cast(zarr.Array, self._group[path])
+
+    def checked(self, path: str) -> CheckedArray:
+        """Give access to the committed rows of any array, lazily; every read compares checksums and names lost chunks.
+
+        Args:
+            path: such as "topk/shift".
+
+        Returns:
+            The array.
+
+        Raises:
+            KeyError: if the trace has no such array.
+        """
+        self.array(path)
+        return CheckedArray(self._group, path, self.committed_rows(path))
+
+    def read(self, path: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read committed rows of any array into memory; every checksum is compared.
+
+        Args:
+            path: such as "topk/shift".
+            start: first row.
+            stop: row after the last one; None reads to the last committed one.
+
+        Returns:
+            Shape (stop - start, ...).
+
+        Raises:
+            KeyError: if the trace has no such array.
+            StoreError: if a chunk is missing or damaged; the message names it and its steps.
+        """
+        return read_rows(self._group, path, start, self.committed_rows(path) if stop is None else stop)
+
+    def committed_rows(self, path: str) -> int | None:
+        """Return the number of committed rows of an array, None for tables that are written once, such as params."""
+        group = path.rpartition("/")[0]
+        if group in self._committed and group not in AXES:
+            return self._committed[group]
+        names = self.array(path).metadata.dimension_names or (None,)  # type: ignore[union-attr]
+        return self._committed.get(str(names[0])) if names[0] in AXES else None

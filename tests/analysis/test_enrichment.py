@@ -1,0 +1,100 @@
+"""Head shifts against brute force, and enrichment where the answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lightning_gradtrace.analysis import attention_heads, head_shifts, pattern_enrichment
+from tests.analysis.traces import write_trace
+
+HEADS = {"a.W_Q": (2, 3, 2), "a.W_O": (2, 2, 3), "mlp.weight": (4, 3)}
+
+
+def moved(amounts: np.ndarray) -> pd.DataFrame:
+    """One thing, one row per sample."""
+    return pd.DataFrame({"sample_id": np.arange(len(amounts)), "thing": "a", "size": amounts})
+
+
+def marks(n: int, share: float) -> pd.Series:
+    return pd.Series(np.arange(n) < share * n)
+
+
+def test_a_pattern_that_moves_three_times_as_much_is_enriched_by_what_that_comes_to() -> None:
+    pattern = marks(400, 0.25)
+    found = pattern_enrichment(moved(np.where(pattern, 3.0, 1.0)), pattern, by=["thing"]).iloc[0]
+    assert found["expected"] == 0.25
+    assert found["share"] == pytest.approx(0.25 * 3 / (0.25 * 3 + 0.75))
+    assert found["enrichment"] == pytest.approx(2.0)
+    assert found["low"] < 2 < found["high"]
+    assert found["null_high"] < found["low"]
+    assert found["p_value"] == pytest.approx(1 / 1000)
+
+
+def test_a_pattern_without_effect_is_at_chance_in_most_draws() -> None:
+    rng = np.random.default_rng(0)
+    inside = []
+    for seed in range(40):
+        found = pattern_enrichment(
+            moved(rng.exponential(size=300)), marks(300, 0.3), by=["thing"], n_resamples=199, seed=seed
+        ).iloc[0]
+        assert found["low"] <= found["enrichment"] <= found["high"]
+        inside.append(found["null_low"] <= found["enrichment"] <= found["null_high"])
+    assert 33 <= sum(inside) <= 40  # 95 % of 40, give or take
+
+
+def test_samples_that_moved_nothing_count_as_seen() -> None:
+    pattern = marks(100, 0.5)
+    some = moved(np.ones(100))[lambda t: t["sample_id"] < 50]
+    occurrences = pd.DataFrame({"sample_id": np.arange(100)})
+    found = pattern_enrichment(some, pattern, by=["thing"], occurrences=occurrences).iloc[0]
+    assert (found["n_samples"], found["share"], found["enrichment"]) == (100, 1.0, 2.0)
+
+
+def test_a_sample_seen_twice_is_expected_twice() -> None:
+    rows = pd.DataFrame({"sample_id": [0, 0, 1], "thing": "a", "size": [1.0, 1.0, 1.0]})
+    found = pattern_enrichment(rows, {0: True, 1: False}, by=["thing"]).iloc[0]
+    assert found["expected"] == pytest.approx(2 / 3)
+    assert found["enrichment"] == pytest.approx(1.0)
+
+
+def test_missing_columns_and_unknown_samples_are_said() -> None:
+    with pytest.raises(ValueError, match=r"`moved` lacks the columns \['head', 'module', 'part'\]"):
+        pattern_enrichment(moved(np.ones(3)), marks(3, 1))
+    with pytest.raises(ValueError, match=r"`pattern` says nothing of samples \[2\]"):
+        pattern_enrichment(moved(np.ones(3)), marks(2, 1), by=["thing"])
+
+
+def test_head_shifts_equal_a_loop_over_all_entries() -> None:
+    rng = np.random.default_rng(1)
+    n_entries, n_steps, batch, k = 36, 4, 3, 9
+    index = np.stack([np.sort(rng.choice(n_entries, k, replace=False)) for _ in range(n_steps * batch)])
+    shift = rng.normal(size=index.shape).astype(np.float32)
+    shift[2, 3], shift[5, 0] = np.nan, 0.0
+    ids = rng.permutation(50)[: n_steps * batch].reshape(n_steps, batch)
+    trace = write_trace(HEADS, ids, index, shift=shift)
+    expected = {}
+    for row, (entries, moves) in enumerate(zip(index, shift, strict=True)):
+        for entry, move in zip(entries.tolist(), moves.tolist(), strict=True):
+            if entry >= 24 or move == 0 or not np.isfinite(move):
+                continue
+            part, inside = ("query", entry) if entry < 12 else ("output", entry - 12)
+            key = (row, ids.flat[row], inside // 6, part)
+            old = expected.get(key, (0, 0.0, 0.0))
+            expected[key] = (old[0] + 1, old[1] + abs(move), old[2] + move**2)
+    found = head_shifts(trace, attention_heads(trace))
+    assert len(found) == len(expected)
+    for row in found.itertuples():
+        n, size, square = expected[row.occurrence, row.sample_id, row.head, row.part]
+        assert row.n_entries == n
+        assert (row.size, row.square) == pytest.approx((size, square))
+        assert row.step == row.occurrence // batch
+    some = head_shifts(trace, steps=slice(1, 2))
+    pd.testing.assert_frame_equal(some, found[found["step"].between(1, 2)].reset_index(drop=True))
+
+
+def test_a_trace_without_heads_is_said() -> None:
+    trace = write_trace({"mlp.weight": (4, 3)}, np.zeros((1, 1), int), np.array([[0, 1]]))
+    with pytest.raises(ValueError, match="no tracked parameter was recognised as part of an attention head"):
+        head_shifts(trace)

@@ -1,0 +1,53 @@
+"""Every peer of the benchmarks takes the steps of plain training, so that times are those of the same work."""
+
+from __future__ import annotations
+
+import warnings
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+
+from benchmarks.peers import PEERS, NotAvailable
+from benchmarks.scaling import AXES, scaled
+from benchmarks.timing import fit
+from benchmarks.workloads import TINY, Training
+
+
+def weights(make) -> list[torch.Tensor]:
+    """Train and return the weights at the end."""
+    kept: list[pl.LightningModule] = []
+
+    def made():
+        kept.append(make())
+        return kept[0], []
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.filterwarnings("ignore", "Full backward hook is firing")  # opacus, on the tokens
+        warnings.filterwarnings("ignore", "In CPU autocast")  # opacus, inside torch.func
+        warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
+        assert fit(made, TINY, 2, None) > 0
+    return [p.detach() for _, p in sorted(kept[0].network.named_parameters())]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_takes_the_same_steps_as_plain_training_or_says_why_not(name: str, optimizer) -> None:
+    try:
+        found = weights(lambda: PEERS[name](TINY, optimizer))
+    except NotAvailable as error:
+        assert "dattri" in name and "missing" in str(error)
+        return
+    expected = weights(lambda: Training(TINY, optimizer))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_scaling_changes_one_size_and_leaves_a_model_that_can_be_built(axis: str) -> None:
+    workload, k = scaled(TINY, 100, axis, 2.0)
+    assert (k if axis == "k" else getattr(workload, axis)) == (200 if axis == "k" else 2 * getattr(TINY, axis))
+    tokens = torch.zeros(workload.batch, workload.length, dtype=torch.long)
+    assert workload.network()(tokens).shape == (workload.batch, workload.length, workload.vocabulary)
