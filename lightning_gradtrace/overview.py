@@ -73,7 +73,7 @@ def overview_tables(
     Args:
         trace: an open trace with a `TopK` record.
         given: tables by name that are taken as they are.
-        n_entries: the most frequent entries, which neurons are made of.
+        n_entries: at most so many most frequent entries, which neurons are made of.
         n_neurons: at most so many neurons, those with most notable tokens.
         n_samples: samples shown for each neuron.
         axis: "in" or "out".
@@ -97,7 +97,9 @@ def overview_tables(
     tables["steps"] = trace.steps.reset_index(names="step")
     tables |= given or {}
     find = partial(analysis.notable_tokens, **thresholds)
-    entries = tables["entries"] if "entries" in tables else analysis.frequent_entries(trace, n_entries)
+    entries = tables.get("entries")
+    if entries is None:
+        entries = analysis.frequent_entries(trace, min(n_entries, trace.n_entries))
     tables["entries"] = entries
     with_texts = trace.committed["sample"] > 0
     if "neurons" not in tables:

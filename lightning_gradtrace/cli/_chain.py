@@ -41,7 +41,7 @@ class Chain:
         """Return the most frequent entries."""
         from lightning_gradtrace import analysis
 
-        return analysis.frequent_entries(trace, self.n_entries, self.steps)
+        return analysis.frequent_entries(trace, min(self.n_entries, trace.n_entries), self.steps)
 
     def neurons(self, trace: Trace, entries: pd.DataFrame) -> pd.DataFrame:
         """Return the neurons of these entries with their notable tokens."""

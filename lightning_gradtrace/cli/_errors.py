@@ -52,7 +52,8 @@ def exit_code(error: Exception) -> int | None:
         return NO_TRACE
     if isinstance(error, (ImportError, OSError)):
         return FILES
-    # What analyses and traces raise on arguments or names that they don't have; a plain TypeError is a fault.
-    if isinstance(error, (ValueError, KeyError, IndexError, AttributeError)):
+    # What analyses raise on arguments that don't fit, and traces on names that they don't have: a sentence. A KeyError
+    # that is nothing but the key is a fault, as is everything else.
+    if isinstance(error, ValueError) or (isinstance(error, KeyError) and " " in str(error.args[:1])):
         return USAGE
     return FAULT

@@ -21,7 +21,9 @@ Record = Annotated[
     str | None, typer.Option("--record", help="Which TopK record: topk (per sample) or topk_step (per step).")
 ]
 Axis = Annotated[str, typer.Option("--axis", help="Neurons are columns (in) or rows (out) of a matrix.")]
-Entries = Annotated[int, typer.Option("--entries", min=1, help="Look at so many most frequently selected entries.")]
+Entries = Annotated[
+    int, typer.Option("--entries", min=1, help="Look at the most frequently selected entries, at most so many.")
+]
 MinCount = Annotated[int, typer.Option("--min-count", min=1, help="Smallest count of a token.")]
 NRelative = Annotated[int, typer.Option("--n-relative", min=1, help="Tokens that pass by relative frequency.")]
 NNotable = Annotated[int, typer.Option("--n-notable", min=1, help="Notable tokens of each entry.")]

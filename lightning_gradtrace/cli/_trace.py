@@ -23,7 +23,10 @@ def open_for(path: str, record: str | None = None) -> Trace:
     from lightning_gradtrace.store import open_trace
 
     trace = open_trace(path)
-    return trace if record is None else trace.using(record)
+    try:
+        return trace if record is None else trace.using(record)
+    except AttributeError as error:
+        raise typer.BadParameter(str(error), param_hint="--record") from None
 
 
 def parse_steps(text: str | None) -> slice | int | None:

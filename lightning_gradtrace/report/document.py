@@ -57,7 +57,7 @@ def page_document(tables: Tables, title: str) -> dict[str, Any]:
     checked = steps[steps["residual"].notna()]
     return {
         "title": title,
-        "run": tables["run"][["name", "value"]].astype(str).to_numpy().tolist(),
+        "run": tables["run"][["name", "value"]].fillna("").astype(str).to_numpy().tolist(),
         "clear": None if summary is None or summary.empty else count_clear(summary),
         "loss": _thinned(steps["step"], steps["loss"]),
         "residual": [_numbers(checked["step"]), _numbers(checked["residual"])],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST = 25
+_LONGEST = 28
 
 
 def plot_outliers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -138,7 +139,13 @@ def plot_movement(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST
     if share.size:
         steps = wide.columns.to_numpy(float)
         width = steps[1] - steps[0] if len(steps) > 1 else 1.0
-        ax.imshow(share, aspect="auto", extent=(steps[0], steps[-1] + width, len(wide) - 0.5, -0.5), cmap="Blues")
+        ax.imshow(
+            share,
+            aspect="auto",
+            extent=(steps[0], steps[-1] + width, len(wide) - 0.5, -0.5),
+            cmap="Blues",
+            interpolation="nearest",
+        )
     ax.set_yticks(np.arange(len(wide)), [_label(key) for key in wide.index], parse_math=False)
     ax.set(title="When did it move", xlabel="step")
     return ax
@@ -226,4 +233,7 @@ def _labels(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
 
 
 def _label(key: object) -> str:
-    return " ".join(str(part) for part in key) if isinstance(key, tuple) else str(key)
+    """Name a group: without a module that its parameter names too, and of long names the end."""
+    parts = [str(part) for part in key] if isinstance(key, tuple) else [str(key)]
+    kept = [part for part in parts if not any(other.startswith(f"{part}.") for other in parts)]
+    return " ".join(part if len(part) <= _LONGEST else "…" + part[1 - _LONGEST :] for part in kept)

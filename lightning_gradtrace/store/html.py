@@ -34,13 +34,19 @@ def trace_html(trace: Trace) -> str:
         "tracked weights": f"{trace.n_entries:,} in {len(params)} parameters",
         "samples with inputs": f"{trace.committed['sample']:,}",
         "weight snapshots": f"{trace.committed['snapshot']:,}",
-        "ledger": f"largest residual {residual.max():.1e}, {len(residual)} steps checked" if len(residual) else "unknown",
+        "ledger": f"largest residual {residual.max():.1e}, {len(residual)} steps checked"
+        if len(residual)
+        else "unknown",
     }
     loss = steps["loss"].dropna()
     if len(loss):
         rows["loss"] = f"{loss.iloc[0]:.4g} at first, {loss.iloc[-1]:.4g} at last"
     listed = [(str(p), " × ".join(map(str, s))) for p, s in zip(params["param"], params["shape"], strict=True)]
-    more = f"<p>and {len(listed) - _MOST_PARAMS} more in <code>trace.params</code></p>" if len(listed) > _MOST_PARAMS else ""
+    more = (
+        f"<p>and {len(listed) - _MOST_PARAMS} more in <code>trace.params</code></p>"
+        if len(listed) > _MOST_PARAMS
+        else ""
+    )
     return (
         f"<div><strong>Trace</strong> <code>{html.escape(trace.name)}</code>{_table(rows.items())}"
         f"<details><summary>Tracked parameters</summary>{_table(listed[:_MOST_PARAMS])}{more}</details></div>"

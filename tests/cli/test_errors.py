@@ -73,7 +73,7 @@ def test_verify_finds_damage_with_status_1(run: Run, trace_path: Path, tmp_path:
         (("plan", "--like", "T", "--steps", 5, "--samples", 1, "--record", "all"), "`all` is no record"),
         (("export", "T", "x", "--format", "xls"), "`xls` is neither parquet nor csv"),
         (("ablate", "T", "--show", "x"), "`x` is none of neurons, controls"),
-        (("tokens", "T", "--min-count", 0), "0 is not in the range x>=1"),
+        (("tokens", "T", "--min-count", 0), "Invalid value for"),
         (("nonsense",), "No such command 'nonsense'"),
     ],
 )
