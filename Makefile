@@ -35,7 +35,7 @@ demo: $(READY)
 	@$(BIN)/python -m examples.train experiment=english hydra.run.dir=$(DEMO) callbacks.gradtrace.overwrite=true
 	@$(BIN)/python -m examples.analyze run=$(DEMO)
 	@echo "The page, from the trace and these tables (gradtrace report):"
-	@$(BIN)/gradtrace report $(DEMO)/trace.zarr --tables $(DEMO)/analysis/tables --output $(DEMO)/page.html \
+	@$(BIN)/gradtrace report $(DEMO)/trace.zarr --tables $(DEMO)/analysis/tables --output $(DEMO)/analysis/index.html \
 		--title "Demo: which texts moved which neurons"
 
 test: $(READY)

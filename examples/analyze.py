@@ -49,6 +49,11 @@ def load_run(run: Path) -> tuple[DictConfig, LanguageModel]:
     return cfg, model.eval()
 
 
+def model_of_run(run: str) -> tuple[LanguageModel, Any]:
+    """Return the model of a run and how to call it, as `gradtrace --model examples.analyze:model_of_run` wants it."""
+    return load_run(Path(run))[1], batch_first_logits
+
+
 def analyze(run: Path, output: Path, overrides: dict[str, Any] | None = None) -> dict[str, pd.DataFrame]:
     """Run the whole chain on one trace and write the report.
 

@@ -96,7 +96,7 @@ def overview_tables(
     tables: dict[str, pd.DataFrame] = {"run": report.run_summary(trace.attrs, trace.steps)}
     tables["steps"] = trace.steps.reset_index(names="step")
     tables |= given or {}
-    find = partial(analysis.notable_tokens, **thresholds)
+    find: Any = partial(analysis.notable_tokens, **thresholds)
     entries = tables.get("entries")
     if entries is None:
         entries = analysis.frequent_entries(trace, min(n_entries, trace.n_entries))

@@ -60,8 +60,8 @@ def plan(
     records = [parse_record(text) for text in record or ["topk=1000"]]
     tracked: Any
     if like is not None:
-        columns = open_for(like).params[["param", "shape", "offset"]].itertuples(index=False)
-        tracked = [ParameterInfo(str(one.param), tuple(one.shape), int(one.offset)) for one in columns]
+        rows_of = open_for(like).params.to_dict("records")
+        tracked = [ParameterInfo(str(one["param"]), tuple(one["shape"]), int(one["offset"])) for one in rows_of]
     else:
         tracked = load_model(model, model_arg)[0]
     with working("encoding made-up rows"):

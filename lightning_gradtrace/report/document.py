@@ -103,8 +103,10 @@ def _neurons(tables: Tables, words: Words, params: list[str]) -> list[dict[str, 
 
 
 def _grouped(table: pd.DataFrame) -> Any:
-    for (param, axis, neuron), part in table.groupby(KEYS, sort=False, observed=True):
-        yield (str(param), str(axis), int(neuron)), part
+    """Yield the key and the rows of every neuron, in the order of the table."""
+    for key, part in table.groupby(KEYS, sort=False, observed=True):
+        param, axis, neuron = key
+        yield (str(param), str(axis), int(str(neuron))), part
 
 
 def _lines(tables: Tables) -> dict[Key, list[float]]:

@@ -41,7 +41,7 @@ def trace_html(trace: Trace) -> str:
     loss = steps["loss"].dropna()
     if len(loss):
         rows["loss"] = f"{loss.iloc[0]:.4g} at first, {loss.iloc[-1]:.4g} at last"
-    listed = [(str(p), " × ".join(map(str, s))) for p, s in zip(params["param"], params["shape"], strict=True)]
+    listed = [(str(p), " x ".join(map(str, s))) for p, s in zip(params["param"], params["shape"], strict=True)]
     more = (
         f"<p>and {len(listed) - _MOST_PARAMS} more in <code>trace.params</code></p>"
         if len(listed) > _MOST_PARAMS

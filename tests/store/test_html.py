@@ -11,7 +11,7 @@ from tests.analysis.traces import random_trace, write_trace
 
 def test_a_notebook_shows_summary_steps_and_records() -> None:
     text = random_trace().trace._repr_html_()
-    for part in ("12 (0 to 11)", ">60<", ">topk<", "43 in 5 parameters", ">complete<", "a.weight", "3 × 4", ">15<"):
+    for part in ("12 (0 to 11)", ">60<", ">topk<", "43 in 5 parameters", ">complete<", "a.weight", "3 x 4", ">15<"):
         assert part in text, part
 
 
