@@ -42,9 +42,10 @@ const COLUMNS = [
   ["s", "samples", (n) => n.s, true],
   ["m", "shift", (n) => n.m, true],
   ["v", "evidence", (n) => n.v, true],
-  ["r", "flips, difference", MEASURES.r[1], true],
+  ["r", "flips, diff.", MEASURES.r[1], true],
 ].filter(([id, , value]) => ["name", "t", "s"].includes(id) || data.neurons.some((n) => value(n) !== null));
-const state = {n: "", q: "", p: "", sort: "", dir: "desc", colour: ""};
+// At first by evidence: a neuron to which every sample is attributed has many words, and they say nothing.
+const state = {n: "", q: "", p: "", sort: COLUMNS.some(([id]) => id === "v") ? "v" : "", dir: "desc", colour: ""};
 const usual = {...state};
 
 function readState() {
@@ -52,7 +53,7 @@ function readState() {
   if (hash && !hash.includes("=")) return false; // a link to a section
   const given = new URLSearchParams(hash);
   for (const name of Object.keys(state)) state[name] = given.get(name) ?? usual[name];
-  if (!COLUMNS.some(([id]) => id === state.sort)) state.sort = "";
+  if (!COLUMNS.some(([id]) => id === state.sort)) state.sort = usual.sort;
   if (!["asc", "desc"].includes(state.dir)) state.dir = "desc";
   if (!byKey.has(state.n)) state.n = "";
   if (!data.params[state.p]) state.p = "";
