@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -59,8 +60,11 @@ def ablations(run: Run, measure: str) -> dict[Head | None, float]:
     return found
 
 
-def rise(series: pd.Series, low: float = 0.1, high: float = 0.9) -> slice:
-    """Return the steps between which a series goes from `low` to `high` of the way from its start to its end."""
+def rise(series: pd.Series, low: float = 0.02, high: float = 0.5) -> slice:
+    """Return the steps between which a series goes from `low` to `high` of the way from its start to its end.
+
+    The slow last part is left out: there the mechanism is there already, and what moves it are details.
+    """
     way = (series - series.iloc[0]) / (series.iloc[-1] - series.iloc[0])
     return slice(int((way >= low).idxmax()), int((way >= high).idxmax()))
 
@@ -75,7 +79,9 @@ def main_change(measures: pd.DataFrame, name: str) -> int:
 def who_moved(run: Run, head: Head, pattern: str, steps: slice) -> dict[str, dict[str, float]]:
     """Say by part of a head how enriched the samples with a pattern are in what moved it within some steps.
 
-    The table is also written to ``who_moved.csv``.
+    Counted are the shifts along the change that the head's weights made in these steps; the share of a pattern is more
+    than 1 if the other samples worked against the change. The table in ``who_moved.csv`` has the same for the absolute
+    size of the shifts, in which also counts what samples undo of each other.
 
     Args:
         run: a finished run.
@@ -84,14 +90,23 @@ def who_moved(run: Run, head: Head, pattern: str, steps: slice) -> dict[str, dic
         steps: first and last step.
 
     Returns:
-        Columns of `pattern_enrichment` by part: "query", "key", "value", "output".
+        Columns of `pattern_enrichment` by part ("query", "key", "value", "output"), along the change.
     """
     trace = run.trace
     steps = slice(*trace.steps.loc[steps].index[[0, -1]])
-    moved = head_shifts(trace, steps=steps)
-    mine = moved[(moved["module"] == f"network.attention.{head[0]}") & (moved["head"] == head[1])]
+    before, after = np.searchsorted(trace.weight_steps, [steps.start, steps.stop])
+    first, last = trace.weight_steps[max(0, before - 1)], trace.weight_steps[min(after, len(trace.weight_steps) - 1)]
+    module = f"network.attention.{head[0]}"
+    names = [name for name in trace.params["param"] if name.startswith(f"{module}.")]
+    change = {name: trace.weights(name, int(last)) - trace.weights(name, int(first)) for name in names}
+    moved = head_shifts(trace, steps=steps, along=change)
+    mine = moved[(moved["module"] == module) & (moved["head"] == head[1])]
     seen = trace.occurrences[trace.occurrences["step"].between(steps.start, steps.stop)]
     has = run.sequences.patterns[pattern].astype(bool)
-    table = pattern_enrichment(mine, has, by=["part"], occurrences=seen, n_resamples=499)
-    table.to_csv(run.path / "who_moved.csv", index=False)
-    return {str(row["part"]): {str(k): v for k, v in row.items() if k != "part"} for row in table.to_dict("records")}
+    tables = {
+        amount: pattern_enrichment(mine, has, amount=amount, by=["part"], occurrences=seen, n_resamples=499)
+        for amount in ("along", "size")
+    }
+    pd.concat(tables, names=["amount"]).droplevel(1).to_csv(run.path / "who_moved.csv")
+    rows = tables["along"].to_dict("records")
+    return {str(row["part"]): {str(k): v for k, v in row.items() if k != "part"} for row in rows}

@@ -58,7 +58,7 @@ class Repeats(Task):
         values = {
             "loss": losses.mean().item(),
             "second_half_accuracy": second_half_accuracy(logits, targets, period).item(),
-            "in_context_learning": in_context_learning_score(losses, period // 2, self.context - 2).item(),
+            "in_context_learning": in_context_learning_score(losses, period // 2, period + period // 2).item(),
         }
         for layer, pattern in enumerate(network.patterns()):
             for head, score in enumerate(prefix_matching_score(pattern, period).tolist()):

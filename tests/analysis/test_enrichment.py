@@ -94,6 +94,26 @@ def test_head_shifts_equal_a_loop_over_all_entries() -> None:
     pd.testing.assert_frame_equal(some, found[found["step"].between(1, 2)].reset_index(drop=True))
 
 
+def test_along_a_direction_is_the_inner_product_with_it() -> None:
+    index = np.array([[0, 7, 13, 30], [1, 6, 12, 23]])
+    shift = np.array([[1.0, -2.0, 3.0, 4.0], [0.5, 1.5, -2.5, 2.0]])
+    trace = write_trace(HEADS, np.array([[4, 9]]), index, shift=shift)
+    query = np.arange(12.0).reshape(2, 3, 2)
+    found = head_shifts(trace, along={"a.W_Q": query})
+    values = {(r.sample_id, r.head, r.part): r.along for r in found.itertuples()}
+    assert values == {
+        (4, 0, "query"): 0.0,  # 1.0 x direction 0
+        (4, 1, "query"): -14.0,
+        (4, 0, "output"): 0.0,
+        (9, 0, "query"): 0.5,
+        (9, 1, "query"): 9.0,
+        (9, 0, "output"): 0.0,
+        (9, 1, "output"): 0.0,
+    }
+    with pytest.raises(ValueError, match=r"`along` has shape \(12,\) for `a.W_Q`, which has shape \(2, 3, 2\)"):
+        head_shifts(trace, along={"a.W_Q": query.reshape(-1)})
+
+
 def test_a_trace_without_heads_is_said() -> None:
     trace = write_trace({"mlp.weight": (4, 3)}, np.zeros((1, 1), int), np.array([[0, 1]]))
     with pytest.raises(ValueError, match="no tracked parameter was recognised as part of an attention head"):
