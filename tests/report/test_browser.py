@@ -166,11 +166,18 @@ def large_tables(n_neurons: int = 1000, n_samples: int = 10_000) -> dict[str, pd
 
 
 def test_a_thousand_neurons_with_ten_thousand_samples_are_drawn_as_needed(tmp_path: Path) -> None:
-    page = write_page(tmp_path / "large.html", large_tables(), "large")
+    tables = large_tables()
+    page = write_page(tmp_path / "large.html", tables, "large")
     html = dump(page, urlencode({"n": f"{WEIGHTS[0]}~in~499"}))
     assert "1,000 neurons" in html
     assert 100 <= len(rows(html)) < 1000  # the rest comes when it is scrolled to
     assert "0.linear1 column 499</h3>" in html
     assert detail(html).count("<li") == 5
-    found = rows(dump(page, urlencode({"q": "column 499"})))
-    assert sorted(found) == ["0.linear1 column 499", "1.linear2 column 499"]
+    neurons = tables["neurons"]
+    expected = [
+        f"{'0.linear1' if param == WEIGHTS[0] else '1.linear2'} column {neuron}"
+        for param, neuron, words in zip(neurons["param"], neurons["neuron"], neurons["text"], strict=True)
+        if "499" in str(neuron) or any("499" in word for word in words)
+    ]
+    assert rows(dump(page, urlencode({"q": "column 499"}))) == expected
+    assert {"0.linear1 column 499", "1.linear2 column 499"} < set(expected)
