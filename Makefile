@@ -12,12 +12,13 @@ MAKEFLAGS += --no-print-directory
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test lint format docs clean
 
 help:
 	@echo "make demo    train and analyse experiment=english into $(DEMO)"
 	@echo "make test    run all tests and doctests"
 	@echo "make lint    ruff and mypy"
+	@echo "make docs    the documentation as a site, into site/"
 	@echo "make format  let ruff rewrite the files"
 	@echo "make clean   remove the environment, caches and $(DEMO)"
 
@@ -33,6 +34,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	@$(BIN)/python -m examples.train experiment=english hydra.run.dir=$(DEMO) callbacks.gradtrace.overwrite=true
 	@$(BIN)/python -m examples.analyze run=$(DEMO)
+	@echo "The page, from the trace and these tables (gradtrace report):"
+	@$(BIN)/gradtrace report $(DEMO)/trace.zarr --tables $(DEMO)/analysis/tables --output $(DEMO)/analysis/index.html \
+		--title "Demo: which texts moved which neurons"
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
@@ -42,9 +46,13 @@ lint: $(READY)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 format: $(READY)
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -21,7 +21,7 @@ from examples.ground_truth import planted_scores
 from examples.models import LanguageModel
 from examples.models.language_model import batch_first_logits
 from examples.train import CONF
-from lightning_gradtrace import analysis, open_trace, report
+from lightning_gradtrace import analysis, open_trace, overview, report
 
 WRITTEN = ("config.yaml", "metrics.yaml", "model.ckpt", "trace.zarr")
 
@@ -47,6 +47,11 @@ def load_run(run: Path) -> tuple[DictConfig, LanguageModel]:
     model = instantiate(cfg.model, n_tokens=checkpoint["hyper_parameters"]["n_tokens"])
     model.load_state_dict(checkpoint["state_dict"])
     return cfg, model.eval()
+
+
+def model_of_run(run: str) -> tuple[LanguageModel, Any]:
+    """Return the model of a run and how to call it, as `gradtrace --model examples.analyze:model_of_run` wants it."""
+    return load_run(Path(run))[1], batch_first_logits
 
 
 def analyze(run: Path, output: Path, overrides: dict[str, Any] | None = None) -> dict[str, pd.DataFrame]:
@@ -106,6 +111,7 @@ def analyze(run: Path, output: Path, overrides: dict[str, Any] | None = None) ->
         "controls": controls,
         "pooled": analysis.pool_controls(controls, seed=cfg.seed, n_resamples=cfg.n_resamples),
         "layers": analysis.layer_table(ablation),
+        "flips": overview.flips_of(trace, predictor, chosen, entries, n_samples=cfg.n_samples, seed=cfg.seed),
     }
     files = report.write_report(output, tables, title=f"Trace of experiment {run_cfg.name}")
     _print_result(tables, run, files, run_cfg, notable)

@@ -1,6 +1,8 @@
 """From tables to figures and one static page; nothing else than the tables is needed."""
 
+from lightning_gradtrace.report.document import page_document as page_document
 from lightning_gradtrace.report.page import ReportFiles as ReportFiles
+from lightning_gradtrace.report.page import write_page as write_page
 from lightning_gradtrace.report.page import write_report as write_report
 from lightning_gradtrace.report.plots import plot_activations as plot_activations
 from lightning_gradtrace.report.plots import plot_bigrams as plot_bigrams

@@ -1,25 +1,22 @@
-"""One static HTML page, with everything in it: tables as text, figures as embedded PNG files."""
+"""One static HTML page with everything in it: no network, no other file, no script from elsewhere."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
+import html
+import json
 import os
-from collections.abc import Mapping
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from lightning_gradtrace.report.document import page_document
 from lightning_gradtrace.report.figures import FIGURES
-from lightning_gradtrace.report.summary import count_clear, neuron_summary, short_names
 from lightning_gradtrace.report.tables import Tables, check_tables, write_tables
-from lightning_gradtrace.report.text import layer_rows, neuron_rows, pooled_rows
-from lightning_gradtrace.report.theme import DARK, LIGHT, need_matplotlib, png, theme
-
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-_MOST_ROWS = 40
+from lightning_gradtrace.report.theme import LIGHT, need_matplotlib, png, theme
 
 
 @dataclass(frozen=True)
@@ -31,19 +28,8 @@ class ReportFiles:
     tables: list[Path]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A figure in the page: data URLs of its light and its dark version, and its text for screen readers."""
-
-    light: str
-    dark: str
-    text: str
-
-
 def write_report(folder: str | os.PathLike[str], tables: Tables, title: str) -> ReportFiles:
-    """Write all tables (CSV), all figures (PNG) and one page that holds both.
-
-    The page needs no network and no other file. Text of tokens and names is escaped.
+    """Write all tables (CSV), all figures (PNG) and the page.
 
     Args:
         folder: made if it does not exist; files of an earlier report are replaced.
@@ -51,75 +37,85 @@ def write_report(folder: str | os.PathLike[str], tables: Tables, title: str) -> 
         title: heading of the page.
 
     Raises:
-        ImportError: matplotlib or jinja2 is missing; both come with the extra `plot`.
+        ImportError: matplotlib is missing; it comes with the extra `plot`.
         ValueError: a table or one of its columns is missing.
     """
     check_tables(tables)
     need_matplotlib()
-    template = load_template()
     folder = Path(folder)
     written = write_tables(folder / "tables", tables)
     (folder / "figures").mkdir(exist_ok=True)
-    figures, files = {}, []
+    files = []
     for name, draw in FIGURES.items():
-        images = {}
-        for colours in (LIGHT, DARK):
-            with theme(colours):
-                images[colours] = png(draw(tables, colours))
         files.append(folder / "figures" / f"{name}.png")
-        files[-1].write_bytes(images[LIGHT])
-        text = str(draw.__doc__).splitlines()[0]
-        figures[name] = Figure(_data_url(images[LIGHT]), _data_url(images[DARK]), text)
-    page = folder / "index.html"
-    page.write_text(render_page(template, title, tables, figures), encoding="utf-8")
-    return ReportFiles(page, files, written)
+        with theme(LIGHT):
+            files[-1].write_bytes(png(draw(tables, LIGHT)))
+    return ReportFiles(write_page(folder / "index.html", tables, title), files, written)
 
 
-def load_template() -> Template:
-    """Return the template of the page, with escaping on.
+def write_page(file: str | os.PathLike[str], tables: Tables, title: str) -> Path:
+    """Write the page alone; it needs no further package.
+
+    Args:
+        file: the file; its folder is made if it does not exist, and what was in the file is replaced as a whole.
+        tables: `run`, `steps` and `neurons`, and any of the others of `TABLES`.
+        title: heading of the page.
+
+    Returns:
+        The file.
 
     Raises:
-        ImportError: jinja2 is missing.
+        ValueError: a table or one of its columns is missing.
     """
+    text = render_page(page_document(tables, title))
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
-        from jinja2 import Environment, StrictUndefined
-    except ImportError as error:
-        raise ImportError(
-            "the page needs jinja2, which is not installed: `pip install 'lightning-gradtrace[plot]'`"
-        ) from error
-    text = resources.files("lightning_gradtrace.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(text)
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return file
 
 
-def render_page(template: Template, title: str, tables: Tables, figures: Mapping[str, Figure]) -> str:
+def render_page(document: dict[str, Any]) -> str:
     """Return the page as HTML text.
 
     Args:
-        template: from `load_template`.
-        title: heading.
-        tables: by name, see `TABLES`.
-        figures: by name, see `FIGURES`.
+        document: from `page_document`.
     """
-    summary = neuron_summary(tables["neurons"], tables["controls"])
-    names = short_names(tables)
-    above, below, known = count_clear(summary)
-    return template.render(
-        title=title,
-        run=tables["run"].to_dict("records"),
-        neurons=neuron_rows(summary.head(_MOST_ROWS), names),
-        n_left_out=max(0, len(summary) - _MOST_ROWS),
-        n_neurons=len(tables["neurons"]),
-        n_with_tokens=int((tables["neurons"]["n_notable"] > 0).sum()),
-        n_ablated=len(summary),
-        above=above,
-        below=below,
-        known=known,
-        pooled=pooled_rows(tables["pooled"]),
-        layers=layer_rows(tables["layers"], names),
-        figures=figures,
+    script = _resource("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
+    facts = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
+        for name, value in document["run"]
     )
+    parts = {
+        "title": html.escape(document["title"]),
+        "style": _resource("page.css"),
+        "digest": digest,
+        "facts": facts,
+        "data": embedded(document),
+        "script": script,
+    }
+    # One pass over the template: what is filled in is never looked at again, whatever tokens hold.
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _resource("page.html"))
 
 
-def _data_url(image: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(image).decode('ascii')}"
+def embedded(document: Any) -> str:
+    r"""Return JSON that can stand inside a script element: no token ends the element or opens a comment.
+
+    Example:
+        >>> embedded("</script><!--")
+        '"\\u003c/script\\u003e\\u003c!--"'
+    """
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    # A lone surrogate can't be written as UTF-8.
+    return re.sub("[\ud800-\udfff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def _resource(name: str) -> str:
+    return resources.files("lightning_gradtrace.report").joinpath(name).read_text(encoding="utf-8")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _MOST = 25
+_LONGEST = 28
 
 
 def plot_outliers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
@@ -36,7 +37,7 @@ def plot_tokens(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) 
     ax = _axes(table, {"count", "relative", "score", "text"}, ax)
     ax.scatter(table["count"], table["relative"], s=6, color=LIGHT.faint)
     for one in table.nlargest(n, "score").drop_duplicates("text").itertuples():
-        ax.annotate(str(one.text), (one.count, one.relative), fontsize=7, color=LIGHT.accent, parse_math=False)
+        ax.annotate(_plain(one.text), (one.count, one.relative), fontsize=7, color=LIGHT.accent, parse_math=False)
     if (table["count"] > 0).any():
         ax.set_xscale("log")
         ax.set_yscale("log")
@@ -138,7 +139,13 @@ def plot_movement(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST
     if share.size:
         steps = wide.columns.to_numpy(float)
         width = steps[1] - steps[0] if len(steps) > 1 else 1.0
-        ax.imshow(share, aspect="auto", extent=(steps[0], steps[-1] + width, len(wide) - 0.5, -0.5), cmap="Blues")
+        ax.imshow(
+            share,
+            aspect="auto",
+            extent=(steps[0], steps[-1] + width, len(wide) - 0.5, -0.5),
+            cmap="Blues",
+            interpolation="nearest",
+        )
     ax.set_yticks(np.arange(len(wide)), [_label(key) for key in wide.index], parse_math=False)
     ax.set(title="When did it move", xlabel="step")
     return ax
@@ -206,7 +213,7 @@ def _axes(table: pd.DataFrame, needed: set[str], ax: Axes | None) -> Axes:
 def _bars(ax: Axes, table: pd.DataFrame, label: str, value: str, title: str, xlabel: str) -> Axes:
     place = np.arange(len(table))[::-1]
     ax.barh(place, table[value], color=LIGHT.accent, height=0.7)
-    ax.set_yticks(place, table[label].astype(str).tolist(), parse_math=False)
+    ax.set_yticks(place, [_plain(text) for text in table[label]], parse_math=False)
     ax.set(title=title, xlabel=xlabel)
     return ax
 
@@ -226,4 +233,12 @@ def _labels(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
 
 
 def _label(key: object) -> str:
-    return " ".join(str(part) for part in key) if isinstance(key, tuple) else str(key)
+    """Name a group: without a module that its parameter names too, and of long names the end."""
+    parts = [str(part) for part in key] if isinstance(key, tuple) else [str(key)]
+    kept = [part for part in parts if not any(other.startswith(f"{part}.") for other in parts)]
+    return _plain(" ".join(part if len(part) <= _LONGEST else "…" + part[1 - _LONGEST :] for part in kept))
+
+
+def _plain(text: object) -> str:
+    """Show control characters, which a token may hold and no font has, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))

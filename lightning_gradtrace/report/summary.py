@@ -97,9 +97,10 @@ def short_names(tables: Mapping[str, pd.DataFrame]) -> dict[str, str]:
     """Give every parameter with an entry or a neuron its short name, the same in all figures and tables.
 
     Args:
-        tables: by name; `entries` and `neurons` are read.
+        tables: by name; those that hold parameters are read.
     """
-    return shorten([str(name) for table in ("entries", "neurons") for name in tables[table]["param"]])
+    held = [tables[name]["param"] for name in ("movement", "entries", "neurons", "layers") if name in tables]
+    return shorten([str(name) for column in held for name in column.unique()])
 
 
 def shorten(names: Iterable[str]) -> dict[str, str]:

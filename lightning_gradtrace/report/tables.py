@@ -18,10 +18,11 @@ _TUPLES = ("tokens", "text")
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One table of a report: what it is, and the columns that figures and page read."""
+    """One table of a report: what it is, the columns that figures and page read, and whether it may be left out."""
 
     meaning: str
     columns: tuple[str, ...]
+    optional: bool = False
 
 
 _CONTROL = ("control", "measure", "value", "control_value", "effect", "low", "high")
@@ -43,10 +44,20 @@ TABLES: dict[str, TableSpec] = {
     "controls": TableSpec("controls neuron by neuron", ("param", "axis", "neuron", *_CONTROL)),
     "pooled": TableSpec("controls averaged over neurons", ("neurons", *_CONTROL)),
     "layers": TableSpec("the post's layer table", ("param", "neurons", "mean_flipped_tokens", "notable_share")),
+    "movement": TableSpec("movement of neurons over time", ("param", "axis", "neuron", "step", "moved"), True),
+    "samples": TableSpec(
+        "the samples that moved each neuron most", ("param", "axis", "neuron", "rank", "sample_id", "moved"), True
+    ),
+    "texts": TableSpec("the tokens of these samples", ("sample_id", "text"), True),
+    "changes": TableSpec("change points of the loss", ("step", "before", "after"), True),
+    "flips": TableSpec(
+        "flipped predictions token by token", ("param", "axis", "neuron", "text", "flips", "count", "proportion"), True
+    ),
 }
+REQUIRED = tuple(name for name, spec in TABLES.items() if not spec.optional)
 
 
-def check_tables(tables: Tables, required: Sequence[str] = tuple(TABLES)) -> None:
+def check_tables(tables: Tables, required: Sequence[str] = REQUIRED) -> None:
     """Raise unless the tables are there and hold the columns that a report reads.
 
     Args:
@@ -119,7 +130,7 @@ def read_tables(folder: str | os.PathLike[str]) -> dict[str, pd.DataFrame]:
         # A token may read "NA" and a control is named "null": only an empty field is a missing value.
         table = pd.read_csv(folder / f"{name}.csv", keep_default_na=False, na_values=[""])
         for column in _TUPLES:
-            if column in spec.columns and name == "neurons":
+            if column in spec.columns and name in ("neurons", "texts"):
                 table[column] = pd.Series([tuple(json.loads(v)) for v in table[column]], dtype=object)
         tables[name] = table
     if not tables:

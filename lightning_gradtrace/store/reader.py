@@ -65,6 +65,17 @@ class Trace(TraceArrays):
         records = ", ".join(self.records) or "no record"
         return f"<Trace {self._name}: {self.n_steps} steps, {self.n_occurrences} occurrences, {records}, {state}>"
 
+    def _repr_html_(self) -> str:
+        """Show the trace in a notebook."""
+        from lightning_gradtrace.store.html import trace_html
+
+        return trace_html(self)
+
+    @property
+    def name(self) -> str:
+        """Path or URL of the trace."""
+        return self._name
+
     @property
     def n_steps(self) -> int:
         """Number of recorded optimizer steps."""

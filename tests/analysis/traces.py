@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import zarr
@@ -38,8 +39,9 @@ def write_trace(
     steps_per_epoch: int = 4,
     record: bool = True,
     weights: dict[int, dict[str, np.ndarray]] | None = None,  # before which step
+    to: Path | None = None,
 ) -> Trace:
-    store = zarr.storage.MemoryStore()
+    store = zarr.storage.MemoryStore() if to is None else to
     n_steps, batch = sample_id.shape
     k = index.shape[1]
     shift = np.ones(index.shape, np.float32) if shift is None else shift.astype(np.float32)

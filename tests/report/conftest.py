@@ -85,6 +85,29 @@ def make_tables() -> Tables:
     }
 
 
+def make_page_tables(words: tuple[str, ...] = AWKWARD) -> Tables:
+    """Return the tables that only the page shows besides; the notable words of neuron 3 can be chosen."""
+    tables = make_tables()
+    neurons = tables["neurons"]
+    tables["neurons"] = neurons.assign(text=[words, *neurons["text"][1:]], moved=[4.0, 3.0, None, 1.0], evidence=2.5)
+    keys = {"param": WEIGHTS[1], "axis": "in"}
+    tables["movement"] = pd.DataFrame({**keys, "neuron": [3, 3, 5], "step": [0, 50, 50], "moved": [1.5, 2.5, 3.0]})
+    tables["samples"] = pd.DataFrame({**keys, "neuron": 3, "rank": [1, 2], "sample_id": [1, 2], "moved": [0.5, 0.25]})
+    tables["texts"] = pd.DataFrame({"sample_id": [1], "text": [("the", *words, "end")]})
+    tables["changes"] = pd.DataFrame({"step": [40], "before": [5.5], "after": [4.5]})
+    tables["flips"] = pd.DataFrame(
+        {
+            **keys,
+            "neuron": 3,
+            "text": [words[0], "other"],
+            "flips": [3, 1],
+            "count": [4, 9],
+            "proportion": [0.75, 1 / 9],
+        }
+    )
+    return tables
+
+
 @pytest.fixture
 def tables() -> Tables:
     return make_tables()
@@ -92,4 +115,4 @@ def tables() -> Tables:
 
 @pytest.fixture
 def empty() -> Tables:
-    return {name: pd.DataFrame(columns=list(spec.columns)) for name, spec in TABLES.items()}
+    return {name: pd.DataFrame(columns=list(spec.columns)) for name, spec in TABLES.items() if not spec.optional}

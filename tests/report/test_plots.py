@@ -78,3 +78,10 @@ def test_values_are_those_of_the_table(tables):
 
 def test_every_plot_takes_axes():
     assert all("ax" in inspect.signature(f).parameters for f in FUNCTIONS.values())
+
+
+def test_labels_leave_out_what_is_said_twice_and_keep_the_end_of_long_names():
+    assert plots._label(("a.b.weight", "a.b", "in", 3)) == "a.b.weight in 3"
+    long = plots._label(("network.encoder.layers.0.self_attn.in_proj_weight", 3))
+    assert plots._label("a\x1bb") == r"a\x1bb"
+    assert long == "….0.self_attn.in_proj_weight 3"

@@ -1,0 +1,51 @@
+"""The first steps of the method, which several commands share: entries, their tokens, neurons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from lightning_gradtrace.store import Trace
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Thresholds of the method (docs/concepts.md, 5)."""
+
+    n_entries: int = 5000
+    min_count: int = 20
+    n_relative: int = 200
+    n_notable: int = 5
+    min_relative: float = 0.0
+    axis: str = "in"
+    steps: slice | int | None = None
+
+    @property
+    def find_tokens(self) -> Any:
+        """`notable_tokens` with these thresholds, as controls want it."""
+        from lightning_gradtrace import analysis
+
+        return partial(
+            analysis.notable_tokens,
+            min_count=self.min_count,
+            n_relative=self.n_relative,
+            n_notable=self.n_notable,
+            min_relative=self.min_relative,
+        )
+
+    def entries(self, trace: Trace) -> pd.DataFrame:
+        """Return the most frequent entries."""
+        from lightning_gradtrace import analysis
+
+        return analysis.frequent_entries(trace, min(self.n_entries, trace.n_entries), self.steps)
+
+    def neurons(self, trace: Trace, entries: pd.DataFrame) -> pd.DataFrame:
+        """Return the neurons of these entries with their notable tokens."""
+        from lightning_gradtrace import analysis
+
+        notable = self.find_tokens(trace, entries, steps=self.steps)
+        return analysis.neurons(trace, entries, notable, self.axis, steps=self.steps)
