@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,7 +33,8 @@ def capture(
         tape, N, PermutationProbe(model, parameters, lambda data: loss(model, data), batch, N, 0)
     )
     gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    check_sums(sum_errors([micro_batch], gradients), gradients)
+    advice = functools.partial(engine.advice, [micro_batch], gradients)
+    check_sums(sum_errors([micro_batch], gradients), gradients, advice=advice)
     return micro_batch
 
 
