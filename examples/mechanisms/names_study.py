@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from examples.mechanisms.figure import draw_formation
 from examples.mechanisms.heads_study import ablations, rise, who_moved
 from examples.mechanisms.study import Claim, Run
 
@@ -14,6 +15,7 @@ def study(run: Run) -> list[Claim]:
     formed = rise(measures["logit_difference.known"])
     moved = who_moved(run, head, "asks", formed)
     last, difference = measures.iloc[-1], without[None]
+    draw_formation(run, ["accuracy.known", "choice.held_out"], formed, moved, ["query", "key", "value"])
     return [
         Claim("accuracy, known names", last["accuracy.known"], ">=", 0.9),
         Claim("logit difference, known names", last["logit_difference.known"], ">=", 2.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from examples.mechanisms.figure import draw_formation
 from examples.mechanisms.heads_study import ablations, best_head, rise, who_moved
 from examples.mechanisms.study import Claim, Run
 
@@ -16,6 +17,7 @@ def study(run: Run) -> list[Claim]:
     others = min(value for other, value in without.items() if other not in (None, head))
     formed = rise(score)
     moved = who_moved(run, head, "closes_outer", formed)
+    draw_formation(run, ["closing_accuracy", f"matching.{name}"], formed, moved, ["query", "key"])
     return [
         Claim("closing accuracy", measures["closing_accuracy"].iloc[-1], ">=", 0.9),
         Claim(f"attention of head {name} to the bracket to be closed", score.iloc[-1], ">=", 0.4),

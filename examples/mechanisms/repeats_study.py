@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from examples.mechanisms.figure import draw_formation
 from examples.mechanisms.heads_study import ablations, best_head, main_change, rise, who_moved
 from examples.mechanisms.study import Claim, Run
 
@@ -17,6 +18,7 @@ def study(run: Run) -> list[Claim]:
     series = ("loss", "in_context_learning", f"prefix_matching.{name}")
     changes = [main_change(measures, measure) for measure in series]
     moved = who_moved(run, head, "repeated", bump)
+    draw_formation(run, ["second_half_accuracy", f"prefix_matching.{name}"], bump, moved, ["query", "key"])
     return [
         Claim("second-half accuracy", measures["second_half_accuracy"].iloc[-1], ">=", 0.9),
         Claim(f"prefix matching of head {name}", score.iloc[-1], ">=", 0.4),
