@@ -13,7 +13,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from benchmarks.peers import PEERS, NotAvailable
 from benchmarks.scaling import AXES, scaled
 from benchmarks.timing import fit
-from benchmarks.workloads import TINY, Training
+from benchmarks.workloads import TINY, Setting, Training
 
 
 def weights(make) -> list[torch.Tensor]:
@@ -29,7 +29,7 @@ def weights(make) -> list[torch.Tensor]:
         warnings.filterwarnings("ignore", "Full backward hook is firing")  # opacus, on the tokens
         warnings.filterwarnings("ignore", "In CPU autocast")  # opacus, inside torch.func
         warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
-        assert fit(made, TINY, 2, None) > 0
+        assert fit(made, Setting(TINY, steps=2)) > 0
     return [p.detach() for _, p in sorted(kept[0].network.named_parameters())]
 
 
