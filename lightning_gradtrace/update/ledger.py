@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+# Entries that are added up at a time.
+_PIECE = 1 << 20
 
 
 @dataclass
@@ -51,16 +54,24 @@ def balance(entries: Iterable[Entry]) -> Balance:
     """
     missing = change = unit = 0.0
     for entry in entries:
-        moved = entry.after.double() - entry.before  # a new tensor: what follows changes it in place
-        change += _square(moved)
-        for part in (entry.shifts, entry.carry, entry.decay):
-            if part is not None:
+        rounding = torch.finfo(entry.after.dtype).eps / 2
+        for before, after, *parts in _pieces(entry):
+            moved = after.double().sub_(before)
+            change += _square(moved)
+            for part in parts:
                 moved.sub_(part)
-        missing += _square(moved)
-        unit += (torch.finfo(entry.after.dtype).eps / 2) ** 2 * _square(entry.after)
+            missing += _square(moved)
+            unit += rounding**2 * _square(after)
     if change == 0:
         return Balance(float("inf") if missing else missing)
     return Balance((missing / change) ** 0.5, (unit / change) ** 0.5)
+
+
+def _pieces(entry: Entry) -> Iterator[tuple[Tensor, ...]]:
+    """Yield weights before and after, shifts, carry and decay, some entries at a time: float64 needs room."""
+    parts = (entry.before, entry.after, entry.shifts, entry.carry, entry.decay)
+    flat = [part.reshape(-1).split(_PIECE) for part in parts if part is not None]
+    yield from zip(*flat, strict=True)
 
 
 def _square(tensor: Tensor) -> float:
