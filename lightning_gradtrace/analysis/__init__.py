@@ -13,6 +13,8 @@ from lightning_gradtrace.analysis.activations import top_samples as top_samples
 from lightning_gradtrace.analysis.bigrams import bigram_shifts as bigram_shifts
 from lightning_gradtrace.analysis.bigrams import largest_pairs as largest_pairs
 from lightning_gradtrace.analysis.changes import change_points as change_points
+from lightning_gradtrace.analysis.coherence import coherence as coherence
+from lightning_gradtrace.analysis.coherence import sign_null as sign_null
 from lightning_gradtrace.analysis.controls import frequency_control as frequency_control
 from lightning_gradtrace.analysis.controls import neuron_control as neuron_control
 from lightning_gradtrace.analysis.controls import null_control as null_control
@@ -31,6 +33,7 @@ from lightning_gradtrace.analysis.enrichment import pattern_enrichment as patter
 from lightning_gradtrace.analysis.entries import count_entries as count_entries
 from lightning_gradtrace.analysis.entries import frequent_entries as frequent_entries
 from lightning_gradtrace.analysis.flips import count_flips as count_flips
+from lightning_gradtrace.analysis.grouping import variance_explained as variance_explained
 from lightning_gradtrace.analysis.head_shifts import head_shifts as head_shifts
 from lightning_gradtrace.analysis.heads import attention_heads as attention_heads
 from lightning_gradtrace.analysis.interventions import zero_ablation as zero_ablation
