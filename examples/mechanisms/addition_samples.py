@@ -11,7 +11,7 @@ import pandas as pd
 from examples.mechanisms.addition import ModularAddition, number_waves
 from examples.mechanisms.phases import label_steps
 from examples.mechanisms.study import Run
-from lightning_gradtrace.analysis import direction_shifts, pattern_enrichment, variance_explained
+from lightning_gradtrace.analysis import pattern_enrichment, variance_explained
 
 TABLES = {"embedding": "network.embedding.weight", "head": "network.head.weight"}
 """What is read of the numbers, and what is said of them: the two tables that have a row for every number."""
@@ -49,12 +49,11 @@ def growth_by_sample(run: Run, frequencies: Sequence[int], phases: pd.DataFrame)
             weights = run.trace.weights(param, step).astype(np.float64)
             along = {kind: waves[components(run.task.p, frequencies, kind)] for kind in KINDS}
             aims = {kind: rows.T @ (rows @ weights) for kind, rows in along.items() if len(rows)}
-            moved = direction_shifts(trace, param, np.stack(list(aims.values())), axis="weight", steps=step)
-            sizes = np.array([np.linalg.norm(aim) for aim in aims.values()])
-            growth = 2 * moved["shift"].to_numpy() * sizes[moved["direction"]]
-            kinds = np.array(list(aims))[moved["direction"]]
-            rows = {"sample_id": moved["sample_id"], "phase": name, "table": table, "kind": kinds, "growth": growth}
-            parts.append(pd.DataFrame(rows))
+            seen = trace.occurrences[trace.occurrences["step"] == step]
+            growth = 2 * trace.factored[param].inner(seen.index, np.stack(list(aims.values())))
+            for kind, column in zip(aims, growth.T, strict=True):
+                rows = {"sample_id": seen["sample_id"], "phase": name, "table": table, "kind": kind, "growth": column}
+                parts.append(pd.DataFrame(rows))
     keys = ["sample_id", "phase", "table", "kind"]
     return pd.concat(parts).groupby(keys, observed=True)[["growth"]].sum().reset_index()
 

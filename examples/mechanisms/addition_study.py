@@ -87,7 +87,8 @@ def built(run: Run, frequencies: Sequence[int], phases: pd.DataFrame) -> list[Cl
     check = parts_of.growth_check(run, by_phase, phases)
     together, null = parts_of.coherence_by_step(run, phases), parts_of.coherence_null(run, phases)
     by_param = together.groupby(["phase", "param"], observed=True)["coherence"].describe(percentiles=[0.25, 0.5, 0.75])
-    save(run, parts=parts, parts_by_phase=by_phase, growth_check=check, coherence=together, coherence_null=null)
+    by_step = parts[~parts["of"].isin(run.trace.params["param"])]
+    save(run, parts=by_step, parts_by_phase=by_phase, growth_check=check, coherence=together, coherence_null=null)
     save(run, coherence_by_phase=by_param.reset_index())
 
     growth, known = samples_of.growth_by_sample(run, frequencies, phases), samples_of.patterns(run)
