@@ -145,7 +145,7 @@ class FactoredParameter:
 
     def _row(self, part: str, label: int, axis: str = "occurrence") -> int | None:
         """Return the row of a part, None if it has none."""
-        if f"{part}/{escape(self._name)}" not in self._trace.group:
+        if not self._trace.has(f"{part}/{escape(self._name)}"):
             return None
         row = int(self._rows(part, axis).find(np.array([label]))[0])
         return None if row < 0 else row
