@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from lightning_gradtrace.store.schema import (
     STEP_SPECS,
     ArraySpec,
 )
+from lightning_gradtrace.store.target import Put
 from lightning_gradtrace.tracer import parameter_infos
 
 SAMPLE_BYTES = 2_000_000
@@ -139,21 +140,35 @@ def _measure(infos: Sequence[ParameterInfo], n_samples: int) -> _Size:
         few = replace(spec, grows=False, chunk_rows=spec.chunk_rows if sample == rows else sample)
         # Values of one type that fill their mantissa compress alike in all large arrays.
         alike = (
-            (spec.dtype, tuple(spec.attrs.items()), "float")
-            if spec.codec == "float" and "k" not in spec.dims
+            (spec.dtype, tuple(spec.attrs.items()), spec.codec)
+            if spec.codec in ("float", "small", "none") and "k" not in spec.dims
             else spec.path
         )
-        if sample < rows and alike in known:
-            return known[alike] * rows * row
-        buffer = ArrayBuffer(replace(few, shape_tail=tuple(max(1, n) for n in few.shape_tail)))
-        values = made_up_rows(few, sample, infos, n_samples)
-        if "keep_bits" in spec.attrs:
-            from lightning_gradtrace.record.dense import round_bits
+        if sample == rows or alike not in known:
+            buffer = ArrayBuffer(replace(few, shape_tail=tuple(max(1, n) for n in few.shape_tail)))
+            values = made_up_rows(few, sample, infos, n_samples)
+            if "keep_bits" in spec.attrs:
+                from lightning_gradtrace.record.dense import round_bits
 
-            values = round_bits(values, spec.attrs["keep_bits"])
-        encoded = sum(len(data) for _, data in (*buffer.append(values), *buffer.tail()))
-        if sample < rows:
+                values = round_bits(values, spec.attrs["keep_bits"])
+            encoded = _length([*buffer.append(values), *buffer.tail()])
+            if sample == rows:
+                return encoded
             known[alike] = encoded / (sample * row)
-        return encoded * rows / sample
+        return known[alike] * rows * row + _padding(spec, rows)
 
     return size
+
+
+def _padding(spec: ArraySpec, rows: int) -> float:
+    """Return the bytes that the padding of the last chunk takes; in a shard, of its last inner chunk."""
+    whole = spec.inner_rows or spec.chunk_shape[0]
+    if rows % whole == 0:
+        return 0.0
+    buffer = ArrayBuffer(replace(spec, chunk_rows=whole, inner_rows=None, grows=False))
+    rows_of_padding = np.full((whole, *spec.shape_tail), spec.fill_value, "O" if spec.dtype == "str" else spec.dtype)
+    return _length(buffer.append(rows_of_padding)) * (-rows % whole) / whole
+
+
+def _length(puts: Iterable[Put]) -> int:
+    return sum(len(part) for _, parts in puts for part in parts)

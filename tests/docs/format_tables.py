@@ -61,6 +61,8 @@ def codec_table() -> str:
     kinds = {
         "index": ("index", "uint32"),
         "float": ("float", "float32"),
+        "small": ("small", "float32"),
+        "none": ("none", "float32"),
         "plain": ("plain", "int64"),
         "plain, strings": ("plain", "str"),
     }
