@@ -14,9 +14,11 @@ from lightning_gradtrace.record.schedule import as_schedule
 from lightning_gradtrace.store.schema import ArraySpec, Codec, escape
 
 _MANTISSA = {"float16": 10, "float32": 23, "float64": 52}
-_CODECS: dict[str, Codec] = {"none": "none", "fast": "float", "small": "small"}
+_CODECS = ("none", "fast", "small")
 _INNER_BYTES = 256_000
 """Raw size of what is read at once; 16 times as much goes into one file."""
+_INNER_ROWS = 256
+"""Most rows of it: a short run of a small parameter shall not end in much padding."""
 
 
 class Dense(Record):
@@ -85,8 +87,8 @@ class Dense(Record):
         dims = ("occurrence", *(f"{info.name}.{axis}" for axis in range(len(info.shape))))
         row = np.dtype(dtype).itemsize * max(1, info.numel)
         path, meaning = f"dense/{escape(info.name)}/shift", f"shift of {info.name}"
-        inner = max(1, _INNER_BYTES // row)
-        codec = _CODECS[self.codec or ("fast" if "keep_bits" in lossy else "none")]
+        inner = min(_INNER_ROWS, max(1, _INNER_BYTES // row))
+        codec: Codec = self.codec or ("fast" if "keep_bits" in lossy else "none")
         return ArraySpec(path, dims, info.shape, dtype, meaning, codec=codec, inner_rows=inner, attrs=lossy)
 
     def _bits(self, dtype: str) -> int | None:

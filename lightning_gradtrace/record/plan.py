@@ -141,7 +141,7 @@ def _measure(infos: Sequence[ParameterInfo], n_samples: int) -> _Size:
         # Values of one type that fill their mantissa compress alike in all large arrays.
         alike = (
             (spec.dtype, tuple(spec.attrs.items()), spec.codec)
-            if spec.codec in ("float", "small", "none") and "k" not in spec.dims
+            if spec.codec in ("float", "fast", "small", "none") and "k" not in spec.dims
             else spec.path
         )
         if sample == rows or alike not in known:
@@ -155,19 +155,9 @@ def _measure(infos: Sequence[ParameterInfo], n_samples: int) -> _Size:
             if sample == rows:
                 return encoded
             known[alike] = encoded / (sample * row)
-        return known[alike] * rows * row + _padding(spec, rows)
+        return known[alike] * rows * row
 
     return size
-
-
-def _padding(spec: ArraySpec, rows: int) -> float:
-    """Return the bytes that the padding of the last chunk takes; in a shard, of its last inner chunk."""
-    whole = spec.inner_rows or spec.chunk_shape[0]
-    if rows % whole == 0:
-        return 0.0
-    buffer = ArrayBuffer(replace(spec, chunk_rows=whole, inner_rows=None, grows=False))
-    rows_of_padding = np.full((whole, *spec.shape_tail), spec.fill_value, "O" if spec.dtype == "str" else spec.dtype)
-    return _length(buffer.append(rows_of_padding)) * (-rows % whole) / whole
 
 
 def _length(puts: Iterable[Put]) -> int:

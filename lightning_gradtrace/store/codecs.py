@@ -20,7 +20,8 @@ BLOCK_BYTES = 2**20
 
 _BLOSC = {
     "index": {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": BLOCK_BYTES},
-    "float": {"cname": "lz4", "clevel": 1, "shuffle": "bitshuffle", "blocksize": BLOCK_BYTES},
+    "float": {"cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": BLOCK_BYTES},
+    "fast": {"cname": "lz4", "clevel": 1, "shuffle": "bitshuffle", "blocksize": BLOCK_BYTES},
     "small": {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "blocksize": BLOCK_BYTES},
     "plain": {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": 0},
 }

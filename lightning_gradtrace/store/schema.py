@@ -25,7 +25,7 @@ MAX_CHUNK_BYTES = 64_000_000
 """Raw size over which one row is split into several chunks."""
 
 Scalar = float | int | bool | str
-Codec = Literal["index", "float", "small", "none", "plain"]
+Codec = Literal["index", "float", "fast", "small", "none", "plain"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class ArraySpec:
         dtype: name of a NumPy dtype, or "str".
         long_name: what the numbers mean.
         units: their unit; empty where there is none.
-        codec: "index" for row-wise ascending integers, "float" for many floats; "small" takes less room and more time
-            than it, "none" doesn't compress; else "plain".
+        codec: "index" for row-wise ascending integers, "float" for many floats; "fast" and "small" take less time or
+            less room than it, "none" doesn't compress; else "plain".
         chunk_rows: rows per chunk; None chooses chunks of about `CHUNK_BYTES`.
         own_rows: whether not every step or occurrence has a row; then the array ``<group>/<axis>`` beside it lists the
             steps or occurrences that have one (docs/store-format.md, "Rows of a record").
