@@ -74,8 +74,10 @@ class Components:
         self._names = [_named(row) for row in table[list(columns)].itertuples(index=False, name=None)]
         if len(set(self._names)) < len(self._names):
             raise ValueError(f"the table names some {_PLURAL[self.by]} twice, expected each once; drop the duplicates")
-        for name in self._names if self.by == "neuron" else ():
-            check_neuron(trace, name[0], name[2], name[1])
+        if self.by == "neuron":
+            for (param, axis), numbers in table.groupby(["param", "axis"], sort=False)["neuron"]:
+                for neuron in {numbers.min(), numbers.max()}:
+                    check_neuron(trace, str(param), int(neuron), str(axis))
 
     @property
     def keys(self) -> tuple[str, ...]:

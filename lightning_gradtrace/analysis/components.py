@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,9 +11,9 @@ import pandas as pd
 from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import Entries, IntArray, Steps
 from lightning_gradtrace.analysis._components import KINDS, Components, tokens_of
-from lightning_gradtrace.analysis._groups import Groups, distinct_pairs, groups_of
+from lightning_gradtrace.analysis._groups import groups_of
+from lightning_gradtrace.analysis._sample_counts import SampleCounts, sample_counts
 from lightning_gradtrace.analysis._texts import linked_samples
-from lightning_gradtrace.analysis._workers import over_steps
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
@@ -66,14 +67,13 @@ def components(
     named = Components(trace, groups.table, heads)
     size = len(named)
     sample, ids = pd.factorize(linked_samples(trace, links))
-    if client is not None:
-        sample = client.scatter(sample, broadcast=True)
-    n_occurrences, seen = over_steps(client, trace, steps, _met, _unite, groups, sample, len(ids))
+    counted = list(_numbers(sample_counts(trace, groups, sample, len(ids), steps=steps, client=client)))
+    n_occurrences, n_samples = np.concatenate([np.zeros((2, 0), dtype=np.int64), *counted], axis=1)
     tokens, text = tokens_of(named.placed(notable, groups.entry), size)
     table = groups.table.assign(
         n_entries=np.bincount(groups.row, minlength=size),
         n_occurrences=n_occurrences,
-        n_samples=np.bitwise_count(seen).sum(axis=1, dtype=np.int64),
+        n_samples=n_samples,
         n_notable=np.array([len(t) for t in tokens], dtype=np.int64),
         tokens=pd.Series(tokens, dtype=object),
         text=pd.Series(text, dtype=object),
@@ -82,22 +82,10 @@ def components(
     return table.sort_values(["n_notable", "n_occurrences"], ascending=False, kind="stable", ignore_index=True)
 
 
-def _met(trace: Trace, groups: Groups, sample: IntArray, n_samples: int, steps: Steps) -> tuple[IntArray, IntArray]:
-    """Return the number of occurrences of each group, and its samples as bits (group, sample / 8)."""
-    size = len(groups.table)
-    n_occurrences = np.zeros(size, dtype=np.int64)
-    width = -(-n_samples // 8)
-    seen = np.zeros(size * width, dtype=np.uint8)
-    for block in _access.selections(trace, groups.entry, groups.row, steps):
-        for occurrence, row, _ in distinct_pairs(*block, size):
-            n_occurrences += np.bincount(row, minlength=size)
-            place = sample[occurrence]
-            np.bitwise_or.at(seen, row * width + (place >> 3), (1 << (place & 7)).astype(np.uint8))
-    return n_occurrences, seen.reshape(size, width)
-
-
-def _unite(one: tuple[IntArray, IntArray], other: tuple[IntArray, IntArray]) -> tuple[IntArray, IntArray]:
-    return one[0] + other[0], one[1] | other[1]
+def _numbers(counted: Iterable[SampleCounts]) -> Iterator[IntArray]:
+    """Yield the numbers of occurrences and of different samples of each run of groups: (2, group)."""
+    for one in counted:
+        yield np.stack([one.number, np.count_nonzero(one.table, axis=0)])
 
 
 def attributed_samples(
