@@ -177,7 +177,8 @@ class Tracer:
         if id(optimizer) not in self._rules:
             self._rules[id(optimizer)] = explain(optimizer)
         every, last = self.ledger_every_n_steps, self._last_ledger.get(id(optimizer))
-        ledger = every is not None and (last is None or position.step - last >= every)
+        scheduled = every is not None and (last is None or position.step - last >= every)
+        ledger = scheduled or any(record.wants_ledger and record.due(position.step) for record in self.records)
         rule = self._rules[id(optimizer)]
         division = StepDivision.begin(optimizer, rule, tracked, ledger, loss_scale * self.ranks.size, reference)
         self._step = Step(position, division, micro_batches, losses, loss_scale)
@@ -188,10 +189,10 @@ class Tracer:
             self._met.add(id(optimizer))
             used = {name for name, p in self.parameters().items() if p.grad is not None}
             check_used([p for p in self.tracked if alone or p.name in tracked], used)
-        self._step.check = ledger or not self._checked.issuperset(division.gradients)
+        self._step.check = scheduled or not self._checked.issuperset(division.gradients)
         if self._step.check and self.ranks.size == 1:
             self._step.sum_error = self._check(self._step)
-        if ledger:
+        if scheduled:
             self._last_ledger[id(optimizer)] = position.step
 
     @property
@@ -225,6 +226,8 @@ class Tracer:
         division, position = step.division, step.position
         shifts = self._shifts(step, self.quantity, skipped)
         shifts.number = position.step
+        if division.ledger and not skipped:
+            shifts.ledger = functools.partial(division.entries, self._totals(step, shifts))
         first = self.writer.n_occurrences
         rows: dict[str, np.ndarray] = {}
         # By name, so that TopK per step comes after TopK per sample and takes over what that found.
@@ -234,7 +237,7 @@ class Tracer:
                 rows.update(record.rows(shifts, first))
         ledger = joint
         if ledger is None:
-            ledger = Balance() if skipped else self._balance(step, shifts if self.quantity == "shift" else None)
+            ledger = Balance() if skipped else self._balance(step, shifts)
         nonfinite = sum(int((~np.isfinite(r)).sum()) for r in rows.values() if np.issubdtype(r.dtype, np.floating))
         row = {
             "step": position.step,
@@ -307,14 +310,18 @@ class Tracer:
             self.residual = ledger.residual if step.division.ledger and not skipped else self.residual
         return ledger
 
-    def _balance(self, step: Step, shifts: StepShifts | None) -> Balance:
+    def _balance(self, step: Step, shifts: StepShifts) -> Balance:
         if not step.division.ledger:
             return Balance()
-        shifts = self._shifts(step, "shift") if shifts is None else shifts
-        by_name = {p.info.name: p for p in shifts.parameters}
-        ledger = step.division.balance(lambda name: by_name[name].total())
+        ledger = step.division.balance(self._totals(step, shifts))
         self.residual = ledger.residual
         return ledger
+
+    def _totals(self, step: Step, shifts: StepShifts) -> Callable[[str], Tensor | None]:
+        """Return what sums the shifts of a parameter, whatever quantity is recorded."""
+        shifts = shifts if self.quantity == "shift" else self._shifts(step, "shift")
+        by_name = {p.info.name: p for p in shifts.parameters}
+        return lambda name: by_name[name].total()
 
     def _say_if_edited(self, names: Sequence[str]) -> None:
         """Warn once where something was added to gradients between the backward pass and the step."""

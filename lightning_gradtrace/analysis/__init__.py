@@ -13,6 +13,8 @@ from lightning_gradtrace.analysis.activations import top_samples as top_samples
 from lightning_gradtrace.analysis.bigrams import bigram_shifts as bigram_shifts
 from lightning_gradtrace.analysis.bigrams import largest_pairs as largest_pairs
 from lightning_gradtrace.analysis.changes import change_points as change_points
+from lightning_gradtrace.analysis.coherence import coherence as coherence
+from lightning_gradtrace.analysis.coherence import sign_null as sign_null
 from lightning_gradtrace.analysis.components import attributed_samples as attributed_samples
 from lightning_gradtrace.analysis.components import components as components
 from lightning_gradtrace.analysis.components import with_tokens as with_tokens
@@ -25,6 +27,8 @@ from lightning_gradtrace.analysis.controls import pool_controls as pool_controls
 from lightning_gradtrace.analysis.controls import random_control as random_control
 from lightning_gradtrace.analysis.directions import direction_shifts as direction_shifts
 from lightning_gradtrace.analysis.directions import principal_directions as principal_directions
+from lightning_gradtrace.analysis.division import divided as divided
+from lightning_gradtrace.analysis.division import division as division
 from lightning_gradtrace.analysis.effects import ablation_effects as ablation_effects
 from lightning_gradtrace.analysis.effects import flip_tables as flip_tables
 from lightning_gradtrace.analysis.effects import token_losses as token_losses
@@ -32,6 +36,7 @@ from lightning_gradtrace.analysis.enrichment import pattern_enrichment as patter
 from lightning_gradtrace.analysis.entries import count_entries as count_entries
 from lightning_gradtrace.analysis.entries import frequent_entries as frequent_entries
 from lightning_gradtrace.analysis.flips import count_flips as count_flips
+from lightning_gradtrace.analysis.grouping import variance_explained as variance_explained
 from lightning_gradtrace.analysis.head_shifts import head_shifts as head_shifts
 from lightning_gradtrace.analysis.heads import attention_heads as attention_heads
 from lightning_gradtrace.analysis.interventions import zero_ablation as zero_ablation
