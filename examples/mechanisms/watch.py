@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from examples.models import CircuitModel
 class Watch(L.Callback):
     """Calls a task's measures every so many steps and writes them into a table: step, measure, value.
 
-    Measuring leaves the training as it is: no gradients, no training mode, no random numbers of the training.
+    Measuring leaves the training as it is: no gradients, no training mode, no random numbers of the training. It is
+    done on the CPU, where the tasks' held-out data is, wherever the training runs.
 
     Args:
         task: measures a network.
@@ -46,11 +48,9 @@ class Watch(L.Callback):
 
     def _measure(self, step: int, model: L.LightningModule) -> None:
         assert isinstance(model, CircuitModel)
-        was_training = model.training
-        model.eval()
+        network = copy.deepcopy(model.network).cpu().eval()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            values = self.task.measure(model.network)
-        model.train(was_training)
+            values = self.task.measure(network)
         self.rows += [{"step": step, "measure": name, "value": value} for name, value in values.items()]
 
 
