@@ -63,6 +63,9 @@ def _enrichment(axes: Any, moved: Mapping[str, pd.DataFrame]) -> None:
                 label=name if not place else None,
             )
     axes.axhline(1, color="0.4", lw=0.8)
+    # Intervals that say nothing run out of the frame.
+    inside = pd.concat([table[["enrichment", "null_low", "null_high"]].stack() for table in moved.values()])
+    axes.set(ylim=(inside.min() - 0.5, inside.max() + 0.5))
     axes.set(xticks=range(len(parts)), xticklabels=parts, ylabel="enrichment along the change")
     axes.set_title("grey: 95 % of permutations", fontsize=8)
     axes.legend(frameon=False, fontsize=8)

@@ -19,6 +19,7 @@ from lightning_gradtrace.analysis import (
     weight_change,
 )
 
+PARTS = ["query", "key", "value", "output"]
 Head = tuple[int, int]
 """Layer and head."""
 
@@ -112,7 +113,7 @@ def who_moved(run: Run, head: Head, pattern: pd.Series, steps: slice, name: str 
         for amount in ("along", "size")
     }
     pd.concat(tables, names=["amount"]).droplevel(1).to_csv(run.path / f"{name}.csv")
-    return tables["along"].set_index("part")
+    return tables["along"].set_index("part").reindex(PARTS)
 
 
 def moved_by_loss_tokens(

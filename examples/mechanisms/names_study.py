@@ -9,7 +9,7 @@ from examples.mechanisms.study import Claim, Run
 
 def study(run: Run) -> list[Claim]:
     """Check that a head looks at the name to be said, also for names never asked about, and which samples made it."""
-    measures, control = run.measures(), run.measures("random_answers")
+    measures, unlearnable, shallow = run.measures(), run.measures("random_answers"), run.measures("one_layer")
     last = measures.iloc[-1]
     head = best_head(measures, "looks_at_answer.known")
     name = label(head)
@@ -35,8 +35,12 @@ def study(run: Run) -> list[Claim]:
         Claim("right of the two names, held-out names", last["choice.held_out"], ">=", 0.9),
         Claim("logit difference, held-out names", last["logit_difference.held_out"], ">=", 1.0),
         Claim(
-            "right of the two names, known names, trained on random answers", control["choice.known"].iloc[-1], "<", 0.6
+            "right of the two names, known names, trained on random answers",
+            unlearnable["choice.known"].iloc[-1],
+            "<",
+            0.6,
         ),
+        Claim("right of the two names, held-out names, one layer", shallow["choice.held_out"].iloc[-1], "<", 0.9),
         Claim(f"attention of head {name} to the answer, known names", looks.iloc[-1], ">=", 0.4),
         Claim("the same, held-out names", last[f"looks_at_answer.held_out.{name}"], ">=", 0.4),
         Claim(f"logit difference without head {name}, of that with it", without[head] / without[None], "<", 0.5),
