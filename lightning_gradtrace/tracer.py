@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -173,7 +173,8 @@ class Tracer:
         if id(optimizer) not in self._rules:
             self._rules[id(optimizer)] = explain(optimizer)
         every, last = self.ledger_every_n_steps, self._last_ledger.get(id(optimizer))
-        ledger = every is not None and (last is None or position.step - last >= every)
+        scheduled = every is not None and (last is None or position.step - last >= every)
+        ledger = scheduled or any(record.wants_ledger and record.due(position.step) for record in self.records)
         rule = self._rules[id(optimizer)]
         division = StepDivision.begin(optimizer, rule, tracked, ledger, loss_scale, reference)
         self._step = Step(position, division, micro_batches, losses)
@@ -184,9 +185,9 @@ class Tracer:
             self._met.add(id(optimizer))
             used = {name for name, p in self.parameters().items() if p.grad is not None}
             check_used([p for p in self.tracked if alone or p.name in tracked], used)
-        if ledger or not self._checked.issuperset(division.gradients):
+        if scheduled or not self._checked.issuperset(division.gradients):
             self._step.sum_error = self._check(micro_batches, division.gradients, self._step.norm, loss_scale)
-        if ledger:
+        if scheduled:
             self._last_ledger[id(optimizer)] = position.step
 
     def after_step(self, skipped: bool = False) -> None:
@@ -206,6 +207,8 @@ class Tracer:
             self._say_if_edited(division.unexplained)
         shifts = self._shifts(step, self.quantity, skipped)
         shifts.number = position.step
+        if division.ledger and not skipped:
+            shifts.ledger = functools.partial(division.entries, self._totals(step, shifts))
         first = self.writer.n_occurrences
         rows: dict[str, np.ndarray] = {}
         # By name, so that TopK per step comes after TopK per sample and takes over what that found.
@@ -213,7 +216,7 @@ class Tracer:
             if record.due(position.step):
                 self.writer.declare(record.later_specs(shifts))
                 rows.update(record.rows(shifts, first))
-        ledger = Balance() if skipped else self._balance(step, shifts if self.quantity == "shift" else None)
+        ledger = Balance() if skipped else self._balance(step, shifts)
         nonfinite = sum(int((~np.isfinite(r)).sum()) for r in rows.values() if np.issubdtype(r.dtype, np.floating))
         row = {
             "step": position.step,
@@ -276,14 +279,18 @@ class Tracer:
         self._checked.update(finite)  # an overflowed gradient proves nothing
         return max(finite.values()) if finite else float("nan")
 
-    def _balance(self, step: Step, shifts: StepShifts | None) -> Balance:
+    def _balance(self, step: Step, shifts: StepShifts) -> Balance:
         if not step.division.ledger:
             return Balance()
-        shifts = self._shifts(step, "shift") if shifts is None else shifts
-        by_name = {p.info.name: p for p in shifts.parameters}
-        ledger = step.division.balance(lambda name: by_name[name].total())
+        ledger = step.division.balance(self._totals(step, shifts))
         self.residual = ledger.residual
         return ledger
+
+    def _totals(self, step: Step, shifts: StepShifts) -> Callable[[str], Tensor | None]:
+        """Return what sums the shifts of a parameter, whatever quantity is recorded."""
+        shifts = shifts if self.quantity == "shift" else self._shifts(step, "shift")
+        by_name = {p.info.name: p for p in shifts.parameters}
+        return lambda name: by_name[name].total()
 
     def _say_if_edited(self, names: Sequence[str]) -> None:
         """Warn once where something was added to gradients between the backward pass and the step."""

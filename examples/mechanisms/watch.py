@@ -18,8 +18,8 @@ from examples.models import CircuitModel
 class Watch(L.Callback):
     """Calls a task's measures every so many steps and writes them into a table: step, measure, value.
 
-    Measuring leaves the training as it is: no gradients, no training mode, no random numbers of the training. It is
-    done on the CPU, where the tasks' held-out data is, wherever the training runs.
+    Measuring leaves the training as it is: no gradients, no training mode, no random numbers of the training. What a
+    task measures with is on the CPU; a network that is elsewhere is copied there.
 
     Args:
         task: measures a network.
@@ -48,9 +48,12 @@ class Watch(L.Callback):
 
     def _measure(self, step: int, model: L.LightningModule) -> None:
         assert isinstance(model, CircuitModel)
-        network = copy.deepcopy(model.network).cpu().eval()
+        was_training = model.training
+        model.eval()
+        network = model.network if model.device.type == "cpu" else copy.deepcopy(model.network).cpu()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             values = self.task.measure(network)
+        model.train(was_training)
         self.rows += [{"step": step, "measure": name, "value": value} for name, value in values.items()]
 
 

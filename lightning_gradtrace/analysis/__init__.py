@@ -22,6 +22,8 @@ from lightning_gradtrace.analysis.controls import pool_controls as pool_controls
 from lightning_gradtrace.analysis.controls import random_control as random_control
 from lightning_gradtrace.analysis.directions import direction_shifts as direction_shifts
 from lightning_gradtrace.analysis.directions import principal_directions as principal_directions
+from lightning_gradtrace.analysis.division import divided as divided
+from lightning_gradtrace.analysis.division import division as division
 from lightning_gradtrace.analysis.effects import ablation_effects as ablation_effects
 from lightning_gradtrace.analysis.effects import flip_tables as flip_tables
 from lightning_gradtrace.analysis.effects import token_losses as token_losses

@@ -169,7 +169,7 @@ class StepDivision:
             assert p.weights is not None
             shifts, split = total(name), self._split(p, p.weights)
             shifts = torch.zeros_like(p.weights) if shifts is None else shifts
-            yield Entry(p.weights, p.tensor.detach(), shifts, split.carry, split.decay)
+            yield Entry(p.weights, p.tensor.detach(), shifts, split.carry, split.decay, name)
 
     def _split(self, p: _Parameter, before: Tensor | None) -> Split:
         return self._rule.split(p.group, self.optimizer.state.get(p.tensor, {}), p.memory, p.seen, before)

@@ -19,6 +19,7 @@ class Entry:
         shifts: sum of the shifts over all occurrences.
         carry: contribution of the optimizer's memory, None for nothing.
         decay: contribution of weight decay, None for nothing.
+        name: of the parameter.
     """
 
     before: Tensor
@@ -26,6 +27,7 @@ class Entry:
     shifts: Tensor
     carry: Tensor | None = None
     decay: Tensor | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
