@@ -73,6 +73,7 @@ def _enrichment(axes: Any, moved: Mapping[str, pd.DataFrame]) -> None:
 
 def _heads(axes: Any, heads: pd.DataFrame) -> None:
     """Draw by head how much loss tokens moved it and what switching it off costs."""
+    heads = heads.dropna(subset=["moved"])
     axes.scatter(heads["moved"], heads["ablation"].abs(), color="C0")
     for name, row in heads.iterrows():
         axes.annotate(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import pandas as pd
 import torch
+from omegaconf import OmegaConf
 
 from examples.mechanisms.study import Claim, Run
 from examples.models import CircuitModel
@@ -130,8 +131,9 @@ def moved_by_loss_tokens(
         without: from `ablations`.
 
     Returns:
-        One row per head, with the columns of `loss_token_enrichment` and, by "layer.head": `moved` (by the loss of
-        `tokens`, along the change, of all heads' sum), `ablation` (difference of the measure that was ablated).
+        One row per head, by "layer.head", with the columns of `loss_token_enrichment` (NaN if none was recorded in
+        these steps), `moved` (by the loss of `tokens`, along the change, of all heads' sum), and `ablation` (difference
+        of the measure that was ablated).
     """
     trace, steps = run.trace, recorded(run, steps)
     moved = head_shifts(trace, steps=steps, along=weight_change(trace, steps), record="token_grads")
@@ -142,6 +144,7 @@ def moved_by_loss_tokens(
     table["moved"] = amounts.to_numpy() / amounts.sum()
     names = {(module(head), head[1]): label(head) for head in without if head is not None}
     table.index = pd.Index([names[key] for key in zip(table["module"], table["head"], strict=True)])
+    table = table.reindex(list(names.values()))
     table["ablation"] = pd.Series({label(head): value - without[None] for head, value in without.items() if head})
     table.to_csv(run.path / "heads.csv", index_label="name")
     return table
@@ -157,8 +160,8 @@ def loss_token_claims(heads: pd.DataFrame, name: str) -> list[Claim]:
     mine = heads.loc[name]
     return [
         Claim(
-            f"place of head {name} among those that the loss of closing brackets moved",
-            1 + (heads["moved"] > mine["moved"]).sum(),
+            "place of this head among those that the loss of closing brackets moved",
+            heads["moved"].rank(ascending=False)[name],
             "<",
             2,
         ),
@@ -167,6 +170,19 @@ def loss_token_claims(heads: pd.DataFrame, name: str) -> list[Claim]:
         ),
         Claim("p-value of the null that permutes loss tokens", mine["p_value"], "<", 0.01),
     ]
+
+
+def write_choice(run: Run, head: Head, steps: slice, **more: int) -> None:
+    """Write down which head and which steps a study looked at, into ``choice.yaml``.
+
+    Args:
+        run: a finished run.
+        head: layer and head.
+        steps: first and last step of the window in which shifts were counted.
+        **more: other steps by what happened there.
+    """
+    choice = {"head": label(head), "first_step": steps.start, "last_step": steps.stop, **more}
+    OmegaConf.save(OmegaConf.create(choice), run.path / "choice.yaml")
 
 
 def recorded(run: Run, steps: slice) -> slice:

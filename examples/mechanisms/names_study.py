@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from examples.mechanisms.figure import draw_formation
-from examples.mechanisms.heads_study import ablations, best_head, label, rise, who_moved
+from examples.mechanisms.heads_study import ablations, best_head, label, rise, who_moved, write_choice
 from examples.mechanisms.study import Claim, Run
 
 
@@ -16,6 +16,7 @@ def study(run: Run) -> list[Claim]:
     looks = measures[f"looks_at_answer.known.{name}"]
     without = ablations(run, "logit_difference.known")
     formed = rise(measures["logit_difference.known"])
+    write_choice(run, head, formed)
     patterns = run.sequences.patterns
     moved = who_moved(run, head, patterns["asks"], formed)
     order = who_moved(run, head, patterns["subject_first"][patterns["asks"]], formed, "who_moved_control")
@@ -41,11 +42,11 @@ def study(run: Run) -> list[Claim]:
             0.6,
         ),
         Claim("right of the two names, held-out names, one layer", shallow["choice.held_out"].iloc[-1], "<", 0.9),
-        Claim(f"attention of head {name} to the answer, known names", looks.iloc[-1], ">=", 0.4),
+        Claim("attention of the best head to the answer, known names", looks.iloc[-1], ">=", 0.4),
         Claim("the same, held-out names", last[f"looks_at_answer.held_out.{name}"], ">=", 0.4),
-        Claim(f"logit difference without head {name}, of that with it", without[head] / without[None], "<", 0.5),
+        Claim("logit difference without this head, of that with it", without[head] / without[None], "<", 0.5),
         Claim(
-            f"questions in its queries' shifts, steps {formed.start}-{formed.stop}: times their share, lower end",
+            "questions in its queries' shifts: times their share, lower end",
             moved["low"]["query"],
             ">=",
             1.0,

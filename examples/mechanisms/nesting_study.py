@@ -11,6 +11,7 @@ from examples.mechanisms.heads_study import (
     moved_by_loss_tokens,
     rise,
     who_moved,
+    write_choice,
 )
 from examples.mechanisms.nesting import Nesting
 from examples.mechanisms.study import Claim, Run
@@ -26,6 +27,7 @@ def study(run: Run) -> list[Claim]:
     without = ablations(run, "closing_accuracy")
     others = min(value for other, value in without.items() if other not in (None, head))
     formed = rise(score)
+    write_choice(run, head, formed)
     moved = who_moved(run, head, run.sequences.patterns["closes_outer"], formed)
     heads = moved_by_loss_tokens(run, run.task.closing, formed, without)
     draw_formation(
@@ -37,12 +39,11 @@ def study(run: Run) -> list[Claim]:
     )
     return [
         Claim("closing accuracy", measures["closing_accuracy"].iloc[-1], ">=", 0.9),
-        Claim(f"attention of head {name} to the bracket to be closed", score.iloc[-1], ">=", 0.4),
-        Claim(f"closing accuracy lost without head {name}", without[None] - without[head], ">=", 0.05),
+        Claim("attention of the best head to the bracket to be closed", score.iloc[-1], ">=", 0.4),
+        Claim("closing accuracy lost without this head", without[None] - without[head], ">=", 0.05),
         Claim("the same, more than without any other head", others - without[head], ">=", 0.0),
         Claim(
-            f"samples that close an outer bracket in its queries' shifts, steps {formed.start}-{formed.stop}: "
-            "times their share, lower end",
+            "samples that close an outer bracket in its queries' shifts: times their share, lower end",
             moved["low"]["query"],
             ">=",
             1.0,

@@ -11,6 +11,7 @@ from examples.mechanisms.heads_study import (
     moved_by_loss_tokens,
     rise,
     who_moved,
+    write_choice,
 )
 from examples.mechanisms.prose import Prose
 from examples.mechanisms.study import Claim, Run
@@ -27,6 +28,7 @@ def study(run: Run) -> list[Claim]:
     without = ablations(run, "closing_loss")
     others = max(value for other, value in without.items() if other not in (None, head))
     formed = rise(score)
+    write_choice(run, head, formed)
     moved = who_moved(run, head, run.sequences.patterns["closes_far"], formed)
     heads = moved_by_loss_tokens(run, run.task.closing, formed, without)
     draw_formation(
@@ -48,16 +50,15 @@ def study(run: Run) -> list[Claim]:
             5.0,
         ),
         Claim(
-            f"attention of head {name} to the open bracket, of even attention",
+            "attention of the best head to the open bracket, of even attention",
             last[f"matching.{name}"] / last["matching_uniform"],
             ">=",
             3.0,
         ),
-        Claim(f"loss of closing brackets gained without head {name}", without[head] - without[None], ">=", 0.1),
+        Claim("loss of closing brackets gained without this head", without[head] - without[None], ">=", 0.1),
         Claim("the same, more than without any other head", without[head] - others, ">=", 0.0),
         Claim(
-            f"samples that close a bracket in its queries' shifts, steps {formed.start}-{formed.stop}: "
-            "times their share, lower end",
+            "samples that close a bracket in its queries' shifts: times their share, lower end",
             moved["low"]["query"],
             ">=",
             1.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from examples.mechanisms.figure import draw_formation
-from examples.mechanisms.heads_study import ablations, best_head, label, main_change, rise, who_moved
+from examples.mechanisms.heads_study import ablations, best_head, label, main_change, rise, who_moved, write_choice
 from examples.mechanisms.study import Claim, Run
 
 
@@ -16,7 +16,8 @@ def study(run: Run) -> list[Claim]:
     without = ablations(run, "second_half_accuracy")
     bump = rise(score)
     series = ("loss", "in_context_learning", f"prefix_matching.{name}")
-    changes = [main_change(measures, measure) for measure in series]
+    changes = {measure.partition(".")[0]: main_change(measures, measure) for measure in series}
+    write_choice(run, head, bump, **{f"change_of_{measure}": step for measure, step in changes.items()})
     moved = who_moved(run, head, run.sequences.patterns["repeated"], bump)
     draw_formation(
         run,
@@ -26,17 +27,17 @@ def study(run: Run) -> list[Claim]:
     )
     return [
         Claim("second-half accuracy", measures["second_half_accuracy"].iloc[-1], ">=", 0.9),
-        Claim(f"prefix matching of head {name}", score.iloc[-1], ">=", 0.4),
+        Claim("prefix matching of the best head", score.iloc[-1], ">=", 0.4),
         Claim("second-half accuracy of one layer", control["second_half_accuracy"].iloc[-1], "<", 0.2),
         Claim(
-            f"spread of the largest changes of loss, in-context learning and prefix matching ({changes}), of all steps",
-            (max(changes) - min(changes)) / measures.index[-1],
+            "largest changes of loss, in-context learning and prefix matching apart, of all steps",
+            (max(changes.values()) - min(changes.values())) / measures.index[-1],
             "<",
             0.1,
         ),
-        Claim(f"accuracy without head {name}, of that with it", without[head] / without[None], "<", 0.5),
+        Claim("accuracy without this head, of that with it", without[head] / without[None], "<", 0.5),
         Claim(
-            f"repeated samples in its queries' shifts, steps {bump.start}-{bump.stop}: times their share, lower end",
+            "repeated samples in its queries' shifts during the bump: times their share, lower end",
             moved["low"]["query"],
             ">=",
             1.5,
