@@ -79,4 +79,4 @@ def _heads(axes: Any, heads: pd.DataFrame) -> None:
         axes.annotate(
             str(name), (row["moved"], abs(row["ablation"])), xytext=(4, 2), textcoords="offset points", fontsize=8
         )
-    axes.set(xlabel="moved by the loss of closing brackets, share", ylabel="what switching it off costs")
+    axes.set(xlabel="share moved by closing brackets", ylabel="what switching it off costs")

@@ -157,11 +157,11 @@ def loss_token_claims(heads: pd.DataFrame, name: str) -> list[Claim]:
         heads: from `moved_by_loss_tokens`.
         name: of the head.
     """
-    mine = heads.loc[name]
+    mine = heads.to_dict("index")[name]
     return [
         Claim(
             "place of this head among those that the loss of closing brackets moved",
-            heads["moved"].rank(ascending=False)[name],
+            float(heads["moved"].rank(ascending=False)[name]),
             "<",
             2,
         ),
