@@ -128,12 +128,12 @@ def moved_by_loss_tokens(
         run: a finished run whose trace has a `TokenGrads` record.
         tokens: the tokens whose loss is asked about; the others of the record are compared with them.
         steps: first and last step.
-        without: from `ablations`.
+        without: from `ablations`, of a measure that is larger where the model is worse.
 
     Returns:
         One row per head, by "layer.head", with the columns of `loss_token_enrichment` (NaN if none was recorded in
-        these steps), `moved` (by the loss of `tokens`, along the change, of all heads' sum), and `ablation` (difference
-        of the measure that was ablated).
+        these steps), `moved` (by the loss of `tokens`, along the change, of all heads' sum), and `ablation` (what
+        switching it off adds to the measure).
     """
     trace, steps = run.trace, recorded(run, steps)
     moved = head_shifts(trace, steps=steps, along=weight_change(trace, steps), record="token_grads")

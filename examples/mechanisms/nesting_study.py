@@ -29,7 +29,8 @@ def study(run: Run) -> list[Claim]:
     formed = rise(score)
     write_choice(run, head, formed)
     moved = who_moved(run, head, run.sequences.patterns["closes_outer"], formed)
-    heads = moved_by_loss_tokens(run, run.task.closing, formed, without)
+    errors = {other: 1 - accuracy for other, accuracy in without.items()}
+    heads = moved_by_loss_tokens(run, run.task.closing, formed, errors)
     draw_formation(
         run,
         {"closing accuracy": "closing_accuracy", f"attention of head {name} to the bracket": f"matching.{name}"},
