@@ -32,17 +32,18 @@ def draw_formation(
         moved: tables of `heads_study.who_moved` by what the pattern is called.
         heads: table of `heads_study.moved_by_loss_tokens`, drawn on the right.
     """
-    figure = Figure(figsize=(9 if heads is None else 12, 3.4), layout="constrained")
+    figure = Figure(figsize=(10 if heads is None else 13, 3.4), layout="constrained")
     axes = figure.subplots(1, 2 if heads is None else 3, width_ratios=[1.6, 1] if heads is None else [1.6, 1, 1])
     table = run.measures()
     for name, column in measures.items():
         axes[0].plot(table.index, table[column], label=name)
     axes[0].axvspan(steps.start, steps.stop, color=GREY, zorder=0, label="shifts counted")
     axes[0].set(xlabel="step", ylim=(0, 1))
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].legend(fontsize=8, framealpha=0.9, edgecolor="none")
     rows = pd.concat({name: table.reset_index() for name, table in moved.items()}, names=["pattern"])
     plot_enrichment(rows.reset_index("pattern").reset_index(drop=True), axes[1])
-    axes[1].set(title="Along the change (band: null)", xlabel="times the share in the data")
+    axes[1].set_title("shifts along the change; band: 95 % of permutations", fontsize=8)
+    axes[1].set(xlabel="times the share in the data")
     if heads is not None:
         _heads(axes[2], heads)
     figure.savefig(run.path / "formation.png", dpi=120)

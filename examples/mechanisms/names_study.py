@@ -28,7 +28,7 @@ def study(run: Run) -> list[Claim]:
             f"attention of head {name} to the answer": f"looks_at_answer.known.{name}",
         },
         formed,
-        {"questions": moved, "of these, subject named first": order},
+        {"question:": moved, "control, subject first:": order},
     )
     return [
         Claim("accuracy, known names", last["accuracy.known"], ">=", 0.9),

@@ -35,7 +35,7 @@ def study(run: Run) -> list[Claim]:
         run,
         {"closing accuracy": "closing_accuracy", f"attention of head {name} to the bracket": f"matching.{name}"},
         formed,
-        {"samples that close an outer bracket": moved},
+        {"closes an outer one:": moved},
         heads,
     )
     return [

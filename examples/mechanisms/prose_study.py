@@ -39,7 +39,7 @@ def study(run: Run) -> list[Claim]:
             "the same, if none is open": "closing_probability.none",
         },
         formed,
-        {"samples that close a bracket": moved},
+        {"closes a bracket:": moved},
         heads,
     )
     return [

@@ -23,7 +23,7 @@ def study(run: Run) -> list[Claim]:
         run,
         {"second-half accuracy": "second_half_accuracy", f"prefix matching of head {name}": f"prefix_matching.{name}"},
         bump,
-        {"repeated samples": moved},
+        {"repeated:": moved},
     )
     return [
         Claim("second-half accuracy", measures["second_half_accuracy"].iloc[-1], ">=", 0.9),
