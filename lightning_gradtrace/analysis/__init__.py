@@ -32,12 +32,15 @@ from lightning_gradtrace.analysis.division import division as division
 from lightning_gradtrace.analysis.effects import ablation_effects as ablation_effects
 from lightning_gradtrace.analysis.effects import flip_tables as flip_tables
 from lightning_gradtrace.analysis.effects import token_losses as token_losses
+from lightning_gradtrace.analysis.enrichment import loss_token_enrichment as loss_token_enrichment
 from lightning_gradtrace.analysis.enrichment import pattern_enrichment as pattern_enrichment
+from lightning_gradtrace.analysis.enrichment import token_enrichment as token_enrichment
 from lightning_gradtrace.analysis.entries import count_entries as count_entries
 from lightning_gradtrace.analysis.entries import frequent_entries as frequent_entries
 from lightning_gradtrace.analysis.flips import count_flips as count_flips
 from lightning_gradtrace.analysis.grouping import variance_explained as variance_explained
 from lightning_gradtrace.analysis.head_shifts import head_shifts as head_shifts
+from lightning_gradtrace.analysis.head_shifts import weight_change as weight_change
 from lightning_gradtrace.analysis.heads import attention_heads as attention_heads
 from lightning_gradtrace.analysis.interventions import zero_ablation as zero_ablation
 from lightning_gradtrace.analysis.layers import layer_table as layer_table
