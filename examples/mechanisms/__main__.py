@@ -65,7 +65,7 @@ def run(cfg: DictConfig) -> Run:
     for name, changes in cfg.controls.items():
         control = OmegaConf.merge(cfg, changes)
         assert isinstance(control, DictConfig)
-        seconds[str(name)] = train(control, task, folder / str(name), traced=False)
+        seconds[str(name)] = train(control, instantiate(control.task), folder / str(name), traced=False)
     OmegaConf.save(OmegaConf.create(seconds), folder / "seconds.yaml")
     return conclude(folder)
 

@@ -97,7 +97,7 @@ class Run:
         folder = self.path / control if control else self.path
         cfg: Any = OmegaConf.load(folder / "config.yaml")
         model = build_model(cfg, self.task)
-        model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        model.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
         return model.eval()
 
 

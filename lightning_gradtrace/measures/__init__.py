@@ -3,8 +3,10 @@
 None of them needs a trace; they say when a mechanism forms, and a trace says from which data.
 """
 
+from lightning_gradtrace.measures.attention import attention_to as attention_to
 from lightning_gradtrace.measures.brackets import bracket_depth as bracket_depth
 from lightning_gradtrace.measures.brackets import closing_accuracy as closing_accuracy
+from lightning_gradtrace.measures.brackets import innermost_open as innermost_open
 from lightning_gradtrace.measures.fourier import excluded_loss as excluded_loss
 from lightning_gradtrace.measures.fourier import fourier_basis as fourier_basis
 from lightning_gradtrace.measures.fourier import frequency_power as frequency_power

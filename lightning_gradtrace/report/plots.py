@@ -59,6 +59,26 @@ def plot_effects(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST)
     return ax
 
 
+def plot_enrichment(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
+    """Draw the table of `pattern_enrichment`: enrichment with its interval over that of the null, the first `n` rows.
+
+    Intervals that are much wider than the null's run out of the frame.
+    """
+    ax = _axes(table, {"n_samples", "enrichment", "low", "high", "null_low", "null_high"}, ax)
+    part = table.head(n).iloc[::-1]
+    place = np.arange(len(part))
+    ax.axvline(1, color=LIGHT.faint, linewidth=1)
+    ax.hlines(place, part["null_low"], part["null_high"], color=LIGHT.faint, linewidth=7, alpha=0.5)
+    ax.hlines(place, part["low"], part["high"], color=LIGHT.ink, linewidth=1.2)
+    ax.plot(part["enrichment"], place, "D", color=LIGHT.accent, markersize=4)
+    ax.set_yticks(place, _labels(part, list(table.columns[: list(table.columns).index("n_samples")])), parse_math=False)
+    drawn = part[["enrichment", "null_low", "null_high"]].to_numpy(float)
+    if np.isfinite(drawn).any():
+        ax.set_xlim(np.nanmin(drawn) - 0.5, np.nanmax(drawn) + 0.5)
+    ax.set(title="Enrichment (band: null)", xlabel="times the share in the data")
+    return ax
+
+
 def plot_token_losses(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
     """Draw the table of `token_losses`: the `n` tokens whose loss grows most, over all ablations in the table."""
     ax = _axes(table, {"text", "loss_change", "count"}, ax)

@@ -197,7 +197,7 @@ class FactoredParameter:
 
     def _find(self, part: str, labels: np.ndarray, axis: str = "occurrence") -> tuple[np.ndarray, np.ndarray]:
         """Return which of some occurrences or steps have a row in a part, and these rows."""
-        if f"{part}/{escape(self._name)}" not in self._trace.group:
+        if not self._trace.has(f"{part}/{escape(self._name)}"):
             return np.empty(0, np.int64), np.empty(0, np.int64)
         rows = self._rows(part, axis).find(labels)
         place = np.flatnonzero(rows >= 0)

@@ -95,7 +95,7 @@ def test_factors_in_half_precision_lose_nothing(tmp_path: Path) -> None:
 def test_longer_sequences_leave_earlier_rows_as_they_were(tmp_path: Path) -> None:
     """The axis of positions grows by whole chunks; short rows have none there, and that is no damage."""
     steps = [make_step(number, [3], [length]) for number, length in enumerate((2, 40, 3))]
-    trace = record_steps(tmp_path / "a.zarr", [Factored("factors")], steps, commit_bytes=1)
+    trace = record_steps(tmp_path / "a.zarr", [Factored("factors")], steps, commit_bytes=1, commit_share=1)
     assert trace.verify().ok, str(trace.verify())
     assert trace.array("factored/outer/input").shape == (9, 40, 9)
     assert trace.array("factored/outer/length")[:].tolist() == [2] * 3 + [40] * 3 + [3] * 3
