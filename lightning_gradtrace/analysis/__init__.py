@@ -13,6 +13,8 @@ from lightning_gradtrace.analysis.activations import top_samples as top_samples
 from lightning_gradtrace.analysis.bigrams import bigram_shifts as bigram_shifts
 from lightning_gradtrace.analysis.bigrams import largest_pairs as largest_pairs
 from lightning_gradtrace.analysis.changes import change_points as change_points
+from lightning_gradtrace.analysis.concentration import self_influence as self_influence
+from lightning_gradtrace.analysis.concentration import shift_sparsity as shift_sparsity
 from lightning_gradtrace.analysis.controls import frequency_control as frequency_control
 from lightning_gradtrace.analysis.controls import neuron_control as neuron_control
 from lightning_gradtrace.analysis.controls import null_control as null_control
@@ -43,6 +45,9 @@ from lightning_gradtrace.analysis.neurons import neurons as neurons
 from lightning_gradtrace.analysis.neurons import with_tokens as with_tokens
 from lightning_gradtrace.analysis.normalise import relative_shifts as relative_shifts
 from lightning_gradtrace.analysis.outliers import outliers as outliers
+from lightning_gradtrace.analysis.phases import phase_boundaries as phase_boundaries
+from lightning_gradtrace.analysis.phases import series_changes as series_changes
+from lightning_gradtrace.analysis.phases import trace_series as trace_series
 from lightning_gradtrace.analysis.predictions import Predictor as Predictor
 from lightning_gradtrace.analysis.predictions import predict as predict
 from lightning_gradtrace.analysis.switches import Switch as Switch
