@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lightning_gradtrace.capture.arrival import Arrival, BatchReader
 from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.tape import deactivate
+from lightning_gradtrace.record import Schedule
 from lightning_gradtrace.step import Position
 from lightning_gradtrace.tracer import Tracer
 
@@ -37,7 +38,7 @@ class Run:
         manual: whether the training step itself calls backward and the optimizers.
         scaler: the GradScaler of the precision plugin, None without one.
         every_n_steps: record every n-th optimizer step; with several optimizers, every n-th of each.
-        weights_every_n_steps: store all weights every n-th step, None for never.
+        weights: before which steps all weights are stored, None for never.
     """
 
     tracer: Tracer
@@ -46,7 +47,7 @@ class Run:
     manual: bool = False
     scaler: Any = None
     every_n_steps: int = 1
-    weights_every_n_steps: int | None = None
+    weights: Schedule | None = None
     _hooks: list[Any] = field(default_factory=list, init=False)
     _n_batches: int = field(default=0, init=False)
     _n_steps: dict[int, int] = field(default_factory=dict, init=False)
@@ -242,8 +243,7 @@ class Run:
 
     def store_weights(self, step: int, last: bool = False) -> None:
         """Store the weights as they are before a step, if it is time to."""
-        every = self.weights_every_n_steps
-        if every is not None and (last or step % every == 0):
+        if self.weights is not None and (last or self.weights.due(step)):
             self.tracer.store_weights(max(step, self._next_step) if last else step)
 
     def close(self, *, complete: bool, reason: str | None) -> None:

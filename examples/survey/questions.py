@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from omegaconf import DictConfig
 
 from examples.survey import model, record, words
@@ -9,6 +11,8 @@ from examples.survey.jobs import Job
 from examples.survey.survey import Question, Survey, write_table
 
 CHAIN = "chain"
+OF = ("step", "sample", "neuron")
+NORMALISED = ("none", "param", "neuron", "series")
 # The longest first, so that the processes end together.
 QUESTIONS = {
     CHAIN: Question(words.chain),
@@ -18,8 +22,8 @@ QUESTIONS = {
     "weights": Question(record.weights),
     "bigrams": Question(record.bigrams),
     "heads": Question(record.heads),
-    "outliers": Question(record.outliers),
-    "outliers_normalised": Question(record.outliers_normalised),
+    **{f"outliers_{of}": Question(partial(record.outliers, of=of)) for of in OF},
+    **{f"normalised_{how}": Question(partial(record.outliers_normalised, normalise=how)) for how in NORMALISED},
     "ablate_heads": Question(model.heads),
     "selections": Question(words.selections),
     "selective": Question(model.selective, after=CHAIN),
@@ -27,7 +31,7 @@ QUESTIONS = {
     "activations": Question(model.activations, after=CHAIN),
     "neurons": Question(model.neurons, after=CHAIN, by_part=True),
     "methods": Question(words.methods, after=CHAIN),
-    "null": Question(words.null, after=CHAIN),
+    "permuted": Question(words.null, after=CHAIN),
     "ablate_neurons": Question(model.best_neurons, after=CHAIN),
     "ablate_entries": Question(model.entries, after=CHAIN),
     "movers": Question(record.movers, after=CHAIN),

@@ -17,25 +17,17 @@ def facts(survey: Survey) -> Answer:
     yield "steps", survey.trace.steps.reset_index(names="step")
 
 
-def outliers(survey: Survey) -> Answer:
-    """The largest shifts of steps, samples, parameters, neurons and entries, as they are and normalised."""
+def outliers(survey: Survey, of: str) -> Answer:
+    """The largest shifts of steps, samples or neurons, and which matrices they lie in."""
+    table = analysis.outliers(survey.trace, of, n=1)
+    yield f"outliers_{of}", table.nlargest(survey.settings.n_outliers, "value")
+    yield f"outliers_{of}_by_param", table["param"].value_counts().rename_axis("param").reset_index()
+
+
+def outliers_normalised(survey: Survey, normalise: str) -> Answer:
+    """The largest shifts of each parameter, in proportion to its weights, its neuron's, or the entry's own series."""
     n = survey.settings.n_outliers
-    for of in ("step", "sample"):
-        table = analysis.outliers(survey.trace, of, n=1)
-        yield f"outliers_{of}", table.nlargest(n, "value")
-        yield f"outliers_{of}_by_param", table["param"].value_counts().rename_axis("param").reset_index()
-    yield "outliers_neuron", analysis.outliers(survey.trace, "neuron", n=1).nlargest(n, "value")
-
-
-def outliers_normalised(survey: Survey) -> Answer:
-    """The largest shifts of each parameter, in proportion to weights and to the entry's own series."""
-    for normalise in ("none", "param", "neuron", "series"):
-        table = analysis.outliers(survey.trace, "param", n=survey.settings.n_outliers, normalise=normalise)
-        yield f"outliers_param_{normalise}", table
-    series = analysis.outliers(survey.trace, "entry", n=1, normalise="series")
-    yield "outliers_entry_series", series.nlargest(survey.settings.n_outliers, "value")
-    neuron = analysis.outliers(survey.trace, "neuron", n=1, normalise="neuron")
-    yield "outliers_neuron_neuron", neuron.nlargest(survey.settings.n_outliers, "value")
+    yield f"outliers_param_{normalise}", analysis.outliers(survey.trace, "param", n=n, normalise=normalise)
 
 
 def movement(survey: Survey) -> Answer:

@@ -11,7 +11,7 @@ from examples.summarize import markdown
 from lightning_gradtrace import analysis
 from lightning_gradtrace.report.summary import shorten
 
-LONG = 40
+LONG = 15
 # Parameters show by their short names.
 _NAMES = ("param", "module")
 

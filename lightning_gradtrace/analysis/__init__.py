@@ -10,6 +10,7 @@ from lightning_gradtrace.analysis.ablation import flip_table as flip_table
 from lightning_gradtrace.analysis.ablation import neuron_ablation as neuron_ablation
 from lightning_gradtrace.analysis.activations import activation_baseline as activation_baseline
 from lightning_gradtrace.analysis.activations import top_samples as top_samples
+from lightning_gradtrace.analysis.bigram_alignment import bigram_alignment as bigram_alignment
 from lightning_gradtrace.analysis.bigrams import bigram_shifts as bigram_shifts
 from lightning_gradtrace.analysis.bigrams import largest_pairs as largest_pairs
 from lightning_gradtrace.analysis.changes import change_points as change_points
