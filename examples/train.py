@@ -79,14 +79,19 @@ def train(cfg: DictConfig) -> L.Trainer:
     return trainer
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def main(cfg: DictConfig) -> None:
-    """Compose the configuration and train."""
+def quietly() -> None:
+    """Leave out what a run of these experiments need not say."""
     # Lightning's advice on speed (the texts are in memory, and workers are a choice of the configuration), its use of
     # what torch 2.13 has deprecated, and its tips.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Compose the configuration and train."""
+    quietly()
     train(cfg)
 
 

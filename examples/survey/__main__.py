@@ -29,23 +29,33 @@ def join_parts(folder: Path) -> None:
         write_table(folder, name, pd.concat(parts, ignore_index=True))
 
 
+def survey(cfg: DictConfig) -> pd.DataFrame:
+    """Ask the questions that the settings name.
+
+    Args:
+        cfg: as composed from `conf/survey.yaml`.
+
+    Returns:
+        What became of each job, see `run_jobs`.
+    """
+    output = Path(cfg.output)
+    # One core for each process; the libraries read this when they are first imported there.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    deadline = None if cfg.seconds is None else time.monotonic() + cfg.seconds
+    preload = ["examples.survey.questions"]
+    jobs = run_jobs(jobs_of(cfg), output / "jobs", workers=cfg.workers, deadline=deadline, preload=preload)
+    jobs.to_csv(output / "jobs.csv", index=False)
+    join_parts(output / "tables")
+    (output / "summary.md").write_text(summarize(output / "tables", jobs, Path(cfg.run)), encoding="utf-8")
+    return jobs
+
+
 @hydra.main(version_base="1.3", config_path=CONF, config_name="survey")
 def main(cfg: DictConfig) -> None:
     """Compose the settings and ask."""
-    started, output = time.monotonic(), Path(cfg.output)
-    # One core for each process; the libraries read this when they are first imported there.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    deadline = None if cfg.seconds is None else started + cfg.seconds
-    jobs = jobs_of(cfg)
-    done = run_jobs(
-        jobs, output / "jobs", workers=cfg.workers, deadline=deadline, preload=["examples.survey.questions"]
-    )
-    done.to_csv(output / "jobs.csv", index=False)
-    join_parts(output / "tables")
-    text = summarize(output / "tables", done, Path(cfg.run))
-    (output / "summary.md").write_text(text, encoding="utf-8")
-    print(done.to_string(index=False))
-    print(f"\n{time.monotonic() - started:.0f} s; tables and summary.md in {output}")
+    started = time.monotonic()
+    print(survey(cfg).to_string(index=False))
+    print(f"\n{time.monotonic() - started:.0f} s; tables and summary.md in {cfg.output}")
 
 
 if __name__ == "__main__":

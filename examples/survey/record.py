@@ -71,6 +71,11 @@ def bigrams(survey: Survey) -> Answer:
     yield "bigrams", analysis.bigram_shifts(survey.trace, EMBEDDING, HEAD, n=10)
 
 
+def alignment(survey: Survey) -> Answer:
+    """Whether these shifts go with the bigrams of the texts read meanwhile."""
+    yield "bigram_alignment", analysis.bigram_alignment(survey.trace, EMBEDDING, HEAD)
+
+
 def heads(survey: Survey) -> Answer:
     """When the attention heads moved, by part, and whose words they share."""
     found = analysis.attention_heads(survey.trace, survey.cfg.model.n_heads)

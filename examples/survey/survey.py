@@ -134,8 +134,8 @@ class Question:
 def write_table(folder: Path, name: str, table: pd.DataFrame) -> None:
     """Write a table; tuples of tokens become JSON lists."""
     shown = table.copy(deep=False)
-    for column in shown.select_dtypes("object"):
-        if len(shown) and isinstance(shown[column].iloc[0], tuple):
+    for column in shown.columns if len(shown) else []:
+        if isinstance(shown[column].iloc[0], tuple):
             shown[column] = [json.dumps(list(value), ensure_ascii=False, default=int) for value in shown[column]]
     folder.mkdir(parents=True, exist_ok=True)
     shown.to_csv(folder / f"{name}.csv", index=False)

@@ -14,6 +14,7 @@ from lightning_gradtrace.analysis.bigram_alignment import bigram_alignment as bi
 from lightning_gradtrace.analysis.bigrams import bigram_shifts as bigram_shifts
 from lightning_gradtrace.analysis.bigrams import largest_pairs as largest_pairs
 from lightning_gradtrace.analysis.changes import change_points as change_points
+from lightning_gradtrace.analysis.concentration import selection_overlap as selection_overlap
 from lightning_gradtrace.analysis.concentration import self_influence as self_influence
 from lightning_gradtrace.analysis.concentration import shift_sparsity as shift_sparsity
 from lightning_gradtrace.analysis.controls import frequency_control as frequency_control

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from lightning_gradtrace.analysis._access import IntArray, Steps
+from lightning_gradtrace.analysis._access import IntArray
 from lightning_gradtrace.analysis._bootstrap import FloatArray
 from lightning_gradtrace.analysis.bigrams import snapshots_in
 
@@ -91,7 +91,9 @@ def bigram_alignment(
         KeyError: the trace has no weights of this name.
     """
     if max_tokens < 2 or n_permutations < 1:
-        raise ValueError(f"`max_tokens` is {max_tokens} and `n_permutations` {n_permutations}, expected 2 and 1 or more")
+        raise ValueError(
+            f"`max_tokens` is {max_tokens} and `n_permutations` {n_permutations}, expected 2 and 1 or more"
+        )
     inside = snapshots_in(trace, steps)
     spans = [(inside[0], inside[-1])] if summed else list(pairwise(inside))
     head = embedding if head is None else head
@@ -139,7 +141,7 @@ def align(
         place, count = np.unique(row * shift.shape[1] + column, return_counts=True)
         # Sum over all pairs of (C - E)^2 and of D (C - E), of which only a few have a count.
         spread = square + float((count * (count - 2 * expected.reshape(-1)[place])).sum())
-        # Rows and columns of the inner shift sum to zero, so E, an outer product, still counts where tokens differ.
+        # E is no constant along rows or columns, so its product with the inner shift does not vanish.
         product = float(inner.reshape(-1)[place] @ count) - float((inner * expected).sum())
         return product / np.sqrt(spread * size) if spread > 0 and size > 0 else np.nan
 

@@ -1,7 +1,8 @@
-"""How concentrated is what a step does: on few samples, on few weights?"""
+"""How concentrated is what a step does: on few samples, on few weights, on the same ones?"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -170,3 +171,52 @@ def _squared_norms(trace: Trace, params: list[str]) -> FloatArray:
         found[view.occurrence, 0] = squares.sum(axis=1)
         found[view.occurrence, 1:] = squares
     return found
+
+
+def selection_overlap(trace: Trace, *, every: int = 1, steps: Steps = None) -> pd.DataFrame:
+    """Follow how far the samples of a step move the same weights.
+
+    Args:
+        trace: an open trace with a `TopK` record per sample.
+        every: steps that share a row, counted from the trace's first step.
+        steps: step numbers to look at; None for all.
+
+    Returns:
+        By time: `step`, `kept` (entries per step, mean), `distinct` (different ones, mean), `overlap` (mean over the
+        steps of 1 - (distinct - a) / (kept - a), with a = kept / samples: 1 if all samples of a step keep the same
+        entries, 0 if no entry is kept twice; NaN for a step with one sample).
+
+    Raises:
+        ValueError: no `TopK` record, or `every` below 1.
+    """
+    of_step, occurrences = _Times(trace, every), trace.occurrences["step"].to_numpy()
+    rows = []
+    for step, occurrence, entry in _by_step(trace, occurrences, steps):
+        distinct, samples = np.unique(entry).size, np.unique(occurrence).size
+        one = entry.size / samples
+        rows.append((step, entry.size, distinct, 1 - (distinct - one) / (entry.size - one) if samples > 1 else np.nan))
+    table = pd.DataFrame(rows, columns=["step", "kept", "distinct", "overlap"])
+    times = of_step(table["step"].to_numpy(np.int64))
+    return table.drop(columns="step").groupby(times).mean().rename_axis("step").reset_index()
+
+
+def _by_step(trace: Trace, step: IntArray, steps: Steps) -> Iterator[tuple[int, IntArray, IntArray]]:
+    """Yield step, occurrence and entry of everything kept, a step at a time; blocks end anywhere."""
+    rest: list[tuple[IntArray, IntArray]] = []
+    for occurrence, entry, _ in _access.moved(trace, steps):
+        cut = np.flatnonzero(np.diff(step[occurrence])) + 1
+        pieces = list(zip(np.split(occurrence, cut), np.split(entry, cut), strict=True))
+        if rest and step[rest[0][0][0]] != step[pieces[0][0][0]]:
+            yield _whole(rest, step)
+            rest = []
+        for piece in pieces[:-1]:
+            yield _whole([*rest, piece], step)
+            rest = []
+        rest.append(pieces[-1])
+    if rest:
+        yield _whole(rest, step)
+
+
+def _whole(pieces: list[tuple[IntArray, IntArray]], step: IntArray) -> tuple[int, IntArray, IntArray]:
+    occurrence, entry = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    return int(step[occurrence[0]]), occurrence, entry

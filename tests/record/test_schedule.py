@@ -30,7 +30,13 @@ def is_even(step: int) -> bool:
     return step % 2 == 0
 
 
-SCHEDULES = [EveryNSteps(3, first=1), EveryNSteps(4, first=1, width=2), StepRanges([(0, 2), (4, None)]), LogSpaced(2), Predicate(is_even)]
+SCHEDULES = [
+    EveryNSteps(3, first=1),
+    EveryNSteps(4, first=1, width=2),
+    StepRanges([(0, 2), (4, None)]),
+    LogSpaced(2),
+    Predicate(is_even),
+]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
