@@ -47,7 +47,7 @@ _PANELS = [
 def _panel(one: Series, title: str) -> pd.DataFrame:
     number = [name for name, *_ in _PANELS].index(title)
     influence, sparsity = (table[table["param"] == ""] for table in (one.influence, one.sparsity))
-    loss = one.trace.steps["loss"].rolling(20, min_periods=1).mean().reset_index(names="step")
+    loss = one.trace.steps["loss"].rolling(20, min_periods=1).mean().rename_axis("step").reset_index(name="loss")
     return [loss, one.pairs, one.held_out, influence, sparsity, one.overlap][number]
 
 

@@ -39,16 +39,17 @@ class Series:
     overlap: pd.DataFrame
 
     @classmethod
-    def measure(cls, folder: Path, every: int, *, n_permutations: int = 199, max_tokens: int = 1000) -> Series:
+    def measure(cls, folder: Path, n_points: int, *, n_permutations: int = 199, max_tokens: int = 1000) -> Series:
         """Measure the run in a directory that `examples/train.py` wrote.
 
         Args:
             folder: the directory; each table is written into it.
-            every: steps that share a point of a series.
+            n_points: of a series.
             n_permutations: of the null of the bigrams.
             max_tokens: of the bigrams.
         """
         trace = open_trace(folder / "trace.zarr")
+        every = max(1, len(trace.steps) // n_points)
         common = {"n_permutations": n_permutations, "max_tokens": max_tokens}
         single = analysis.bigram_alignment(trace, EMBEDDING, HEAD, max_span=1, **common)
         text = held_out_text(folder)

@@ -1,9 +1,10 @@
-"""Is what SGD does early like n-grams, and specific late?"""
+"""Is what SGD does early like n-grams, and specific late? The claims that a run checks."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from examples.mechanisms.study import Claim
@@ -11,10 +12,11 @@ from examples.phases.figure import draw_phases
 from examples.phases.series import Series
 from lightning_gradtrace import analysis
 
-# The largest change of each of these is a candidate for one phase boundary.
-COINCIDE = ("loss", "bigram_alignment", "overlap", "self_influence_gini")
-# A share of the steps this long is "early" at the start and "late" at the end; the window of a boundary is half of it.
-PART = 1 / 8
+# Points of a series.
+_POINTS = 40
+# Shares of the training: its start, in which everything changes, and what "late" and "coincide" mean.
+_START, _LATE, _TOGETHER = 1 / 8, 1 / 8, 1 / 10
+_COINCIDE = ("loss", "overlap", "self_influence_gini", "held_out_alignment")
 
 
 def study(folder: Path, control: str = "scrambled", *, n_permutations: int = 199) -> list[Claim]:
@@ -23,18 +25,80 @@ def study(folder: Path, control: str = "scrambled", *, n_permutations: int = 199
     Args:
         folder: run directory, with a folder for the control.
         control: name of the control.
-        n_permutations: of the null of the bigrams; at least 99, so that 0.01 can be reached.
+        n_permutations: of the null of the bigrams.
     """
-    steps = pd.read_csv(folder / "steps.csv")["step"] if (folder / "steps.csv").exists() else None
-    del steps
-    every = 20
-    run = Series.measure(folder, every, n_permutations=n_permutations)
-    other = Series.measure(folder / control, every, n_permutations=n_permutations)
+    run, other = (Series.measure(one, _POINTS, n_permutations=n_permutations) for one in (folder, folder / control))
     series = run.together()
     changes = analysis.series_changes(series)
     n = len(run.trace.steps)
-    phases = analysis.phase_boundaries(changes, max(1, int(n * PART / 2)), span=(0, n - 1))
+    phases = analysis.phase_boundaries(changes, max(1, int(n * _TOGETHER / 2)), span=(0, n - 1))
     for name, table in (("series", series), ("changes", changes), ("phases", phases)):
         table.to_csv(folder / f"{name}.csv", index=False)
     draw_phases(folder, run, other, phases)
-    return []
+    return [*_of_bigrams(run, other, n), *_of_samples(run, other, n), _together(changes, n)]
+
+
+def _of_bigrams(run: Series, other: Series, n: int) -> list[Claim]:
+    """N-grams: learned at all, in a phase of their own, and less so later."""
+    learned, scrambled = (float(one.in_all["pearson"].iloc[0]) for one in (run, other))
+    held = run.held_out.set_index("first_step")["pearson"]
+    eighths = [float(part.mean()) for part in np.array_split(held.to_numpy(), 8) if part.size]
+    first = float(run.pairs["pearson"].iloc[0])
+    return [
+        Claim("change of the scores against held-out bigrams, correlation", learned, ">=", 0.03),
+        Claim("its p-value under permuted pairs", float(run.in_all["p_value"].iloc[0]), "<", 0.01),
+        Claim("the same correlation where the training text was scrambled, of it", scrambled / learned, "<", 0.2),
+        Claim("held-out alignment in its best eighth of the training, of all eighths' mean", _peak(eighths), ">=", 2.0),
+        Claim("held-out alignment in the last eighth, of the best", eighths[-1] / max(eighths), "<", 0.5),
+        Claim("alignment of the first step with its own batch's bigrams", first, ">=", 0.1),
+    ]
+
+
+def _of_samples(run: Series, other: Series, n: int) -> list[Claim]:
+    """Specific: samples move different weights, few of them matter, and each moves fewer weights."""
+    overlap, scrambled = (one.overlap.set_index("step")["overlap"] for one in (run, other))
+    gini, kept, effective = (
+        table[table["param"] == ""].set_index("step")[name]
+        for table, name in ((run.influence, "gini"), (run.sparsity, "kept_share"), (run.sparsity, "participation"))
+    )
+    return [
+        Claim("overlap of the samples' selections, early less late", _early(overlap, n) - _late(overlap, n), ">=", 0.1),
+        Claim("the same where the text was scrambled", _early(scrambled, n) - _late(scrambled, n), "<", 0.1),
+        Claim("Gini of self-influence, late less early", _late(gini, n) - _early(gini, n), ">=", 0.05),
+        Claim(
+            "weights that carry a sample's kept shift, late of early",
+            _late(effective, n) / _early(effective, n),
+            "<",
+            1,
+        ),
+        Claim(
+            "share of the kept in a sample's squared shift, late of early", _late(kept, n) / _early(kept, n), ">=", 1
+        ),
+    ]
+
+
+def _together(changes: pd.DataFrame, n: int) -> Claim:
+    """One boundary: the largest changes after the start fall together."""
+    steps = [main_change(changes, name, int(n * _START)) for name in _COINCIDE]
+    spread = (max(steps) - min(steps)) / n
+    text = f"spread of the largest changes of {', '.join(_COINCIDE)} ({[int(s) for s in steps]}), of all steps"
+    return Claim(text, spread, "<", _TOGETHER)
+
+
+def main_change(changes: pd.DataFrame, series: str, after: int) -> float:
+    """Return the step of the largest change of a series of the whole run after a step; NaN if there is none."""
+    found = changes[(changes["series"] == series) & (changes["param"] == "") & (changes["step"] >= after)]
+    return float(found.loc[found["jump"].abs().idxmax(), "step"]) if len(found) else float("nan")
+
+
+def _peak(parts: list[float]) -> float:
+    return max(parts) / float(np.mean(parts))
+
+
+def _early(series: pd.Series, n: int) -> float:
+    """Mean over the second eighth: the first one is the start."""
+    return float(series.loc[n * _START : 2 * n * _START].mean())
+
+
+def _late(series: pd.Series, n: int) -> float:
+    return float(series.loc[n * (1 - _LATE) :].mean())

@@ -135,14 +135,14 @@ def align(
     whole = float(np.square(shift).sum())
     expected = np.outer(np.bincount(row, minlength=len(shift)), np.bincount(column, minlength=shift.shape[1]))
     expected = expected / max(1, row.size)
-    square = float(np.square(expected).sum())
+    # E is no constant along rows or columns, so its product with the inner shift does not vanish.
+    square, constant = float(np.square(expected).sum()), float((inner * expected).sum())
 
     def pearson(row: IntArray) -> float:
         place, count = np.unique(row * shift.shape[1] + column, return_counts=True)
         # Sum over all pairs of (C - E)^2 and of D (C - E), of which only a few have a count.
         spread = square + float((count * (count - 2 * expected.reshape(-1)[place])).sum())
-        # E is no constant along rows or columns, so its product with the inner shift does not vanish.
-        product = float(inner.reshape(-1)[place] @ count) - float((inner * expected).sum())
+        product = float(inner.reshape(-1)[place] @ count) - constant
         return product / np.sqrt(spread * size) if spread > 0 and size > 0 else np.nan
 
     if not row.size or size == 0:
