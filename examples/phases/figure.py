@@ -37,7 +37,7 @@ def draw_phases(folder: Path, run: Series, control: Series, phases: pd.DataFrame
 _PANELS = [
     ("loss", "step", "loss"),
     ("shift of a step against the bigrams of its batch", "first_step", "pearson"),
-    ("shifts of 19 steps against held-out bigrams", "first_step", "pearson"),
+    ("shifts in between against held-out bigrams", "first_step", "pearson"),
     ("self-influence: Gini over the samples of a step", "step", "gini"),
     ("weights that carry a sample's kept shift", "step", "participation"),
     ("overlap of the samples' selections", "step", "overlap"),
