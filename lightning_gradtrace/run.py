@@ -19,6 +19,7 @@ from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.tape import deactivate
 from lightning_gradtrace.checkpoint import joint_state, lone_state
 from lightning_gradtrace.ranks import Ranks, held_back
+from lightning_gradtrace.record import Schedule
 from lightning_gradtrace.step import Position
 from lightning_gradtrace.tracer import Tracer
 
@@ -39,7 +40,7 @@ class Run:
         manual: whether the training step itself calls backward and the optimizers.
         scaler: the GradScaler of the precision plugin, None without one.
         every_n_steps: record every n-th optimizer step; with several optimizers, every n-th of each.
-        weights_every_n_steps: store all weights every n-th step, None for never.
+        weights: before which steps all weights are stored, None for never.
         failure: an error that waits until the ranks meet, see `ranks.held_back`; None with a single process.
     """
 
@@ -49,7 +50,7 @@ class Run:
     manual: bool = False
     scaler: Any = None
     every_n_steps: int = 1
-    weights_every_n_steps: int | None = None
+    weights: Schedule | None = None
     failure: Exception | None = field(default=None, init=False)
     _hooks: list[Any] = field(default_factory=list, init=False)
     _n_batches: int = field(default=0, init=False)
@@ -283,8 +284,7 @@ class Run:
 
     def store_weights(self, step: int, last: bool = False) -> None:
         """Store the weights as they are before a step, if it is time to."""
-        every = self.weights_every_n_steps
-        if every is not None and (last or step % every == 0):
+        if self.weights is not None and (last or self.weights.due(step)):
             self.tracer.store_weights(max(step, self._next_step) if last else step)
 
     def close(self, *, complete: bool, reason: str | None) -> None:

@@ -10,6 +10,7 @@ from lightning_gradtrace.analysis.ablation import flip_table as flip_table
 from lightning_gradtrace.analysis.ablation import neuron_ablation as neuron_ablation
 from lightning_gradtrace.analysis.activations import activation_baseline as activation_baseline
 from lightning_gradtrace.analysis.activations import top_samples as top_samples
+from lightning_gradtrace.analysis.bigram_alignment import bigram_alignment as bigram_alignment
 from lightning_gradtrace.analysis.bigrams import bigram_shifts as bigram_shifts
 from lightning_gradtrace.analysis.bigrams import largest_pairs as largest_pairs
 from lightning_gradtrace.analysis.changes import change_points as change_points
@@ -18,6 +19,9 @@ from lightning_gradtrace.analysis.coherence import sign_null as sign_null
 from lightning_gradtrace.analysis.components import attributed_samples as attributed_samples
 from lightning_gradtrace.analysis.components import components as components
 from lightning_gradtrace.analysis.components import with_tokens as with_tokens
+from lightning_gradtrace.analysis.concentration import selection_overlap as selection_overlap
+from lightning_gradtrace.analysis.concentration import self_influence as self_influence
+from lightning_gradtrace.analysis.concentration import shift_sparsity as shift_sparsity
 from lightning_gradtrace.analysis.controls import frequency_control as frequency_control
 from lightning_gradtrace.analysis.controls import null_control as null_control
 from lightning_gradtrace.analysis.controls import null_tokens as null_tokens
@@ -52,6 +56,9 @@ from lightning_gradtrace.analysis.neurons import neuron_samples as neuron_sample
 from lightning_gradtrace.analysis.neurons import neurons as neurons
 from lightning_gradtrace.analysis.normalise import relative_shifts as relative_shifts
 from lightning_gradtrace.analysis.outliers import outliers as outliers
+from lightning_gradtrace.analysis.phases import phase_boundaries as phase_boundaries
+from lightning_gradtrace.analysis.phases import series_changes as series_changes
+from lightning_gradtrace.analysis.phases import trace_series as trace_series
 from lightning_gradtrace.analysis.predictions import Predictor as Predictor
 from lightning_gradtrace.analysis.predictions import predict as predict
 from lightning_gradtrace.analysis.switches import Switch as Switch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -65,7 +65,7 @@ def direction_shifts(
         raise ValueError(f"`{param}` is not tracked in this trace; it tracks {', '.join(f'`{p}`' for p in known)}")
     units = _units(np.asarray(directions, dtype=np.float64), param, known[param].shape, axis)
     record = _record(trace, record)
-    blocks = _kept(trace, known[param], steps) if record == "topk" else exact_shifts(trace, record, param, steps)
+    blocks = _kept(trace, known[param], steps) if record == "topk" else exact_shifts(trace, param, steps, record)
     rows: list[IntArray] = [np.zeros(0, dtype=np.int64)]
     moved: list[FloatArray] = [np.zeros((0, len(units)))]
     norms: list[FloatArray] = [np.zeros(0)]
@@ -127,7 +127,7 @@ def principal_directions(
         raise ValueError(f"`n` is {n}, expected 1 to {size}, the size of this axis of `{param}` {shape}")
     record = _record(trace, record)
     whole = _access.matrix(trace, param)
-    blocks = _kept(trace, whole, steps) if record == "topk" else exact_shifts(trace, record, param, steps)
+    blocks = _kept(trace, whole, steps) if record == "topk" else exact_shifts(trace, param, steps, record)
     total = np.zeros((size, size))
     for _, shift in blocks:
         wide = shift.astype(np.float64, copy=False)
@@ -142,23 +142,35 @@ def principal_directions(
     return found * np.where(largest < 0, -1.0, 1.0), table
 
 
-def exact_shifts(trace: Trace, param: str, steps: Steps) -> Iterator[tuple[IntArray, FloatArray]]:
-    """Yield occurrences (m,) of some steps and their shifts (m, *shape), from a record that holds all of them.
+def exact_shifts(
+    trace: Trace, param: str, steps: Steps = None, record: str = "auto"
+) -> Iterator[tuple[IntArray, FloatArray]]:
+    """Yield occurrences (m,) and their shifts (m, *shape), from a record that holds all of them.
 
     Args:
         trace: an open trace with a `Dense` or `Factored` record.
         param: name of a tracked parameter.
         steps: step numbers to look at; None for all.
+        record: "dense" or "factored"; "auto" takes what the trace holds.
 
     Raises:
         ValueError: the trace holds no such record.
     """
-    record = _record(trace, "auto")
+    record = _record(trace, record)
     if record == "topk":
         raise ValueError(
             f"this analysis reads a Dense or Factored record, and the trace holds {', '.join(trace.records)}"
         )
-    yield from _exact(trace, record, param, steps)
+    source = getattr(trace, record)[param]
+    occurrence = np.asarray(source.occurrence)
+    mask = _access.occurrences_in(trace, steps)
+    if mask is not None:
+        occurrence = occurrence[mask[occurrence]]
+    size = max(1, int(np.prod(trace.param(param)["shape"])))
+    at_once = max(1, _BLOCK // size)
+    for start in range(0, occurrence.size, at_once):
+        part = occurrence[start : start + at_once]
+        yield part, source.shifts(part)
 
 
 def _units(directions: FloatArray, param: str, shape: tuple[int, ...], axis: str) -> FloatArray:
@@ -200,20 +212,6 @@ def _has(trace: Trace, record: str) -> bool:
     except AttributeError:
         return False
     return True
-
-
-def exact_shifts(trace: Trace, record: str, param: str, steps: Steps) -> Iterator[tuple[IntArray, Any]]:
-    """Yield occurrences (m,) and their shifts (m, *shape) from a record that holds all of them."""
-    source = getattr(trace, record)[param]
-    occurrence = np.asarray(source.occurrence)
-    mask = _access.occurrences_in(trace, steps)
-    if mask is not None:
-        occurrence = occurrence[mask[occurrence]]
-    size = max(1, int(np.prod(trace.param(param)["shape"])))
-    at_once = max(1, _BLOCK // size)
-    for start in range(0, occurrence.size, at_once):
-        part = occurrence[start : start + at_once]
-        yield part, source.shifts(part)
 
 
 def _kept(trace: Trace, param: _access.Shape, steps: Steps) -> Iterator[tuple[IntArray, FloatArray]]:
