@@ -50,9 +50,10 @@ from lightning_gradtrace.provenance import trace_attributes
 from lightning_gradtrace.ranks import Ranks
 from lightning_gradtrace.record import ParameterInfo, Record, Schedule, TopK
 from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
+from lightning_gradtrace.record.parameters import parameter_infos, parameter_table
 from lightning_gradtrace.record.schedule import as_schedule
 from lightning_gradtrace.run import Run
-from lightning_gradtrace.tracer import Tracer, parameter_infos, parameter_table
+from lightning_gradtrace.tracer import Tracer
 from lightning_gradtrace.update.nesting import in_outermost_step
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,10 +21,11 @@ from lightning_gradtrace.capture.check import check_known, check_sums, check_use
 from lightning_gradtrace.capture.engine import Engine, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe
-from lightning_gradtrace.capture.shares import Share, accumulation_dtype
+from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.over_ranks import compare_over_ranks
 from lightning_gradtrace.ranks import Ranks
-from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
+from lightning_gradtrace.record import ParameterShifts, Record, StepShifts
+from lightning_gradtrace.record.parameters import parameter_infos
 from lightning_gradtrace.record.token_grads import with_tokens
 from lightning_gradtrace.step import Position, Step
 from lightning_gradtrace.store.writer import TraceWriter
@@ -34,22 +34,6 @@ from lightning_gradtrace.update.division import StepDivision, explain, gradient_
 from lightning_gradtrace.update.ledger import Balance
 
 Quantity = Literal["shift", "gradient"]
-
-
-def parameter_infos(tracked: Sequence[TrackedParameter]) -> list[ParameterInfo]:
-    """Number the entries of the tracked parameters: the rows of the params table."""
-    infos, offset = [], 0
-    for p in tracked:
-        dtype = str(accumulation_dtype(p.tensor.dtype)).removeprefix("torch.")
-        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module, dtype))
-        offset += infos[-1].numel
-    return infos
-
-
-def parameter_table(infos: Sequence[ParameterInfo]) -> pd.DataFrame:
-    """Return the params table as the store keeps it: name, shape, numel, offset, kind, module."""
-    columns = ("name", "shape", "numel", "offset", "kind", "module")
-    return pd.DataFrame([{column: getattr(info, column) for column in columns} for info in infos], columns=columns)
 
 
 @dataclass
