@@ -80,12 +80,17 @@ def sign_null(
         raise ValueError(
             f"`n_draws` is {n_draws} and `confidence` {confidence}, expected 1 or more and a share below 1"
         )
+    record = next((name for name in ("dense", "factored") if name in trace.records), None)
+    if record is None:
+        raise ValueError(
+            f"this analysis reads a Dense or Factored record, and the trace holds {', '.join(trace.records) or 'none'}"
+        )
     rng = np.random.default_rng(seed)
     rows = []
     for step in steps:
         size = math.prod(trace.param(param)["shape"])
         total, drawn, single = np.zeros(size), np.zeros((n_draws, size)), 0.0
-        for _, shifts in exact_shifts(trace, param, int(step)):
+        for _, shifts in exact_shifts(trace, param, int(step), record):
             flat = shifts.reshape(len(shifts), -1)
             signs = rng.choice(np.array([-1, 1], flat.dtype), (n_draws, len(flat)))
             total += flat.sum(0, dtype=np.float64)
