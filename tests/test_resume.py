@@ -210,7 +210,7 @@ def test_a_trace_that_was_disabled_before_the_checkpoint_is_not_resumed(tmp_path
 
 
 def test_an_error_of_the_store_does_not_hide_that_of_the_training(tmp_path, monkeypatch):
-    from lightning_gradtrace.store.target import DurableLocalStore
+    from lightning_gradtrace.store.durable import DurableLocalStore
 
     def refuse(self, key, data):
         raise OSError(28, "No space left on device")
@@ -229,12 +229,12 @@ def test_an_error_of_the_store_does_not_hide_that_of_the_training(tmp_path, monk
 
 
 def test_the_training_goes_on_when_the_disk_is_full_if_told_so(tmp_path, monkeypatch):
-    from lightning_gradtrace.store import target
+    from lightning_gradtrace.store.durable import DurableLocalStore
 
     class Full(pl.Callback):
         def on_train_batch_start(self, trainer, *_: Any) -> None:
             if trainer.global_step == 4:
-                monkeypatch.setattr(target.DurableLocalStore, "write", refuse)
+                monkeypatch.setattr(DurableLocalStore, "write", refuse)
 
     def refuse(self, key, data):
         raise OSError(28, "No space left on device")

@@ -92,8 +92,9 @@ class ModularAddition(Task):
         }
 
     def final_frequencies(self, network: CircuitTransformer) -> list[int]:
-        """Return the key frequencies of a trained network, from its logits."""
-        return key_frequencies(logit_frequency_power(self.logits(network)))
+        """Return the key frequencies of a trained network, from its logits; the strongest if none is strong."""
+        power = logit_frequency_power(self.logits(network))
+        return key_frequencies(power) or [int(power.argmax()) + 1]
 
 
 def number_waves(p: int, n_others: int = 0) -> Tensor:

@@ -77,7 +77,11 @@ class Run:
     @cached_property
     def trace(self) -> Trace:
         """The trace of the run."""
-        return open_trace(self.path / "trace.zarr")
+        return self.open("trace.zarr")
+
+    def open(self, name: str) -> Trace:
+        """Open one of the traces in its directory."""
+        return open_trace(self.path / name)
 
     @cached_property
     def sequences(self) -> Sequences:

@@ -13,10 +13,15 @@ from lightning_gradtrace.analysis.activations import top_samples as top_samples
 from lightning_gradtrace.analysis.bigrams import bigram_shifts as bigram_shifts
 from lightning_gradtrace.analysis.bigrams import largest_pairs as largest_pairs
 from lightning_gradtrace.analysis.changes import change_points as change_points
+from lightning_gradtrace.analysis.coherence import coherence as coherence
+from lightning_gradtrace.analysis.coherence import sign_null as sign_null
+from lightning_gradtrace.analysis.components import attributed_samples as attributed_samples
+from lightning_gradtrace.analysis.components import components as components
+from lightning_gradtrace.analysis.components import with_tokens as with_tokens
 from lightning_gradtrace.analysis.controls import frequency_control as frequency_control
-from lightning_gradtrace.analysis.controls import neuron_control as neuron_control
 from lightning_gradtrace.analysis.controls import null_control as null_control
 from lightning_gradtrace.analysis.controls import null_tokens as null_tokens
+from lightning_gradtrace.analysis.controls import peer_control as peer_control
 from lightning_gradtrace.analysis.controls import permuted_links as permuted_links
 from lightning_gradtrace.analysis.controls import pool_controls as pool_controls
 from lightning_gradtrace.analysis.controls import random_control as random_control
@@ -33,6 +38,7 @@ from lightning_gradtrace.analysis.enrichment import token_enrichment as token_en
 from lightning_gradtrace.analysis.entries import count_entries as count_entries
 from lightning_gradtrace.analysis.entries import frequent_entries as frequent_entries
 from lightning_gradtrace.analysis.flips import count_flips as count_flips
+from lightning_gradtrace.analysis.grouping import variance_explained as variance_explained
 from lightning_gradtrace.analysis.head_shifts import head_shifts as head_shifts
 from lightning_gradtrace.analysis.head_shifts import weight_change as weight_change
 from lightning_gradtrace.analysis.heads import attention_heads as attention_heads
@@ -42,10 +48,8 @@ from lightning_gradtrace.analysis.memory import eventual_shift as eventual_shift
 from lightning_gradtrace.analysis.movement import formation as formation
 from lightning_gradtrace.analysis.movement import movement as movement
 from lightning_gradtrace.analysis.movement import movers as movers
-from lightning_gradtrace.analysis.neurons import attributed_samples as attributed_samples
 from lightning_gradtrace.analysis.neurons import neuron_samples as neuron_samples
 from lightning_gradtrace.analysis.neurons import neurons as neurons
-from lightning_gradtrace.analysis.neurons import with_tokens as with_tokens
 from lightning_gradtrace.analysis.normalise import relative_shifts as relative_shifts
 from lightning_gradtrace.analysis.outliers import outliers as outliers
 from lightning_gradtrace.analysis.predictions import Predictor as Predictor

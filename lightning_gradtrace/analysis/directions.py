@@ -142,6 +142,25 @@ def principal_directions(
     return found * np.where(largest < 0, -1.0, 1.0), table
 
 
+def exact_shifts(trace: Trace, param: str, steps: Steps) -> Iterator[tuple[IntArray, FloatArray]]:
+    """Yield occurrences (m,) of some steps and their shifts (m, *shape), from a record that holds all of them.
+
+    Args:
+        trace: an open trace with a `Dense` or `Factored` record.
+        param: name of a tracked parameter.
+        steps: step numbers to look at; None for all.
+
+    Raises:
+        ValueError: the trace holds no such record.
+    """
+    record = _record(trace, "auto")
+    if record == "topk":
+        raise ValueError(
+            f"this analysis reads a Dense or Factored record, and the trace holds {', '.join(trace.records)}"
+        )
+    yield from _exact(trace, record, param, steps)
+
+
 def _units(directions: FloatArray, param: str, shape: tuple[int, ...], axis: str) -> FloatArray:
     if axis not in AXES:
         raise ValueError(f'`axis` is {axis!r}, expected "in", "out" or "weight"')

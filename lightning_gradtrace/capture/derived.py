@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from lightning_gradtrace.capture.replay import Surroundings, run
-from lightning_gradtrace.capture.routing import Route
+from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, OuterShare, Share, SumShare, add_shares
 
 # Numbers that a pull-back may write out at a time.
@@ -33,7 +33,7 @@ class Operand:
         before: its shape before the view that made it, None if no view did.
         version: its version counter at the time of the call, to notice later changes in place.
         batched: whether it comes from the batch (`taint.py`); else it is a constant.
-        route: where its rows were picked from (`routing.py`), None if it holds the samples in the ordinary way.
+        route: whose its entries are (`routing.py`), None if it holds the samples in the ordinary way.
     """
 
     tensor: Tensor

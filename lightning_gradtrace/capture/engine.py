@@ -171,8 +171,8 @@ class TapeEngine:
             )
         uses = [use for use in tape.uses if use.reached]
         received: dict[Lineage, list[Share]] = {}
-        for use, placement in zip(uses, self.placer.place(uses, n_samples, probe), strict=True):
-            for lineage, share in self.attribution.shares(use, placement.of(use, n_samples), n_samples).items():
+        for use, places in zip(uses, self.placer.place(uses, n_samples, probe), strict=True):
+            for lineage, share in self.attribution.shares(use, places, n_samples).items():
                 received.setdefault(lineage, []).append(share)
         parts: dict[str, list[Share]] = {}
         for lineage, shares in received.items():

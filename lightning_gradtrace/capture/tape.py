@@ -51,7 +51,7 @@ class Tape(TorchFunctionMode):
         super().__init__()
         self.uses: list[Use] = []
         self._probing = probing
-        self._routes = Routes(n_samples)
+        self._routes = Routes(batch, n_samples)
         self._n_samples = n_samples
         self._counts: dict[tuple[str, tuple[str, ...]], int] = {}
         self._mixtures: dict[Derived, Mixture] = {}

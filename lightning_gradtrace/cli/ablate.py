@@ -115,7 +115,7 @@ def all_controls(trace: Any, predictor: Any, found: Any, kept: Any, find_tokens:
 
     parts = [
         analysis.random_control(trace, predictor, found, kept, **common),
-        analysis.neuron_control(trace, predictor, found, kept, **common),
+        analysis.peer_control(trace, predictor, found, kept, **common),
         analysis.frequency_control(trace, predictor, found, kept, **common),
         analysis.null_control(trace, predictor, found, kept, find_tokens=find_tokens, **common),
     ]

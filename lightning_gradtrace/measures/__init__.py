@@ -20,6 +20,7 @@ from lightning_gradtrace.measures.induction import in_context_learning_score as 
 from lightning_gradtrace.measures.induction import prefix_matching_score as prefix_matching_score
 from lightning_gradtrace.measures.induction import second_half_accuracy as second_half_accuracy
 from lightning_gradtrace.measures.induction import uniform_prefix_matching as uniform_prefix_matching
+from lightning_gradtrace.measures.learning_coefficient import local_learning_coefficient as local_learning_coefficient
 from lightning_gradtrace.measures.metrics import ClosingAccuracy as ClosingAccuracy
 from lightning_gradtrace.measures.metrics import FlipRate as FlipRate
 from lightning_gradtrace.measures.metrics import InContextLearning as InContextLearning

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +25,7 @@ from lightning_gradtrace.store.schema import (
     STEP_SPECS,
     ArraySpec,
 )
+from lightning_gradtrace.store.target import Put
 from lightning_gradtrace.tracer import parameter_infos
 
 SAMPLE_BYTES = 2_000_000
@@ -139,21 +140,25 @@ def _measure(infos: Sequence[ParameterInfo], n_samples: int) -> _Size:
         few = replace(spec, grows=False, chunk_rows=spec.chunk_rows if sample == rows else sample)
         # Values of one type that fill their mantissa compress alike in all large arrays.
         alike = (
-            (spec.dtype, tuple(spec.attrs.items()), "float")
-            if spec.codec == "float" and "k" not in spec.dims
+            (spec.dtype, tuple(spec.attrs.items()), spec.codec)
+            if spec.codec in ("float", "fast", "small", "none") and "k" not in spec.dims
             else spec.path
         )
-        if sample < rows and alike in known:
-            return known[alike] * rows * row
-        buffer = ArrayBuffer(replace(few, shape_tail=tuple(max(1, n) for n in few.shape_tail)))
-        values = made_up_rows(few, sample, infos, n_samples)
-        if "keep_bits" in spec.attrs:
-            from lightning_gradtrace.record.dense import round_bits
+        if sample == rows or alike not in known:
+            buffer = ArrayBuffer(replace(few, shape_tail=tuple(max(1, n) for n in few.shape_tail)))
+            values = made_up_rows(few, sample, infos, n_samples)
+            if "keep_bits" in spec.attrs:
+                from lightning_gradtrace.record.dense import round_bits
 
-            values = round_bits(values, spec.attrs["keep_bits"])
-        encoded = sum(len(data) for _, data in (*buffer.append(values), *buffer.tail()))
-        if sample < rows:
+                values = round_bits(values, spec.attrs["keep_bits"])
+            encoded = _length([*buffer.append(values), *buffer.tail()])
+            if sample == rows:
+                return encoded
             known[alike] = encoded / (sample * row)
-        return encoded * rows / sample
+        return known[alike] * rows * row
 
     return size
+
+
+def _length(puts: Iterable[Put]) -> int:
+    return sum(len(part) for _, parts in puts for part in parts)

@@ -12,9 +12,10 @@ from zarr.abc.store import Store
 
 from lightning_gradtrace.store.buffers import ArrayBuffer
 from lightning_gradtrace.store.codecs import array_document, group_document
+from lightning_gradtrace.store.durable import DurableLocalStore
 from lightning_gradtrace.store.opening import check_free, remove_groups
 from lightning_gradtrace.store.schema import AXES, INPUT_SPECS, WEIGHT_STEP_SPEC, ArraySpec, weight_spec
-from lightning_gradtrace.store.target import ROOT, DurableLocalStore, StoreError, json_put, put_all, read_key
+from lightning_gradtrace.store.target import ROOT, StoreError, json_put, put_all, read_key, settle
 
 
 class Committer:
@@ -41,6 +42,7 @@ class Committer:
         self._roots: list[bytes] = []
         self.pending_bytes = 0
         self.last_commit = time.monotonic()
+        self.seconds_of_commit = 0.0
         for spec in specs:
             self.add(spec)
 
@@ -96,6 +98,7 @@ class Committer:
 
     def commit(self, **attrs: Any) -> None:
         """Make everything appended so far visible, and set root attributes."""
+        begun = time.monotonic()
         put_all(self._store, (put for array in self._arrays.values() for put in array.tail()))
         documents = {path: array.document for path, array in self._arrays.items()}
         new_groups = self._groups_of(documents) - self._groups
@@ -107,6 +110,7 @@ class Committer:
         self._replace_root(self._all_members(documents), self._rows(), attrs)
         self.pending_bytes = 0
         self.last_commit = time.monotonic()
+        self.seconds_of_commit = self.last_commit - begun
 
     def mark(self, **attrs: Any) -> None:
         """Set root attributes and leave everything else as the last commit left it."""
@@ -123,11 +127,11 @@ class Committer:
         attrs = {**self._attrs, **attrs, "committed": committed}
         put = json_put(ROOT, {**group_document(attrs), **_consolidated(members)})
         self._check_owner()
-        self._sync_names()
+        settle(self._store)
         # A put that fails may have been made all the same: both the old and the new document are then this writer's.
-        self._roots = [*self._roots[-1:], put[1]]
+        self._roots = [*self._roots[-1:], *put[1]]
         put_all(self._store, [put])
-        self._sync_names()
+        settle(self._store)
         self._attrs, self._members, self._committed = attrs, members, committed
 
     def _check_owner(self) -> None:
@@ -140,10 +144,6 @@ class Committer:
                     f"another run has {what} the trace `{self._store}` while this one was writing it; "
                     "expected one run for each path: choose another path for one of them"
                 )
-
-    def _sync_names(self) -> None:
-        if isinstance(self._store, DurableLocalStore):
-            self._store.sync_directories()
 
     def _all_members(self, documents: dict[str, Any]) -> dict[str, Any]:
         groups = {group: {**group_document(), **_consolidated({})} for group in self._groups_of(documents)}

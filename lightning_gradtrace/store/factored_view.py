@@ -60,6 +60,43 @@ class FactoredParameter:
             found[place] += values
         return found[0] if np.ndim(occurrence) == 0 else found
 
+    def inner(self, occurrence: Any, directions: np.ndarray) -> np.ndarray:
+        """Return the inner products of shifts with directions, without writing the shifts out where they have factors.
+
+        Args:
+            occurrence: numbers of occurrences.
+            directions: shape (m, *shape of the parameter).
+
+        Returns:
+            ``<s[i], D>``, shape (n, m), float64.
+
+        Raises:
+            KeyError: if the record holds no such occurrence.
+        """
+        wanted = np.atleast_1d(np.asarray(occurrence, np.int64))
+        steps, aims = self._steps(wanted), np.asarray(directions, np.float64)
+        found = np.zeros((len(wanted), len(aims)))
+        place, rows = self._find("factored_dense", wanted)
+        if len(place):
+            written = self._read("factored_dense", "shift", rows)
+            found[place] += written.reshape(len(place), -1) @ aims.reshape(len(aims), -1).T
+        for step in np.unique(steps):
+            here = np.flatnonzero(steps == step)
+            outer, looked_up = (self._find(part, wanted[here]) for part in ("factored", "factored_rows"))
+            if not len(outer[0]) and not len(looked_up[0]):
+                continue
+            scaled = aims.copy()  # <scale * g, D> = <g, scale * D>
+            self._scale(scaled, np.full(len(scaled), step), np.arange(len(scaled)))
+            if len(outer[0]):
+                left, right = (self._read("factored", name, outer[1]) for name in ("cotangent", "input"))
+                for number, matrix in enumerate(self._as_matrices(scaled)):
+                    found[here[outer[0]], number] += ((left @ matrix) * right).sum((1, 2))
+            if len(looked_up[0]):
+                row, value = (self._read("factored_rows", name, looked_up[1]) for name in ("row", "value"))
+                for number, aim in enumerate(scaled):
+                    found[here[looked_up[0]], number] += (aim[row] * value).sum((1, 2))
+        return found
+
     def by_position(self, occurrence: int) -> np.ndarray:
         """Split the shift of one occurrence by the position of use; the parts add up to `shifts`.
 
@@ -125,6 +162,15 @@ class FactoredParameter:
         split = matrices.reshape(-1, *attrs["sizes"])
         return split.transpose(0, *(axis + 1 for axis in attrs["order"]))
 
+    def _as_matrices(self, values: np.ndarray) -> np.ndarray:
+        """See values in the shape of the parameter (n, *shape) as the matrices of `_in_order`."""
+        attrs = self._array("factored", "input").attrs
+        if "order" not in attrs:
+            return values.reshape(len(values), self.shape[0], -1)
+        split = values.transpose(0, *(1 + axis for axis in np.argsort(attrs["order"])))
+        size = self._array("factored", "cotangent").shape[-1]
+        return split.reshape(len(values), size, -1)
+
     def _steps(self, wanted: np.ndarray) -> np.ndarray:
         """Return the steps of occurrences that the record holds."""
         steps = self._trace.occurrences["step"].to_numpy()
@@ -151,7 +197,7 @@ class FactoredParameter:
 
     def _find(self, part: str, labels: np.ndarray, axis: str = "occurrence") -> tuple[np.ndarray, np.ndarray]:
         """Return which of some occurrences or steps have a row in a part, and these rows."""
-        if f"{part}/{escape(self._name)}" not in self._trace.group:
+        if not self._trace.has(f"{part}/{escape(self._name)}"):
             return np.empty(0, np.int64), np.empty(0, np.int64)
         rows = self._rows(part, axis).find(labels)
         place = np.flatnonzero(rows >= 0)

@@ -100,4 +100,4 @@ class TokenGradsView:
         return self._rows.labels[np.isin(of_row, chosen_steps(self._trace, steps))]
 
     def _read(self, name: str, occurrences: np.ndarray) -> np.ndarray:
-        return read_rows(self._trace.array(f"{self.group}/{name}"), self._rows.of(occurrences))
+        return read_rows(self._trace.checked(f"{self.group}/{name}"), self._rows.of(occurrences))

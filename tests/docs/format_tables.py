@@ -63,6 +63,9 @@ def codec_table() -> str:
     kinds = {
         "index": ("index", "uint32"),
         "float": ("float", "float32"),
+        "fast": ("fast", "float32"),
+        "small": ("small", "float32"),
+        "none": ("none", "float32"),
         "plain": ("plain", "int64"),
         "plain, strings": ("plain", "str"),
     }

@@ -22,12 +22,13 @@ from examples.models import CircuitModel
 from examples.models.circuit_model import IGNORE
 from examples.train import CONF
 
+TABLES = ["callbacks.tables.every_n_steps=2"]
 SMALL = {
     "induction": ["data.n_samples=640", "task.n_tokens=12", "task.context=12", "measure_every_n_steps=2"],
     "brackets": ["data.n_samples=640", "+task.context=16", "measure_every_n_steps=2"],
     "brackets_text": ["+task.context=12", "+task.stride=100", "trainer.max_epochs=1", "measure_every_n_steps=2"],
     "names": ["data.n_samples=640", "measure_every_n_steps=2"],
-    "grokking": ["data.full_batches=6", "task.p=7", "model.hidden=16", "measure_every_n_steps=1"],
+    "grokking": ["data.full_batches=6", "task.p=7", "model.hidden=16", "measure_every_n_steps=1", *TABLES],
 }
 
 

@@ -30,7 +30,7 @@ from lightning_gradtrace.capture.derived import (
     quiet_vmap,
 )
 from lightning_gradtrace.capture.replay import run
-from lightning_gradtrace.capture.routing import Rows
+from lightning_gradtrace.capture.rows import Rows
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, Share
 from lightning_gradtrace.capture.use import Use
 
