@@ -62,6 +62,8 @@ def study(run: Run) -> list[Claim]:
     save(run, phases=phases, progress=inner.reset_index(), changes=changes(series))
     pd.Series(frequencies, name="frequency").to_csv(run.path / "frequencies.csv", index=False)
     figures.draw_formation(run.path, measures, inner, phases)
+    if run.cfg.learning_coefficient.n_snapshots:
+        save(run, learning_coefficient=parts_of.learning_coefficients(run, **run.cfg.learning_coefficient))
     return [*grokked(measures, control, inner), *built(run, frequencies, phases)]
 
 

@@ -47,7 +47,7 @@ def measures() -> pd.DataFrame:
 
 def test_phases_follow_from_what_is_known_when() -> None:
     phases = find_phases(measures())
-    assert phases[["start", "stop"]].to_numpy().tolist() == [[0, 20], [20, 40], [40, 70], [70, 90]]
+    assert phases[["start", "stop"]].to_numpy().tolist() == [[0, 20], [20, 50], [50, 70], [70, 90]]
     labels = label_steps(pd.Series([0, 19, 20, 69, 70, 90]), phases)
     assert labels.tolist() == ["memorisation"] * 2 + ["circuit formation", "clean-up", "afterwards", "afterwards"]
 
