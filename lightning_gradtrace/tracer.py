@@ -166,6 +166,7 @@ class Tracer:
         reference = {n: g / loss_scale if loss_scale != 1 else g for n, g in self.accumulation.reference.items()}
         unknown = [name for name in tracked if name in self.accumulation.unknown and tracked[name].grad is not None]
         self.accumulation.spend(id(optimizer), [name for name, p in tracked.items() if p.grad is not None])
+        self._checked.difference_update(*(m.unlike for m in micro_batches))
         self._step = None
         if not record or not micro_batches or not (tracked or alone):
             return
@@ -184,8 +185,9 @@ class Tracer:
             self._met.add(id(optimizer))
             used = {name for name, p in self.parameters().items() if p.grad is not None}
             check_used([p for p in self.tracked if alone or p.name in tracked], used)
-        if ledger or not self._checked.issuperset(division.gradients):
-            self._step.sum_error = self._check(micro_batches, division.gradients, self._step.norm, loss_scale)
+        doubtful = {n: g for n, g in division.gradients.items() if ledger or self._is_doubtful(n, micro_batches)}
+        if doubtful:
+            self._step.sum_error = self._check(micro_batches, doubtful, self._step.norm, loss_scale)
         if ledger:
             self._last_ledger[id(optimizer)] = position.step
 
@@ -263,6 +265,10 @@ class Tracer:
                 values[name] = p.detach().to("cpu", dtype, copy=True).numpy()
             self.writer.append_weights(step, values)
             self._stored_step = step
+
+    def _is_doubtful(self, name: str, micro_batches: Sequence[MicroBatch]) -> bool:
+        """Say whether a parameter's sum was not found right before, as it is used now; that of no share never was."""
+        return name not in self._checked or not any(name in micro_batch.shares for micro_batch in micro_batches)
 
     def _check(
         self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor], norm: float, loss_scale: float

@@ -17,7 +17,8 @@ from lightning_gradtrace.capture.placement import UnattributableError
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 5e-2
 # A gradient that vanishes but for rounding (a bias before a batch norm) is compared with this part of all gradients.
-_FLOOR = {torch.float64: 1e-3, torch.float32: 1e-3}
+# Times the tolerance that is some units of rounding of the whole gradient: 8 in float32, where no less is safe.
+_FLOOR = {torch.float64: 1e-4, torch.float32: 1e-3}
 _COARSE_FLOOR = 1e-1
 
 
@@ -46,7 +47,7 @@ def sum_errors(
 
     Returns:
         ``|sum_i g[i] - grad| / |grad|`` by name (Frobenius norms); 0 where both vanish, NaN where either is not
-        finite. A small part of ``overall`` stands in for a ``|grad|`` that is smaller.
+        finite. A small part of ``overall`` stands in for a ``|grad|`` that is smaller, if there are any shares.
     """
     errors = {}
     if not math.isfinite(overall):
@@ -56,7 +57,7 @@ def sum_errors(
         size = float(torch.linalg.vector_norm(gradient.float()))
         norm = max(size, overall * _FLOOR.get(gradient.dtype, _COARSE_FLOOR)) if size == size else size
         if not shares:
-            errors[name] = size / norm if norm else 0.0
+            errors[name] = size / size if size else 0.0  # a sum of nothing has no rounding
             continue
         total = shares[0].total()
         for share in shares[1:]:
