@@ -191,6 +191,11 @@ class Tracer:
         if ledger:
             self._last_ledger[id(optimizer)] = position.step
 
+    def gradients_are_final(self) -> None:
+        """Take note that clipping is over and the optimizer is about to use the gradients."""
+        if self._step is not None:
+            self._step.division.keep_gradients()
+
     def after_step(self, skipped: bool = False) -> None:
         """Divide the step that was just made, reduce it, and append it to the trace.
 
