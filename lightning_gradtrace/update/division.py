@@ -31,10 +31,13 @@ class _Parameter:
     weights: Tensor | None
     split: Split | None = None
     clip: float | Tensor = 1.0
+    kept: Tensor | None = None
 
     @property
     def seen(self) -> Tensor:
         """The gradient as the optimizer saw it; one that the step set to None is taken as not clipped."""
+        if self.kept is not None:
+            return self.kept
         return self.gradient if self.tensor.grad is None else self.tensor.grad.detach()
 
 
@@ -107,6 +110,13 @@ class StepDivision:
             weights = tensor.detach().clone() if ledger else None
             division._parameters[name] = _Parameter(tensor, group, gradients[name], memory, weights)
         return division
+
+    def keep_gradients(self) -> None:
+        """Copy the gradients that the step may write into; called when it is about to use them, after clipping."""
+        for p in self._parameters.values():
+            grad = p.tensor.grad
+            if p.kept is None and grad is not None and self._rule.overwrites_gradient(p.group):
+                p.kept = dense(grad).clone()
 
     @property
     def gradients(self) -> dict[str, Tensor]:
