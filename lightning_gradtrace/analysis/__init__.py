@@ -14,6 +14,7 @@ from lightning_gradtrace.analysis.bigrams import bigram_shifts as bigram_shifts
 from lightning_gradtrace.analysis.bigrams import largest_pairs as largest_pairs
 from lightning_gradtrace.analysis.changes import change_points as change_points
 from lightning_gradtrace.analysis.components import attributed_samples as attributed_samples
+from lightning_gradtrace.analysis.components import component_switches as component_switches
 from lightning_gradtrace.analysis.components import components as components
 from lightning_gradtrace.analysis.components import with_tokens as with_tokens
 from lightning_gradtrace.analysis.controls import frequency_control as frequency_control
