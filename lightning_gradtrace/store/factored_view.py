@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import override
 
-from lightning_gradtrace.store.record_view import ByParameter, Rows, read_rows
+from lightning_gradtrace.store.checked import CheckedArray
+from lightning_gradtrace.store.record_view import ByParameter, Rows, array_of
 from lightning_gradtrace.store.schema import escape
+from lightning_gradtrace.store.target import StoreError
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
@@ -138,7 +140,10 @@ class FactoredParameter:
         return np.asarray(self._array("factored_rows", "row")[row])[:length], values
 
     def _scaled(self, gradient: np.ndarray, step: int) -> np.ndarray:
-        number = read_rows(self._array("factored_scale", "scale"), self._rows("factored_scale", "step").of(step))[0]
+        row = self._row("factored_scale", step, "step")
+        if row is None:
+            raise StoreError(f"`factored_scale` holds no scale of `{self._name}` at step {step}: the trace is damaged")
+        number = self._array("factored_scale", "scale")[row]
         scaled = gradient * gradient.dtype.type(number)
         gain = self._row("factored_gain", step, "step")
         return scaled if gain is None else scaled * np.asarray(self._array("factored_gain", "gain")[gain])
@@ -157,8 +162,8 @@ class FactoredParameter:
         rows: Rows = self.__dict__[key]
         return rows
 
-    def _array(self, part: str, name: str) -> Any:
-        return self._trace.checked(f"{part}/{escape(self._name)}/{name}")
+    def _array(self, part: str, name: str) -> CheckedArray:
+        return array_of(self._trace, f"{part}/{escape(self._name)}/{name}")
 
 
 def _wide(values: Any) -> np.ndarray:
