@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from lightning_gradtrace.capture.accumulation import Accumulation
 from lightning_gradtrace.capture.check import check_known, check_sums, check_used, sum_errors
-from lightning_gradtrace.capture.engine import Engine, TapeEngine
+from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.shares import Share
