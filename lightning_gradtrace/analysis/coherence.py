@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lightning_gradtrace.analysis.directions import exact_shifts
+from lightning_gradtrace.analysis._shift_sources import shift_blocks
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
@@ -90,7 +90,7 @@ def sign_null(
     for step in steps:
         size = math.prod(trace.param(param)["shape"])
         total, drawn, single = np.zeros(size), np.zeros((n_draws, size)), 0.0
-        for _, shifts in exact_shifts(trace, record, param, int(step)):
+        for _, shifts in shift_blocks(trace, record, param, int(step)):
             flat = shifts.reshape(len(shifts), -1)
             signs = rng.choice(np.array([-1, 1], flat.dtype), (n_draws, len(flat)))
             total += flat.sum(0, dtype=np.float64)

@@ -14,7 +14,7 @@ from examples.mechanisms.__main__ import run, train
 from examples.mechanisms.addition import ModularAddition
 from examples.mechanisms.addition_study import half_way
 from examples.mechanisms.again import main as again
-from examples.mechanisms.heads_study import best_head, rise, switched_off
+from examples.mechanisms.heads_study import best_head, main_change, rise, switched_off
 from examples.mechanisms.repeats import Repeats
 from examples.mechanisms.study import Claim
 from examples.mechanisms.task import TaskData
@@ -123,6 +123,9 @@ def test_series_know_when_they_rose() -> None:
     assert rise(series, 0.1, 0.9) == slice(30, 40)
     assert half_way(series) == 30
     assert half_way(pd.Series([1.0, 5.0, 4.0, 1.0, 0.0], index=range(5))) == 3
+    late = pd.Series([0.0, 0.01, 0.0, 0.01, 0.5, 0.9, 1.0, *(1 + 0.01 * n for n in range(20))])
+    assert main_change(late.to_frame("score"), "score") in (4, 5, 6)
+    assert main_change(pd.DataFrame({"score": [1.0] * 9}), "score") == 0
     measures = pd.DataFrame({"score.0.1": [0, 0.2], "score.1.0": [0.3, 0.7], "other": [1, 2]})
     assert best_head(measures, "score") == (1, 0)
 
