@@ -65,7 +65,7 @@ def direction_shifts(
         raise ValueError(f"`{param}` is not tracked in this trace; it tracks {', '.join(f'`{p}`' for p in known)}")
     units = _units(np.asarray(directions, dtype=np.float64), param, known[param].shape, axis)
     record = _record(trace, record)
-    blocks = _kept(trace, known[param], steps) if record == "topk" else exact_shifts(trace, record, param, steps)
+    blocks = _kept(trace, known[param], steps) if record == "topk" else record_shifts(trace, record, param, steps)
     rows: list[IntArray] = [np.zeros(0, dtype=np.int64)]
     moved: list[FloatArray] = [np.zeros((0, len(units)))]
     norms: list[FloatArray] = [np.zeros(0)]
@@ -127,7 +127,7 @@ def principal_directions(
         raise ValueError(f"`n` is {n}, expected 1 to {size}, the size of this axis of `{param}` {shape}")
     record = _record(trace, record)
     whole = _access.matrix(trace, param)
-    blocks = _kept(trace, whole, steps) if record == "topk" else exact_shifts(trace, record, param, steps)
+    blocks = _kept(trace, whole, steps) if record == "topk" else record_shifts(trace, record, param, steps)
     total = np.zeros((size, size))
     for _, shift in blocks:
         wide = shift.astype(np.float64, copy=False)
@@ -158,7 +158,7 @@ def exact_shifts(trace: Trace, param: str, steps: Steps) -> Iterator[tuple[IntAr
         raise ValueError(
             f"this analysis reads a Dense or Factored record, and the trace holds {', '.join(trace.records)}"
         )
-    yield from _exact(trace, record, param, steps)
+    yield from record_shifts(trace, record, param, steps)
 
 
 def _units(directions: FloatArray, param: str, shape: tuple[int, ...], axis: str) -> FloatArray:
@@ -202,7 +202,7 @@ def _has(trace: Trace, record: str) -> bool:
     return True
 
 
-def exact_shifts(trace: Trace, record: str, param: str, steps: Steps) -> Iterator[tuple[IntArray, Any]]:
+def record_shifts(trace: Trace, record: str, param: str, steps: Steps) -> Iterator[tuple[IntArray, Any]]:
     """Yield occurrences (m,) and their shifts (m, *shape) from a record that holds all of them."""
     source = getattr(trace, record)[param]
     occurrence = np.asarray(source.occurrence)
