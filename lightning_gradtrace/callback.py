@@ -48,10 +48,12 @@ from lightning_gradtrace.checkpoint import state_of_rank
 from lightning_gradtrace.guard import guarded, refuse_to_resume
 from lightning_gradtrace.provenance import trace_attributes
 from lightning_gradtrace.ranks import Ranks
-from lightning_gradtrace.record import ParameterInfo, Record, TopK
+from lightning_gradtrace.record import ParameterInfo, Record, Schedule, TopK
 from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
+from lightning_gradtrace.record.parameters import parameter_infos, parameter_table
+from lightning_gradtrace.record.schedule import as_schedule
 from lightning_gradtrace.run import Run
-from lightning_gradtrace.tracer import Tracer, parameter_infos, parameter_table
+from lightning_gradtrace.tracer import Tracer
 from lightning_gradtrace.update.nesting import in_outermost_step
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
@@ -83,7 +85,7 @@ class GradTrace(Callback):
         ledger_every_n_steps: how often the ledger's residual and the check of the sums are computed; None: only the
             check, at the first captured step.
         log_residual: show the last residual in the progress bar and log it, as ``gradtrace/residual``.
-        weights_every_n_steps: how often all weights are stored, None for never.
+        weights_every_n_steps: how often all weights are stored, or at which steps (a `Schedule`), None for never.
         on_error: "raise" stops the training when a step can't be recorded; "disable" lets it go on, and the trace
             says where and why it ends.
         overwrite: replace an existing trace at ``path``. Nothing but a trace is ever replaced.
@@ -114,7 +116,7 @@ class GradTrace(Callback):
         vocab: Any = None,
         ledger_every_n_steps: int | None = 50,
         log_residual: bool = False,
-        weights_every_n_steps: int | None = None,
+        weights_every_n_steps: int | Schedule | None = None,
         on_error: Literal["raise", "disable"] = "raise",
         overwrite: bool = False,
         config: Any = None,
@@ -199,7 +201,7 @@ class GradTrace(Callback):
             manual=not pl_module.automatic_optimization,
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             every_n_steps=self.every_n_steps,
-            weights_every_n_steps=self.weights_every_n_steps if ranks.rank == 0 else None,
+            weights=as_schedule("GradTrace", self.weights_every_n_steps) if ranks.rank == 0 else None,
         )
         if resume:
             self._run.restore(resume)

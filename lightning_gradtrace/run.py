@@ -7,6 +7,7 @@ forward pass during backward; only optimizers must not be seen by it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.tape import deactivate
 from lightning_gradtrace.checkpoint import joint_state, lone_state
 from lightning_gradtrace.ranks import Ranks, held_back
+from lightning_gradtrace.record import Schedule
 from lightning_gradtrace.step import Position
 from lightning_gradtrace.tracer import Tracer
 
@@ -39,7 +41,7 @@ class Run:
         manual: whether the training step itself calls backward and the optimizers.
         scaler: the GradScaler of the precision plugin, None without one.
         every_n_steps: record every n-th optimizer step; with several optimizers, every n-th of each.
-        weights_every_n_steps: store all weights every n-th step, None for never.
+        weights: before which steps all weights are stored, None for never.
         failure: an error that waits until the ranks meet, see `ranks.held_back`; None with a single process.
     """
 
@@ -49,7 +51,7 @@ class Run:
     manual: bool = False
     scaler: Any = None
     every_n_steps: int = 1
-    weights_every_n_steps: int | None = None
+    weights: Schedule | None = None
     failure: Exception | None = field(default=None, init=False)
     _hooks: list[Any] = field(default_factory=list, init=False)
     _n_batches: int = field(default=0, init=False)
@@ -77,6 +79,7 @@ class Run:
         """Register hooks around the steps of all optimizers, until `close`."""
         for optimizer in self.optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(before))
+            self._hooks.append(optimizer.register_step_pre_hook(self._await_closure))
             self._hooks.append(optimizer.register_step_post_hook(after))
 
     def begin_batch(self, batch: Any, number: int, step: int) -> None:
@@ -216,6 +219,25 @@ class Run:
         if self._announced is not None:
             self._suspend()
 
+    def _await_closure(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Let the tracer look at the gradients when the step is about to use them: once its closure has run."""
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self.tracer.gradients_are_final()
+            return None
+
+        @functools.wraps(closure)
+        def watched(*inner: Any, **named: Any) -> Any:
+            result = closure(*inner, **named)
+            self.tracer.gradients_are_final()
+            return result
+
+        if len(args) > 1:
+            return (args[0], watched, *args[2:]), kwargs
+        return args, {**kwargs, "closure": watched}
+
     def step_ended(self, optimizer: Optimizer) -> None:
         """Record the optimizer step that was just made.
 
@@ -283,8 +305,7 @@ class Run:
 
     def store_weights(self, step: int, last: bool = False) -> None:
         """Store the weights as they are before a step, if it is time to."""
-        every = self.weights_every_n_steps
-        if every is not None and (last or step % every == 0):
+        if self.weights is not None and (last or self.weights.due(step)):
             self.tracer.store_weights(max(step, self._next_step) if last else step)
 
     def close(self, *, complete: bool, reason: str | None) -> None:

@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradtrace.capture.accumulation import Accumulation
 from lightning_gradtrace.capture.check import check_known, check_sums, check_used, sum_errors
-from lightning_gradtrace.capture.engine import Engine, TapeEngine
+from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe
-from lightning_gradtrace.capture.shares import Share, accumulation_dtype
+from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.over_ranks import compare_over_ranks
 from lightning_gradtrace.ranks import Ranks
-from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
+from lightning_gradtrace.record import ParameterShifts, Record, StepShifts
+from lightning_gradtrace.record.parameters import parameter_infos
 from lightning_gradtrace.record.token_grads import with_tokens
 from lightning_gradtrace.step import Position, Step
 from lightning_gradtrace.store.writer import TraceWriter
@@ -34,22 +34,6 @@ from lightning_gradtrace.update.division import StepDivision, explain, gradient_
 from lightning_gradtrace.update.ledger import Balance
 
 Quantity = Literal["shift", "gradient"]
-
-
-def parameter_infos(tracked: Sequence[TrackedParameter]) -> list[ParameterInfo]:
-    """Number the entries of the tracked parameters: the rows of the params table."""
-    infos, offset = [], 0
-    for p in tracked:
-        dtype = str(accumulation_dtype(p.tensor.dtype)).removeprefix("torch.")
-        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module, dtype))
-        offset += infos[-1].numel
-    return infos
-
-
-def parameter_table(infos: Sequence[ParameterInfo]) -> pd.DataFrame:
-    """Return the params table as the store keeps it: name, shape, numel, offset, kind, module."""
-    columns = ("name", "shape", "numel", "offset", "kind", "module")
-    return pd.DataFrame([{column: getattr(info, column) for column in columns} for info in infos], columns=columns)
 
 
 @dataclass
@@ -170,6 +154,7 @@ class Tracer:
         reference = {n: g / loss_scale if loss_scale != 1 else g for n, g in self.accumulation.reference.items()}
         unknown = [name for name in tracked if name in self.accumulation.unknown and tracked[name].grad is not None]
         self.accumulation.spend(id(optimizer), [name for name, p in tracked.items() if p.grad is not None])
+        self._checked.difference_update(*(m.unlike for m in micro_batches))
         self._step = None
         if not record or not micro_batches or not (tracked or alone):
             return
@@ -189,7 +174,8 @@ class Tracer:
             self._met.add(id(optimizer))
             used = {name for name, p in self.parameters().items() if p.grad is not None}
             check_used([p for p in self.tracked if alone or p.name in tracked], used)
-        self._step.check = scheduled or not self._checked.issuperset(division.gradients)
+        doubtful = (n for n in division.gradients if scheduled or self._is_doubtful(n, micro_batches))
+        self._step.check = frozenset(doubtful)
         if self._step.check and self.ranks.size == 1:
             self._step.sum_error = self._check(self._step)
         if scheduled:
@@ -198,7 +184,12 @@ class Tracer:
     @property
     def wants_sums(self) -> bool:
         """Whether the step under way is to be compared over all ranks."""
-        return self._step is not None and self._step.check
+        return self._step is not None and bool(self._step.check)
+
+    def gradients_are_final(self) -> None:
+        """Take note that clipping is over and the optimizer is about to use the gradients."""
+        if self._step is not None:
+            self._step.division.keep_gradients()
 
     def complete_step(self, skipped: bool = False) -> None:
         """Read off the step that was just made; see `after_step`."""
@@ -288,10 +279,14 @@ class Tracer:
             self.writer.append_weights(step, values)
             self._stored_step = step
 
+    def _is_doubtful(self, name: str, micro_batches: Sequence[MicroBatch]) -> bool:
+        """Say whether a parameter's sum was not found right before, as it is used now; that of no share never was."""
+        return name not in self._checked or not any(name in micro_batch.shares for micro_batch in micro_batches)
+
     def _check(self, step: Step) -> float:
         """Compare the sums of the shares with the gradients."""
         gradients, scale = step.division.gradients, step.division.loss_scale
-        true = {name: gradient * scale for name, gradient in gradients.items()} if scale != 1 else gradients
+        true = {name: gradients[name] * scale if scale != 1 else gradients[name] for name in sorted(step.check)}
         errors = sum_errors(step.micro_batches, true, step.norm * scale)
         return self._judge(errors, true, functools.partial(self.engine.advice, step.micro_batches, true))
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import FloatArray, IntArray
-from lightning_gradtrace.analysis.directions import record_shifts
+from lightning_gradtrace.analysis._shift_sources import shift_blocks
 from lightning_gradtrace.analysis.heads import attention_heads, head_rows
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def _of_whole(trace: Trace, heads: pd.DataFrame, record: str, steps: _access.Ste
     """Yield what moved in the parameters of `heads` from a record that holds all of it."""
     for name in heads["param"].unique():
         offset = int(trace.param(name)["offset"])
-        for occurrence, shifts in record_shifts(trace, record, name, steps):
+        for occurrence, shifts in shift_blocks(trace, record, name, steps):
             flat = shifts.reshape(len(shifts), -1)
             row, index = np.nonzero((flat != 0) & np.isfinite(flat))
             yield occurrence[row], index + offset, flat[row, index]

@@ -27,6 +27,9 @@ def tables():
     return {
         "plot_outliers": analysis.outliers(world.trace),
         "plot_tokens": notable.assign(text="$x^$"),
+        "plot_entries": analysis.count_entries(world.trace),
+        "plot_controls": analysis.random_control(world.trace, PlantedLM(), neurons, entries, n_resamples=9),
+        "plot_layers": analysis.layer_table(analysis.neuron_ablation(world.trace, PlantedLM(), neurons, entries)),
         "plot_effects": analysis.ablation_effects(ablated, n_resamples=9),
         "plot_enrichment": enrichment(world.trace),
         "plot_token_losses": analysis.token_losses(ablated),

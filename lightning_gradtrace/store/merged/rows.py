@@ -50,12 +50,12 @@ class Occurrences:
         return [np.flatnonzero(self.rank == rank) for rank in range(self.n_ranks)]
 
     def listed(self, labels: Sequence[np.ndarray]) -> Rows:
-        """Merge the rows of a group that not every occurrence has.
+        """Merge the rows of a group that not every occurrence has, up to the last occurrence that is visible.
 
         Args:
             labels: rows of its part that the rows of the group belong to, rising, for each rank.
         """
-        merged = [number[own] for number, own in zip(self.numbers, labels, strict=True)]
+        merged = [number[own[own < len(number)]] for number, own in zip(self.numbers, labels, strict=True)]
         joined = np.concatenate(merged)
         order = np.argsort(joined, kind="stable")
         rank = np.repeat(np.arange(self.n_ranks, dtype=np.int32), [len(own) for own in merged])[order]

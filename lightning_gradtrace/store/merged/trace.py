@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -52,16 +53,12 @@ class MergedTrace(Trace):
         # The root, which has no rows, stands in for parts of a run that ended while they were being made.
         self._parts = [Trace(store) for store in stores] if begun else [Trace(self.store)]
         self._rows: dict[str, Rows | StepRows] = {}
+        self._attrs = {**self._attrs, **_ends([part.attrs for part in self._parts])}
 
     @property
     @override
     def attrs(self) -> dict[str, Any]:
-        ends = [part.attrs for part in self._parts]
-        reasons = {rank: str(attrs["end_reason"]) for rank, attrs in enumerate(ends) if attrs.get("end_reason")}
-        alike = set(reasons.values())
-        reason = "; ".join(alike if len(alike) < 2 else (f"rank {rank}: {text}" for rank, text in reasons.items()))
-        complete = all(attrs.get("complete") is True for attrs in ends)
-        return {**self._attrs, "complete": complete, "end_reason": reason or None, "committed": self.committed}
+        return {**self._attrs, "committed": dict(self._committed)}
 
     @property
     @override
@@ -80,9 +77,15 @@ class MergedTrace(Trace):
 
     @cached_property
     def _committed(self) -> dict[str, int]:
-        rows = {"step": self.n_steps, "occurrence": self.n_occurrences, "sample": len(self._inputs.sample_id)}
-        rows["snapshot"] = self._parts[0].committed["snapshot"]
-        return rows | {group: len(self._rows_of(group).labels) for group in sorted(self._with_own_rows)}
+        rows = {"step": self.n_steps, "occurrence": self.n_occurrences}
+        ids = [part.read("inputs/sample_id") for part in self._parts if part.has("inputs/sample_id")]
+        rows["sample"] = len(np.unique(np.concatenate(ids))) if ids else 0
+        return {**rows, "snapshot": self._parts[0].committed["snapshot"]}
+
+    @property
+    @override
+    def committed(self) -> dict[str, int]:
+        return self._committed | {group: len(self._rows_of(group).labels) for group in sorted(self._with_own_rows)}
 
     # --- where rows lie -----------------------------------------------------------------------------------------
 
@@ -157,7 +160,11 @@ class MergedTrace(Trace):
     @override
     def committed_rows(self, path: str) -> int | None:
         axis, group = self._holder(path).checked(path).dims[0], path.rpartition("/")[0]
-        return self._committed.get(group, self._committed.get(axis)) if axis in AXES else None
+        if axis in AXES and group in self._with_own_rows:
+            return len(self._rows_of(group).labels)
+        if axis in ("step", "occurrence"):
+            return self.n_steps if axis == "step" else self.n_occurrences
+        return self._committed.get(axis)
 
     @override
     def read(self, path: str, start: int = 0, stop: int | None = None) -> np.ndarray:
@@ -237,6 +244,15 @@ class MergedTrace(Trace):
         from lightning_gradtrace.store.merged.tree import merged_tree
 
         return merged_tree(self)
+
+
+def _ends(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Say how a run ended, given the attributes of its parts."""
+    reasons = {rank: str(attrs["end_reason"]) for rank, attrs in enumerate(parts) if attrs.get("end_reason")}
+    alike = set(reasons.values())
+    listed = alike if len(alike) < 2 else (f"rank {rank}: {reason}" for rank, reason in reasons.items())
+    complete = all(attrs.get("complete") is True for attrs in parts)
+    return {"complete": complete, "end_reason": "; ".join(listed) or None}
 
 
 class MergedArray(CheckedArray):
