@@ -29,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable ".[plot,xarray,data,s3,parquet,changes,docs,bench,dev]"
+		--constraint constraints.txt --editable ".[plot,xarray,data,s3,parquet,changes,llc,docs,bench,dev]"
 	@touch $@
 
 demo: $(READY)

@@ -95,7 +95,7 @@ def analyze(run: Path, output: Path, overrides: dict[str, Any] | None = None) ->
     controls = pd.concat(
         [
             analysis.random_control(trace, predictor, chosen, entries, **common),
-            analysis.neuron_control(trace, predictor, chosen, entries, n_neurons=cfg.n_other_neurons, **common),
+            analysis.peer_control(trace, predictor, chosen, entries, n_peers=cfg.n_other_neurons, **common),
             analysis.frequency_control(trace, predictor, chosen, entries, **common),
             analysis.null_control(trace, predictor, chosen, entries, **null, **common),
         ],

@@ -186,7 +186,7 @@ def _ablations(
     ablation = analysis.neuron_ablation(trace, predictor, chosen, entries, **common)
     parts = [
         analysis.random_control(trace, predictor, chosen, entries, **common),
-        analysis.neuron_control(trace, predictor, chosen, entries, **common),
+        analysis.peer_control(trace, predictor, chosen, entries, **common),
         analysis.frequency_control(trace, predictor, chosen, entries, **common),
         analysis.null_control(trace, predictor, chosen, entries, find_tokens=find, **common),
     ]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from lightning_gradtrace.store.checked import CheckedArray
+from lightning_gradtrace.store.reading import find_array
 from lightning_gradtrace.store.schema import escape
 
 if TYPE_CHECKING:
@@ -59,6 +61,16 @@ class Rows:
             span = f"{len(known)} of them, {known[0]} to {known[-1]}" if len(known) else "none"
             raise KeyError(f"{self._axis} {wanted[row < 0][0]} has no row in `{self._group}`, which holds {span}")
         return row
+
+
+def array_of(trace: Trace, path: str) -> CheckedArray:
+    """Give access to an array that a record must have.
+
+    Raises:
+        StoreError: if the trace has no such array.
+    """
+    find_array(trace.group, path)
+    return trace.checked(path)
 
 
 def read_rows(array: Any, rows: np.ndarray) -> np.ndarray:

@@ -71,7 +71,9 @@ def test_one_file_holds_many_occurrences_that_are_read_alone(tmp_path: Path) -> 
     spec = next(s for s in Dense().specs(make_infos(shapes={"w": (200, 200)})))
     assert spec.inner_shape == (1, 200, 200) and spec.chunk_shape == (25, 200, 200)
     steps = [make_step(number, [5], [3]) for number in range(4)]
-    trace = record_steps(tmp_path / "a.zarr", [Dense()], steps, commit_bytes=1)  # the shard is written again every step
+    trace = record_steps(
+        tmp_path / "a.zarr", [Dense()], steps, commit_bytes=1, commit_share=1
+    )  # the shard is written again every step
     array = zarr.open_array(tmp_path / "a.zarr" / "dense" / "outer" / "shift", mode="r")
     assert array.shards is not None and array.shards[0] > array.chunks[0]
     np.testing.assert_array_equal(array[:20], np.asarray(trace.dense["outer"]))

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from lightning_gradtrace.store import StoreError, TraceWriter, open_trace
+from lightning_gradtrace.store.durable import DurableLocalStore
 from lightning_gradtrace.store.lock import DirectoryLock
-from lightning_gradtrace.store.target import DurableLocalStore
 from tests.store.faults import Killed, StoppingStore
 from tests.store.test_crash import assert_prefix
 from tests.store.test_resuming import N_STEPS, Run
@@ -46,11 +46,11 @@ def test_killed_at_any_put_a_trace_holds_whole_steps():
 def test_a_disk_that_fills_up_keeps_what_was_committed(tmp_path, monkeypatch):
     write, room = DurableLocalStore.write, [0]
 
-    def limited(self, key, data):
-        room[0] -= len(data)
+    def limited(self, key, parts):
+        room[0] -= sum(map(len, parts))
         if room[0] < 0:
             raise OSError(28, "No space left on device")
-        write(self, key, data)
+        write(self, key, parts)
 
     monkeypatch.setattr(DurableLocalStore, "write", limited)
     kept = []
@@ -70,7 +70,7 @@ LIMITED = """
 import resource, sys
 from tests.synthetic import write_trace
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
-write_trace(sys.argv[1], n_steps=2000, writer={"commit_bytes": 2000})
+write_trace(sys.argv[1], n_steps=2000, writer={"commit_bytes": 2000, "commit_share": 1})
 """
 
 UNPRIVILEGED = """
