@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradtrace.store.record_view import Rows
 from lightning_gradtrace.store.schema import AXES
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ def to_xarray(trace: Trace) -> xr.DataTree:
         dataset = dataset.isel({axis: slice(0, n) for axis, n in rows.items()})
         if path not in ("/occurrences", "/steps"):
             if "occurrence" in dataset.dims:
-                of_row = occurrences.iloc[trace.row_labels(group, "occurrence")]
+                of_row = occurrences.iloc[Rows(trace, group).labels]
                 columns = {name: ("occurrence", of_row[name].to_numpy()) for name in _COORDINATES}
                 dataset = dataset.assign_coords(
                     {name: column for name, column in columns.items() if name not in dataset}
                 )
             if "step" in dataset.dims and "step" not in dataset.coords:
-                dataset = dataset.assign_coords(step=trace.row_labels(group, "step"))
+                dataset = dataset.assign_coords(step=Rows(trace, group, "step").labels)
         datasets[path] = dataset
     return xr.DataTree.from_dict(datasets)
