@@ -16,6 +16,7 @@ from lightning_gradtrace.capture.parameters import ParameterFilter, select_param
 from lightning_gradtrace.record._base import ParameterInfo, Record
 from lightning_gradtrace.record.factored import Factored
 from lightning_gradtrace.record.made_up import made_up_rows
+from lightning_gradtrace.record.parameters import parameter_infos
 from lightning_gradtrace.store.buffers import ArrayBuffer
 from lightning_gradtrace.store.commit import metadata_bytes
 from lightning_gradtrace.store.schema import (
@@ -26,7 +27,6 @@ from lightning_gradtrace.store.schema import (
     ArraySpec,
 )
 from lightning_gradtrace.store.target import Put
-from lightning_gradtrace.tracer import parameter_infos
 
 SAMPLE_BYTES = 2_000_000
 """Raw size of the rows that are made up and encoded to learn how far an array is compressed."""

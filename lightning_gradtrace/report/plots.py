@@ -32,6 +32,18 @@ def plot_outliers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_entries(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the table of `count_entries` or `frequent_entries`: how often each entry was selected, by rank."""
+    ax = _axes(table, {"param", "count"}, ax)
+    ranked = table.sort_values("count", ascending=False, kind="stable").reset_index(drop=True)
+    ax.plot(ranked.index + 1, ranked["count"], color=LIGHT.accent, linewidth=1.5)
+    if len(ranked):
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+    ax.set(title="How often entries were selected", xlabel="rank of the entry", ylabel="occurrences")
+    return ax
+
+
 def plot_tokens(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
     """Draw the table of `notable_tokens`: relative frequency over count, the `n` of largest score named."""
     ax = _axes(table, {"count", "relative", "score", "text"}, ax)
@@ -45,17 +57,57 @@ def plot_tokens(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) 
     return ax
 
 
+def plot_controls(table: pd.DataFrame, ax: Axes | None = None, *, measure: str = "flip_rate", n: int = _MOST) -> Axes:
+    """Draw a table of controls, of components or pooled: effect of one measure with its interval, against zero.
+
+    Args:
+        table: of the controls, concatenated, or of `pool_controls`.
+        ax: the Axes to draw in; None makes a figure.
+        measure: which rows: `flip_rate`, `notable_flip_rate`, `notable_share` or `token_share`. The rows of
+            `frequency_control`, whose measure is `proportion`, are always drawn.
+        n: at most so many rows.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    ax = _axes(table, {"control", "measure", "effect", "low", "high"}, ax)
+    part = table[table["measure"].isin([measure, "proportion"])].head(n)
+    keys = [*table.columns[: list(table.columns).index("measure")]]
+    return _intervals(ax, part, keys, "effect", "More than its control?", f"{measure.replace('_', ' ')}, difference")
+
+
+def plot_layers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the table of `layer_table`: per parameter, the share of flipped tokens that were notable beforehand."""
+    ax = _axes(table, {"param", "notable_share"}, ax)
+    part = table.assign(label=_labels(table, ["param"]))
+    return _bars(ax, part, "label", "notable_share", "Notable tokens among the flipped", "share, mean over neurons")
+
+
 def plot_effects(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
     """Draw the table of `ablation_effects`: change of the loss with its interval, the `n` largest ones."""
     ax = _axes(table, {"loss_change", "low", "high"}, ax)
-    part = table.reindex(table["loss_change"].abs().sort_values(ascending=False).index).head(n).iloc[::-1]
-    place = np.arange(len(part))
-    ax.axvline(0, color=LIGHT.faint, linewidth=1)
-    ax.hlines(place, part["low"], part["high"], color=LIGHT.ink, linewidth=1.2)
-    ax.plot(part["loss_change"], place, "D", color=LIGHT.accent, markersize=4)
+    part = table.reindex(table["loss_change"].abs().sort_values(ascending=False).index).head(n)
     keys = list(table.columns[: list(table.columns).index("n_samples")]) if "n_samples" in table else []
-    ax.set_yticks(place, _labels(part, keys), parse_math=False)
-    ax.set(title="Loss without it", xlabel="change of the loss, nats")
+    return _intervals(ax, part, keys, "loss_change", "Loss without it", "change of the loss, nats")
+
+
+def plot_enrichment(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
+    """Draw the table of `pattern_enrichment`: enrichment with its interval over that of the null, the first `n` rows.
+
+    Intervals that are much wider than the null's run out of the frame.
+    """
+    ax = _axes(table, {"n_samples", "enrichment", "low", "high", "null_low", "null_high"}, ax)
+    part = table.head(n).iloc[::-1]
+    place = np.arange(len(part))
+    ax.axvline(1, color=LIGHT.faint, linewidth=1)
+    ax.hlines(place, part["null_low"], part["null_high"], color=LIGHT.faint, linewidth=7, alpha=0.5)
+    ax.hlines(place, part["low"], part["high"], color=LIGHT.ink, linewidth=1.2)
+    ax.plot(part["enrichment"], place, "D", color=LIGHT.accent, markersize=4)
+    ax.set_yticks(place, _labels(part, list(table.columns[: list(table.columns).index("n_samples")])), parse_math=False)
+    drawn = part[["enrichment", "null_low", "null_high"]].to_numpy(float)
+    if np.isfinite(drawn).any():
+        ax.set_xlim(np.nanmin(drawn) - 0.5, np.nanmax(drawn) + 0.5)
+    ax.set(title="Enrichment (band: null)", xlabel="times the share in the data")
     return ax
 
 
@@ -214,6 +266,16 @@ def _bars(ax: Axes, table: pd.DataFrame, label: str, value: str, title: str, xla
     place = np.arange(len(table))[::-1]
     ax.barh(place, table[value], color=LIGHT.accent, height=0.7)
     ax.set_yticks(place, [_plain(text) for text in table[label]], parse_math=False)
+    ax.set(title=title, xlabel=xlabel)
+    return ax
+
+
+def _intervals(ax: Axes, table: pd.DataFrame, keys: Sequence[str], value: str, title: str, xlabel: str) -> Axes:
+    place = np.arange(len(table))[::-1]
+    ax.axvline(0, color=LIGHT.faint, linewidth=1)
+    ax.hlines(place, table["low"], table["high"], color=LIGHT.ink, linewidth=1.2)
+    ax.plot(table[value], place, "D", color=LIGHT.accent, markersize=4)
+    ax.set_yticks(place, _labels(table, keys), parse_math=False)
     ax.set(title=title, xlabel=xlabel)
     return ax
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 ENCODING_TYPE = "gradtrace"
-ENCODING_VERSION = "1.0"
+ENCODING_VERSION = "1.1"
 
 AXES = ("step", "occurrence", "sample", "snapshot")
 """Axes that grow while a run is recorded; the first axis of every recorded array is one of them."""
@@ -215,7 +215,10 @@ WEIGHT_STEP_SPEC = ArraySpec(
     "weights/step", ("snapshot",), (), "int64", "step before which the snapshot was taken", chunk_rows=4096
 )
 
-CORE_SPECS = (*PARAM_SPECS, *STEP_SPECS, *OCCURRENCE_SPECS, *INPUT_SPECS, VOCAB_SPEC, WEIGHT_STEP_SPEC)
+RANK_SPEC = ArraySpec("ranks/rank", ("rank",), (), "int32", "rank that wrote the part `ranks/<rank>`", chunk_rows=4096)
+"""Only at the root of a trace that several ranks wrote (docs/store-format.md, "Several ranks")."""
+
+CORE_SPECS = (*PARAM_SPECS, *STEP_SPECS, *OCCURRENCE_SPECS, *INPUT_SPECS, VOCAB_SPEC, WEIGHT_STEP_SPEC, RANK_SPEC)
 """The fixed arrays of a trace. Records add theirs; `weight_spec` declares those of the weight snapshots."""
 
 

@@ -25,6 +25,7 @@ from lightning_gradtrace.store.schema import (
     ENCODING_TYPE,
     ENCODING_VERSION,
     PARAM_SPECS,
+    RANK_SPEC,
     VOCAB_SPEC,
     ArraySpec,
 )
@@ -39,7 +40,7 @@ COMMIT_SECONDS = 30.0
 COMMIT_SHARE = 0.05
 """Part of the time that commits may take: they wait for the disk some hundred times, however much is committed."""
 
-_RESERVED = ("encoding-type", "encoding-version", "params_digest", "complete", "end_reason", "committed")
+_RESERVED = ("encoding-type", "encoding-version", "params_digest", "complete", "end_reason", "committed", "ranks")
 
 
 class TraceWriter:
@@ -66,6 +67,7 @@ class TraceWriter:
         commit_share: see `COMMIT_SHARE`; 1 commits whenever there are `commit_bytes`.
         resume: go on with the trace that is there from this place, as `cursor` gave it; later rows are removed, and
             `overwrite` has no meaning.
+        n_ranks: number of ranks that write parts below this trace, which then has no rows of its own; None for none.
 
     Raises:
         StoreError: if the target holds something already, is being written by another run, or can't be written; if
@@ -88,6 +90,7 @@ class TraceWriter:
         commit_seconds: float = COMMIT_SECONDS,
         commit_share: float = COMMIT_SHARE,
         resume: Cursor | None = None,
+        n_ranks: int | None = None,
     ) -> None:
         reserved = [name for name in _RESERVED if name in attrs]
         if reserved:
@@ -104,15 +107,18 @@ class TraceWriter:
         self._run_id = attrs.get("run_id") if resume is None else resume.run_id
         self._weights: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] | None = None
         self._stored_samples = np.empty(0, np.int64)
-        fixed = [*PARAM_SPECS, *self._rows.specs, *([VOCAB_SPEC] if vocab is not None else [])]
+        once = {} if vocab is None else {VOCAB_SPEC: np.array(list(vocab), object)}
+        once |= {} if n_ranks is None else {RANK_SPEC: np.arange(n_ranks, dtype=RANK_SPEC.dtype)}
+        fixed = [*PARAM_SPECS, *self._rows.specs, *once]
         root = {"encoding-type": ENCODING_TYPE, "encoding-version": ENCODING_VERSION, **attrs}
         root |= {"params_digest": params_digest(table), "complete": False, "end_reason": None}
+        root |= {} if n_ranks is None else {"ranks": n_ranks}
         store = writable_store(target)
         self._lock = DirectoryLock(store.root) if isinstance(store, DurableLocalStore) else None
         try:
             if resume is None:
-                texts = {} if vocab is None else {VOCAB_SPEC.path: np.array(list(vocab), object)}
-                self._committer = create_trace(store, self._name, root, fixed, {**table, **texts}, overwrite)
+                tables = table | {spec.path: rows for spec, rows in once.items()}
+                self._committer = create_trace(store, self._name, root, fixed, tables, overwrite)
             else:
                 self._committer, restored = resume_trace(store, self._name, root, fixed, table, resume)
                 self._n_occurrences = resume.rows.get("occurrence", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pytest
 import zarr
@@ -79,7 +80,6 @@ def test_one_file_holds_many_occurrences_that_are_read_alone(tmp_path: Path) -> 
 
 
 def test_the_array_serves_xarray_and_dask(tmp_path: Path) -> None:
-    dask_array = pytest.importorskip("dask.array")
     steps = [make_step(number, [2, 3], [4, 2]) for number in range(2)]
     trace = record_steps(tmp_path / "a.zarr", [Dense(schedule=lambda step: step == 1)], steps)
     lazy = trace.dense["outer"].to_xarray()
@@ -87,7 +87,7 @@ def test_the_array_serves_xarray_and_dask(tmp_path: Path) -> None:
     assert lazy["occurrence"].values.tolist() == trace.dense["outer"].occurrence.tolist() == [5, 6, 7, 8, 9]
     assert lazy["step"].values.tolist() == [1] * 5
     np.testing.assert_array_equal(lazy.sel(occurrence=7).values, trace.dense["outer"].shifts(7))
-    total = dask_array.from_array(trace.dense["outer"]).sum().compute()
+    total = da.from_array(trace.dense["outer"]).sum().compute()
     np.testing.assert_allclose(total, np.asarray(trace.dense["outer"]).sum(), rtol=1e-5)
 
 

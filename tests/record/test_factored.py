@@ -34,6 +34,10 @@ def test_every_shift_is_rebuilt(tmp_path_factory, form, lengths, gains, dtype) -
         assert found.shape == expected.shape
         tolerance = 1e-5 if dtype == "float32" else 1e-12
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * max(1, np.abs(expected).max()))
+        aims = np.random.default_rng(0).normal(size=(2, *expected.shape[1:]))
+        inner = np.tensordot(expected, aims, [range(1, expected.ndim), range(1, expected.ndim)])
+        found = trace.factored[name].inner(np.arange(trace.n_occurrences), aims)
+        np.testing.assert_allclose(found, inner, rtol=tolerance, atol=30 * tolerance * max(1, np.abs(inner).max()))
 
 
 def test_positions_add_up_to_the_shift(tmp_path: Path) -> None:

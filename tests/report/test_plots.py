@@ -27,7 +27,11 @@ def tables():
     return {
         "plot_outliers": analysis.outliers(world.trace),
         "plot_tokens": notable.assign(text="$x^$"),
+        "plot_entries": analysis.count_entries(world.trace),
+        "plot_controls": analysis.random_control(world.trace, PlantedLM(), neurons, entries, n_resamples=9),
+        "plot_layers": analysis.layer_table(analysis.neuron_ablation(world.trace, PlantedLM(), neurons, entries)),
         "plot_effects": analysis.ablation_effects(ablated, n_resamples=9),
+        "plot_enrichment": enrichment(world.trace),
         "plot_token_losses": analysis.token_losses(ablated),
         "plot_flips": analysis.flip_tables(ablated),
         "plot_activations": analysis.activation_baseline(world.trace, PlantedLM(), neurons),
@@ -41,6 +45,11 @@ def tables():
         "plot_movers": analysis.movers(world.trace),
         "plot_changes": moved,
     }
+
+
+def enrichment(trace):
+    moved = trace.topk.frame().assign(size=lambda t: t["shift"].abs())
+    return analysis.token_enrichment(moved, trace, by=["param"], min_count=1, n_resamples=9)
 
 
 def draw(name, table, **options):
