@@ -21,8 +21,8 @@ def neurons(survey: Survey) -> Answer:
     options |= {"n_samples": survey.settings.n_control_samples, "n_resamples": survey.settings.n_resamples}
     yield "control_random", analysis.random_control(*arguments, **options)
     yield "control_frequency", analysis.frequency_control(*arguments, **options)
-    others = survey.settings.n_other_neurons
-    yield "control_neuron", analysis.peer_control(*arguments, n_peers=others, **options)
+    peers = survey.settings.n_other_neurons
+    yield "control_peers", analysis.peer_control(*arguments, n_peers=peers, **options)
 
 
 def null_pipeline(survey: Survey) -> Answer:
