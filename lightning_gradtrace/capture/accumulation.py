@@ -176,4 +176,4 @@ def _merge(found: list[MicroBatch]) -> MicroBatch:
         )
     names = dict.fromkeys(name for m in found for name in m.shares)
     shares = {name: add_shares([m.shares[name] for m in found if name in m.shares]) for name in names}
-    return dataclasses.replace(found[0], shares=shares)
+    return dataclasses.replace(found[0], shares=shares, unlike=set().union(*(m.unlike for m in found)))

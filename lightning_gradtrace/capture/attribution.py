@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.derived import Derived, Lineage, OverwrittenError
 from lightning_gradtrace.capture.placement import UnattributableError, UsePlaces
-from lightning_gradtrace.capture.routing import Rows
+from lightning_gradtrace.capture.rows import Rows
 from lightning_gradtrace.capture.rules import Call
 from lightning_gradtrace.capture.rules._general import (
     UnrepeatableError,

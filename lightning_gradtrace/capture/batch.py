@@ -34,6 +34,28 @@ def _is_plain_object(batch: Any) -> bool:
     return hasattr(batch, "__dict__") and not isinstance(batch, (type, torch.nn.Module)) and not callable(batch)
 
 
+def holds_one_each(batch: Any, n_samples: int) -> bool:
+    """Say whether a list holds one tensor for each sample, as texts or images of unlike lengths come.
+
+    Lists of fields hold samples along one of the first two axes of every tensor, and their tensors are not alike.
+    """
+    if not isinstance(batch, (tuple, list)) or len(batch) != n_samples or n_samples < 2:
+        return False
+    if not all(isinstance(value, Tensor) and value.dim() > 0 for value in batch):
+        return False
+    alike = len({(value.dtype, value.shape[1:]) for value in batch}) == 1
+    return alike and not all(n_samples in value.shape[:2] for value in batch)
+
+
+def pieces(batch: Any, n_samples: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield the tensors of a batch that belong to one sample alone, after the number of the sample."""
+    if holds_one_each(batch, n_samples):
+        yield from enumerate(batch)
+    elif isinstance(batch, (Mapping, tuple, list)):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from pieces(value, n_samples)
+
+
 def holds_only_tensors(batch: Any) -> bool:
     """Say whether every leaf of a batch is a tensor, so that all samples reach the model through tensors."""
     if isinstance(batch, Mapping):
@@ -182,6 +204,13 @@ def permute_samples(batch: Any, order: Tensor, n_samples: int, batch_axis: int) 
     Returns:
         A batch of the same structure; tensors without samples are the same objects.
     """
+    if holds_one_each(batch, n_samples):
+        return type(batch)(batch[i] for i in order.tolist())
+    if isinstance(batch, Mapping):
+        permuted = {key: permute_samples(value, order, n_samples, batch_axis) for key, value in batch.items()}
+        return type(batch)(permuted)  # type: ignore[call-arg]
+    if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
+        return type(batch)(permute_samples(value, order, n_samples, batch_axis) for value in batch)
 
     def permute(tensor: Tensor) -> Tensor:
         axis = sample_axis_of(tensor, n_samples, batch_axis)

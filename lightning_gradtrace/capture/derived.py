@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from lightning_gradtrace.capture.replay import Surroundings, run
-from lightning_gradtrace.capture.routing import Route
+from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, OuterShare, Share, SumShare, add_shares
+from lightning_gradtrace.update.clipping import dense
 
 # Numbers that a pull-back may write out at a time.
 WORKSPACE = 2**24
@@ -33,7 +34,7 @@ class Operand:
         before: its shape before the view that made it, None if no view did.
         version: its version counter at the time of the call, to notice later changes in place.
         batched: whether it comes from the batch (`taint.py`); else it is a constant.
-        route: where its rows were picked from (`routing.py`), None if it holds the samples in the ordinary way.
+        route: whose its entries are (`routing.py`), None if it holds the samples in the ordinary way.
     """
 
     tensor: Tensor
@@ -220,7 +221,7 @@ def _vjp(
 ) -> list[Tensor]:
     found = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True, is_grads_batched=batched)
     rows = (len(seeds[0]),) if batched else ()
-    return [t.new_zeros((*rows, *t.shape)) if g is None else g for t, g in zip(inputs, found, strict=True)]
+    return [t.new_zeros((*rows, *t.shape)) if g is None else dense(g) for t, g in zip(inputs, found, strict=True)]
 
 
 @contextmanager

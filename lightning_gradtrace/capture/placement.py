@@ -4,95 +4,130 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, narrow, shape_before_view
-from lightning_gradtrace.capture.routing import Rows
-from lightning_gradtrace.capture.use import Site, Use
+from lightning_gradtrace.capture.rows import CERTAIN, Fate, Route, Rows
+from lightning_gradtrace.capture.use import BoundUse, Site, Use
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Places of the samples in the tensors of a use.
+class Place(NamedTuple):
+    """A tensor of a use whose samples are looked for.
 
     Attributes:
-        inputs: by position among the leaves; arguments that hold no samples are left out.
-        outputs: by number of the output.
-        sources: for tensors whose rows were picked, places in the tensors that they were picked from.
+        is_input: whether it is an argument, else an output.
+        number: position among the leaves, or number of the output.
+        of_source: look at the tensor that it was picked from instead.
     """
 
-    inputs: dict[int, SampleAxis]
-    outputs: dict[int, SampleAxis]
-    sources: dict[Place, SampleAxis] = field(default_factory=dict)
+    is_input: bool
+    number: int
+    of_source: bool = False
 
-    def fits(self, use: Use, n_samples: int) -> bool:
-        """Say whether a use of the same site has shapes that this placement can describe."""
-        operands = use.operands
-        if use.is_lost or _routed(use).keys() != self.sources.keys():
-            return False
-        if any(not self.sources[place].fits(source.shape, n_samples) for place, source in _routed(use).items()):
-            return False
-        return all(
-            i in operands and axis.fits(operands[i].tensor.shape, n_samples) for i, axis in self.inputs.items()
-        ) and all(
-            (i in self.outputs and self.outputs[i].fits(cotangent.shape, n_samples)) or (False, i) in self.sources
-            for i, cotangent in use.cotangents.items()
-        )
-
-    def of(self, use: Use, n_samples: int) -> UsePlaces:
-        """Return the places in the tensors of one use; the rows that it picked are its own."""
-        inputs: dict[int, AnyPlace] = dict(self.inputs)
-        outputs: dict[int, AnyPlace] = dict(self.outputs)
-        for (is_input, i), axis in self.sources.items():
-            route = use.operands[i].route if is_input else use.routes[i]
-            assert route is not None
-            (inputs if is_input else outputs)[i] = route.owners(axis, n_samples)
-        bound = use.bound()
-        if bound is not None and bound.place is not None and (True, bound.place) in self.sources:
-            outputs = outputs or dict.fromkeys(use.cotangents, inputs[bound.place])
-        return UsePlaces(inputs, outputs)
+    @property
+    def source(self) -> Place:
+        """The place of the tensor that it was picked from."""
+        return self._replace(of_source=True)
 
 
-AnyPlace = SampleAxis | Rows
-# (is an input?, number)
-Place = tuple[bool, int]
+AnyAxis = SampleAxis | Rows
+# One option each means that there is no doubt.
+Options = dict[Place, list[SampleAxis]]
 
 
 @dataclass(frozen=True)
 class UsePlaces:
-    """Places of the samples in the tensors of one use, rows that were picked included.
+    """Places of the samples in the tensors of one use.
 
     Attributes:
         inputs: by position among the leaves; arguments that hold no samples are left out.
         outputs: by number of the output.
     """
 
-    inputs: dict[int, AnyPlace]
-    outputs: dict[int, AnyPlace]
+    inputs: dict[int, AnyAxis]
+    outputs: dict[int, AnyAxis]
 
     @property
     def has_rows(self) -> bool:
-        """Whether any tensor holds rows that were picked."""
+        """Whether any tensor holds parts of the batch."""
         return any(isinstance(place, Rows) for place in (*self.inputs.values(), *self.outputs.values()))
 
 
-def _routed(use: Use) -> dict[Place, Tensor]:
-    """Return the tensors that rows of a use were picked from."""
-    found = {(True, i): operand.route for i, operand in use.operands.items()}
-    found |= {(False, i): route for i, route in use.routes.items() if i in use.cotangents}
-    return {place: route.source for place, route in found.items() if route is not None and route.source is not None}
+@dataclass(frozen=True)
+class Placement:
+    """Places of the samples at a site.
+
+    Attributes:
+        inputs: by position among the leaves; arguments that hold no samples are left out.
+        outputs: by number of the output.
+        sources: for tensors that were picked, places in the tensors that they were picked from.
+    """
+
+    inputs: Mapping[int, SampleAxis]
+    outputs: Mapping[int, SampleAxis]
+    sources: Mapping[Place, SampleAxis]
+
+    def of(self, use: Use, n_samples: int) -> UsePlaces | None:
+        """Return the places in the tensors of one use of the site; None if it has other shapes, or other parts."""
+        inputs: dict[int, AnyAxis] = {}
+        outputs: dict[int, AnyAxis] = {}
+        if self.sources or use.is_routed:
+            sources = _sources(use)
+            fit = {
+                place: self.sources[place].fits(t.shape, n_samples)
+                for place, t in sources.items()
+                if place in self.sources
+            }
+            if fit.keys() != self.sources.keys() or not all(fit.values()):
+                return None
+            for place, axis in _followed(use, self.sources).items():
+                (inputs if place.is_input else outputs)[place.number] = axis
+        operands = use.operands
+        for i, own in self.inputs.items():
+            if i not in inputs and (i not in operands or not own.fits(operands[i].tensor.shape, n_samples)):
+                return None
+            inputs.setdefault(i, own)
+        bound = use.bound() if inputs and len(outputs) < len(use.cotangents) else None
+        for i, cotangent in use.cotangents.items():
+            found: AnyAxis | None = outputs.get(i) or self.outputs.get(i)
+            if found is None and bound is not None and bound.place is not None:
+                found = _after(bound, inputs[bound.place]) if bound.place in inputs else None
+            if found is None or not found.fits(cotangent.shape, n_samples):
+                return None
+            outputs[i] = found
+        return UsePlaces(inputs, outputs)
+
+
+def _routes(use: Use) -> dict[Place, Route]:
+    found = {Place(True, i): operand.route for i, operand in use.operands.items()}
+    found |= {Place(False, i): route for i, route in use.routes.items() if i in use.cotangents or not use.reached}
+    return {place: route for place, route in found.items() if route is not None}
+
+
+def _sources(use: Use) -> dict[Place, Tensor]:
+    """Return the tensors that parts of the batch were picked from."""
+    return {place.source: route.source for place, route in _routes(use).items() if route.source is not None}
+
+
+def _followed(use: Use, sources: Mapping[Place, SampleAxis]) -> dict[Place, AnyAxis]:
+    """Return what routes tell of places, given the places of the samples in their sources."""
+    found = {place: route.place(sources.get(place.source, CERTAIN)) for place, route in _routes(use).items()}
+    return {place: axis for place, axis in found.items() if axis is not None}
+
+
+def _after(bound: BoundUse, axis: AnyAxis) -> Any:
+    """Return where the samples of a rule's input come out; rows come out where they went in."""
+    if isinstance(axis, Rows) or axis.factor == "single":
+        return axis
+    return replace(axis, axis=bound.axes[axis.axis])
 
 
 class UnattributableError(RuntimeError):
     """A parameter's gradient can't be split into samples; the message says which, why, and what to do."""
-
-
-# (is an input?, place) -> options; one option each means that there is no doubt.
-Options = dict[tuple[bool, int], list[SampleAxis]]
 
 
 class Probe(Protocol):
@@ -111,8 +146,8 @@ class Placer:
     def __init__(self) -> None:
         self._known: dict[Site, Placement] = {}
 
-    def place(self, uses: Sequence[Use], n_samples: int, probe: Probe) -> list[Placement]:
-        """Return the placement of every use.
+    def place(self, uses: Sequence[Use], n_samples: int, probe: Probe) -> list[UsePlaces]:
+        """Return the places of the samples in the tensors of every use.
 
         Args:
             uses: uses of one micro-batch, with cotangents.
@@ -120,23 +155,28 @@ class Placer:
             probe: asked about sites that were not seen before, if sizes leave doubt or may mislead.
 
         Returns:
-            A placement per use.
+            The places, one by one.
 
         Raises:
             UnattributableError: the samples of a use can't be found.
         """
-        options = {use.site: self._options(use, n_samples) for use in uses if not self._is_known(use, n_samples)}
-        lost = {use.site for use in uses if use.is_lost}
-        doubtful = bool(lost) or any(len(found) > 1 for by_place in options.values() for found in by_place.values())
+        found = {use.site: self._remembered(use, n_samples) for use in uses}
+        options = {use.site: _options(use, n_samples) for use in uses if found[use.site] is None}
+        lost = {use.site for use in uses if use.site in options and _may_be_lost(use)}
+        doubtful = bool(lost) or any(len(axes) > 1 for by_place in options.values() for axes in by_place.values())
         if n_samples > 1 and (doubtful or (options and probe.coincides())):
             options = self._confirm(options, probe, doubtful, lost)
-        found = {}
         for use in uses:
             if use.site in options:
-                found[use.site] = self._decide(use, options[use.site], n_samples)
-        if n_samples > 1:  # one sample fits everywhere and teaches nothing about later batches
-            self._known.update(found)
-        return [found.get(use.site) or self._known[use.site] for use in uses]
+                placement = _decide(use, options[use.site], n_samples)
+                if n_samples > 1:  # one sample fits everywhere and teaches nothing about later batches
+                    self._known[use.site] = placement
+                found[use.site] = placement.of(use, n_samples)
+        return [_checked(use, found[use.site], n_samples) for use in uses]
+
+    def _remembered(self, use: Use, n_samples: int) -> UsePlaces | None:
+        known = self._known.get(use.site)
+        return None if known is None else known.of(use, n_samples)
 
     def _confirm(
         self, options: dict[Site, Options], probe: Probe, doubtful: bool, lost: Collection[Site]
@@ -160,50 +200,56 @@ class Placer:
                 settled[use.site] = _settle(use, permuted[use.site], options[use.site], order, use.site in lost)
         return settled
 
-    def _is_known(self, use: Use, n_samples: int) -> bool:
-        known = self._known.get(use.site)
-        return known is not None and known.fits(use, n_samples)
 
-    def _options(self, use: Use, n_samples: int) -> Options:
-        bound = use.bound()
-        options: Options = {}
-        routed = _routed(use)
-        for place, source in routed.items():
-            options[place] = [o for o in candidates(source.shape, n_samples) if o.axis < max(source.dim() - 1, 1)]
-        for i, operand in use.operands.items():
-            if (True, i) not in routed and (bound is None or i == bound.place):
-                shape = operand.tensor.shape
-                found = candidates(shape, n_samples, among=bound.axes if bound else None)
-                options[True, i] = narrow(found, shape, operand.before, n_samples)
-        if bound is None or bound.place is None:
-            for i, cotangent in use.cotangents.items():
-                if (False, i) in routed:
-                    continue
-                found = candidates(cotangent.shape, n_samples, among=bound.axes if bound else None)
-                options[False, i] = narrow(found, cotangent.shape, shape_before_view(cotangent), n_samples)
-        return options
+def _checked(use: Use, places: UsePlaces | None, n_samples: int) -> UsePlaces:
+    if places is None:  # several uses of one site with unlike shapes, or an output that its own axis can't describe
+        raise UnattributableError(_complaint(use, Place(False, next(iter(use.cotangents))), [], n_samples))
+    return places
 
-    def _decide(self, use: Use, options: Options, n_samples: int) -> Placement:
-        """Choose the places; those of the outputs are needed, those of other arguments than a rule's are not."""
-        bound = use.bound()
-        source = bound.place if bound else None
-        must = [(True, source)] if source is not None else [(False, i) for i in use.cotangents]
-        for place in must:
-            if len(options[place]) != 1:
-                raise UnattributableError(_complaint(use, place, options[place], n_samples))
-        chosen = {place: found[0] for place, found in options.items() if len(found) == 1}
-        inputs = {i: axis for (is_input, i), axis in chosen.items() if is_input}
-        outputs = {i: axis for (is_input, i), axis in chosen.items() if not is_input}
-        sources = {place: chosen[place] for place in _routed(use) if place in chosen}
-        if sources:
-            inputs = {i: axis for i, axis in inputs.items() if (True, i) not in sources}
-            outputs = {i: axis for i, axis in outputs.items() if (False, i) not in sources}
-            return Placement(inputs, outputs, sources)
-        if bound and source is not None:
-            taken = inputs[source]
-            axis = taken if taken.factor == "single" else replace(taken, axis=bound.axes[taken.axis])
-            outputs = dict.fromkeys(use.cotangents, axis)
-        return Placement(inputs, outputs)
+
+def _may_be_lost(use: Use) -> bool:
+    return any(Fate.LOST in route.owners.values() for route in _routes(use).values())
+
+
+def _options(use: Use, n_samples: int) -> Options:
+    """Return where sizes allow the samples in the tensors that matter."""
+    bound, routes = use.bound(), _routes(use)
+    among = bound.axes if bound else None
+    options: Options = {place.source: list(route.owners) for place, route in routes.items() if route.source is not None}
+
+    def look(place: Place, shape: Sequence[int], before: Sequence[int] | None) -> None:
+        route = routes.get(place)
+        if route is None or any(isinstance(owners, Fate) for owners in route.owners.values()):
+            options[place] = narrow(candidates(shape, n_samples, among), shape, before, n_samples)
+
+    for i, operand in use.operands.items():
+        if bound is None or i == bound.place:
+            look(Place(True, i), operand.tensor.shape, operand.before)
+    if bound is None or bound.place is None:
+        for i, cotangent in use.cotangents.items():
+            look(Place(False, i), cotangent.shape, shape_before_view(cotangent))
+    return options
+
+
+def _decide(use: Use, options: Options, n_samples: int) -> Placement:
+    """Choose the places; those of the outputs are needed, those of other arguments than a rule's are not."""
+    chosen = {place: found[0] for place, found in options.items() if len(found) == 1}
+    sources = {place: axis for place, axis in chosen.items() if place.of_source}
+    followed = _followed(use, sources)
+    own = {place: axis for place, axis in chosen.items() if not place.of_source and place not in followed}
+    inputs = {place.number: axis for place, axis in own.items() if place.is_input}
+    outputs = {place.number: axis for place, axis in own.items() if not place.is_input}
+    bound = use.bound()
+    if bound is not None and bound.place is not None:
+        needed = [Place(True, bound.place)]
+        if bound.place in inputs:
+            outputs = dict.fromkeys(use.cotangents, _after(bound, inputs[bound.place]))
+    else:
+        needed = [Place(False, i) for i in use.cotangents]
+    for place in needed:
+        if place not in followed and place not in own:
+            raise UnattributableError(_complaint(use, place, options.get(place, []), n_samples))
+    return Placement(inputs, outputs, {place: axis for place, axis in sources.items() if place in _sources(use)})
 
 
 def _settle(first: Use, second: Use, options: Options, order: Tensor, strictly: bool) -> Options:
@@ -213,13 +259,10 @@ def _settle(first: Use, second: Use, options: Options, order: Tensor, strictly: 
     holds something else of the same number, such as positions. Any other difference may be chance in the model.
     """
     settled: Options = {}
-    for (is_input, i), found in options.items():
-        if not found:
-            settled[is_input, i] = found
-            continue
-        before, after = _compared(first, (is_input, i)), _compared(second, (is_input, i))
-        if before is None or after is None or before.shape != after.shape:
-            settled[is_input, i] = found if len(found) == 1 and not strictly else []
+    for place, found in options.items():
+        before, after = _compared(first, place), _compared(second, place)
+        if not found or before is None or after is None or before.shape != after.shape:
+            settled[place] = found if len(found) == 1 and not strictly else []
             continue
         order = order.to(before.device)
         fitting = [o for o in found if _same(o.permute(before, order), after)]
@@ -232,18 +275,16 @@ def _settle(first: Use, second: Use, options: Options, order: Tensor, strictly: 
             ]
         if not fitting and len(found) == 1 and not strictly and not _same(before, after):
             fitting = found
-        settled[is_input, i] = fitting
+        settled[place] = fitting
     return settled
 
 
 def _compared(use: Use, place: Place) -> Tensor | None:
-    """Return what the probe looks at: a tensor of the use, or the one that its rows were picked from."""
-    is_input, i = place
-    operand = use.operands.get(i) if is_input else use.outputs[i]
-    if operand is None:
-        return None
-    route = operand.route if is_input else use.routes.get(i)
-    return operand.tensor if route is None or route.source is None else route.source
+    """Return what the probe looks at."""
+    if place.of_source:
+        return _sources(use).get(place)
+    operand = use.operands.get(place.number) if place.is_input else use.outputs[place.number]
+    return None if operand is None else operand.tensor
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -255,9 +296,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return bool(((a - b).abs().amax() <= (1e-4 if precise else 3e-2) * scale) if b.numel() else True)
 
 
-def _complaint(use: Use, place: tuple[bool, int], options: Sequence[SampleAxis], n_samples: int) -> str:
-    is_input, i = place
-    tensor = use.operands[i].tensor if is_input and i in use.operands else use.cotangents.get(i)
+def _complaint(use: Use, place: Place, options: Sequence[SampleAxis], n_samples: int) -> str:
+    i = place.number
+    tensor = use.operands[i].tensor if place.is_input and i in use.operands else use.cotangents.get(i)
     shape = tuple(tensor.shape) if tensor is not None else "unknown"
     found = "several places could hold" if options else "no axis holds"
     names = ", ".join(f"`{name}`" for name in use.site.parameters)
@@ -269,4 +310,4 @@ def _complaint(use: Use, place: tuple[bool, int], options: Sequence[SampleAxis],
     )
 
 
-__all__ = ["Placement", "Placer", "Probe", "UnattributableError"]
+__all__ = ["Placer", "Probe", "UnattributableError", "UsePlaces"]

@@ -1,18 +1,18 @@
-"""Follows rows of the batch through index functions: experts that get some of the tokens, packed sequences.
+"""Follows parts of the batch: loops over samples, experts that get some of the tokens, packed sequences.
 
-A row that was picked by an index keeps a *label*: its place among the rows (all axes but the last) of the tensor that
-it was picked from. Labels are moved by the same functions as the rows - the index, the views, the concatenations - so
-they are right for whatever index was drawn. Functions that treat rows apart keep labels; where rows meet a tensor that
-holds the samples in the ordinary way, as in the sum over experts, the result is ordinary again. Once it is known where
-the source holds the samples, a label tells the sample.
+Whoever picks from a tensor along an axis that may hold the samples - by an index, a slice, a split, a loop - gets some
+of the samples, in an order of his own. From then on every entry has an *owner*, the sample that it belongs to; owners
+are moved by the same functions as the entries, so they are right for whatever was picked. Functions that treat rows
+apart keep owners; what is computed from one sample alone is that sample's; where parts meet a tensor that holds the
+samples in the ordinary way, as in the sum over experts, the result is ordinary again.
 
-After any other function the labels are *lost*: such a tensor is attributed only if the permutation probe confirms that
+Which axis of the source holds the samples is found out later (`placement.py`), so owners are kept for every axis that
+may. After any other function they are *lost*: such a tensor is attributed only if the permutation probe confirms that
 it holds the samples in the ordinary way.
 """
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,18 +21,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gradtrace.capture.batch import pieces
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
 from lightning_gradtrace.capture.functions import Facts, names_of
+from lightning_gradtrace.capture.rows import (
+    CERTAIN,
+    LOST,
+    Fate,
+    Owners,
+    Route,
+    belonging_to,
+    constant,
+    laid_out,
+    settled,
+    sole_owner,
+)
 
-_PICKS = names_of("__getitem__ index_select masked_select gather take_along_dim repeat_interleave")
+# Functions that pick along one axis: place of the axis among the arguments, and its default (None: all axes).
+_BY_INDEX = {"index_select": (1, 0), "gather": (1, 0), "take_along_dim": (2, None), "repeat_interleave": (2, None)}
+_BY_PLACE = {
+    **{"select": (1, 0), "narrow": (1, 0), "unbind": (1, 0), "__iter__": (1, 0)},
+    **{"split": (2, 0), "chunk": (2, 0), "tensor_split": (2, 0), "split_with_sizes": (2, 0)},
+}
+_ANYWHERE = names_of("masked_select _pack_padded_sequence")
+_PICKS = {"__getitem__", *_BY_INDEX, *_BY_PLACE, *_ANYWHERE}
 _MOVES = names_of(
-    "view reshape flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze expand T mT t select "
-    "narrow split chunk unbind tensor_split repeat flip roll view_as split_with_sizes tile swapdims moveaxis "
-    "__iter__"
+    "view reshape flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze expand T mT t "
+    "repeat flip roll view_as tile swapdims moveaxis"
 )
 _KEEPS = names_of(
     "clone contiguous detach to float double half bfloat16 type dropout layer_norm rms_norm type_as normalize "
-    "requires_grad_ alpha_dropout feature_dropout scatter_ scatter_add_ index_add_ index_put_ index_copy_"
+    "requires_grad_ alpha_dropout feature_dropout"
 )
 _ALONG = names_of("softmax log_softmax cumsum")
 _REDUCES = names_of("sum mean amax amin norm logsumexp prod")
@@ -43,89 +62,58 @@ _WRITES = names_of(
 )
 _IMAGES = names_of("conv1d conv2d conv3d max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool2d")
 _RECURRENT = names_of("lstm gru rnn_tanh rnn_relu")
+_JOINS = names_of("cat concat stack")
+_CHOICES = names_of("where masked_fill masked_fill_ clamp")
 
 
-@dataclass(frozen=True, eq=False)
-class Route:
-    """Where the rows of a tensor were picked from.
-
-    Attributes:
-        source: the tensor that they were picked from, detached; None if the labels are lost.
-        labels: int64, shape of the tensor: number of the row of the source.
-    """
-
-    source: Tensor | None
-    labels: Tensor | None
-
-    def owners(self, axis: SampleAxis, n_samples: int) -> Rows:
-        """Return the sample of every row, given the place of the samples in the source."""
-        assert self.source is not None and self.labels is not None
-        shape = _lead(self.source.shape)
-        samples = torch.arange(n_samples, device=self.labels.device)
-        by_label = axis.mark(samples, self.source.shape)
-        by_label = (by_label if len(shape) == self.source.dim() else by_label.squeeze(-1)).expand(shape).flatten()
-        labels = self.labels
-        n_rows = labels.dim()
-        while n_rows > 1 and _constant(labels, n_rows - 1):
-            n_rows -= 1
-            labels = labels.narrow(n_rows, 0, min(1, labels.shape[n_rows]))
-        return Rows(by_label[labels], n_rows)
-
-
-LOST = Route(None, None)
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Place of the samples in a tensor whose rows belong to samples in any order and number.
+@dataclass
+class _Call:
+    """One call of a function with batched arguments.
 
     Attributes:
-        owners: int64, the sample of every row, with as many axes as the tensor; of size 1 where it holds features.
-        n_rows: number of leading axes that hold rows.
+        name: name of the function.
+        known: facts about it.
+        function: the function.
+        args: its positional arguments.
+        kwargs: its named arguments.
+        outputs: the tensors among its results.
+        batched: the batched tensors among its arguments.
     """
 
-    owners: Tensor
-    n_rows: int
-    factor: str = "rows"
-    axis: int = 0
+    name: str
+    known: Facts
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    outputs: list[Tensor]
+    batched: list[Tensor]
 
-    def fits(self, shape: Sequence[int], n_samples: int) -> bool:
-        """Say whether a tensor of this shape has these rows."""
-        return tuple(shape[: self.n_rows]) == tuple(self.owners.shape[: self.n_rows])
+    def argument(self, place: int, name: str, default: Any = None) -> Any:
+        """Return an argument, wherever it stands."""
+        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
 
-    def samples_first(self, tensor: Tensor, n_samples: int) -> Tensor:
-        """Return the rows of each sample, padded with zeros to the longest: shape (sample, row, ...)."""
-        owners = self.owners.flatten()
-        rows = tensor.flatten(0, self.n_rows - 1)
-        counts = torch.bincount(owners, minlength=n_samples)
-        order = owners.argsort(stable=True)
-        starts = counts.cumsum(0) - counts
-        sorted_owners = owners[order]
-        within = torch.arange(len(owners), device=owners.device) - starts[sorted_owners]
-        longest = int(counts.max()) if len(owners) else 1
-        out = rows.new_zeros((n_samples, longest, *rows.shape[1:]))
-        out[sorted_owners, within] = rows[order]
-        return out
-
-    def mark(self, weights: Tensor, shape: Sequence[int]) -> Tensor:
-        """Lay out one weight per sample so that it multiplies the rows of that sample."""
-        owners = self.owners.reshape(self.owners.shape[: self.n_rows] + (1,) * (len(shape) - self.n_rows))
-        return weights[..., owners]
+    def on(self, first: Any) -> list[Tensor | None]:
+        """Call the function with another first argument, and return its tensors."""
+        moved = _tensors((self.function(first, *self.args[1:], **self.kwargs),))
+        return [*moved, *[None] * (len(self.outputs) - len(moved))]
 
 
 class Routes:
-    """Knows the picked rows of one forward pass.
+    """Knows the parts of the batch in one forward pass.
 
     Args:
-        n_samples: number of samples of the batch.
+        batch: the batch.
+        n_samples: its number of samples.
     """
 
-    def __init__(self, n_samples: int | None) -> None:
-        self._n_samples = n_samples
+    def __init__(self, batch: Any, n_samples: int | None) -> None:
+        self._n = n_samples or 1
         self._known: dict[int, tuple[Callable[[], Tensor | None], Route]] = {}
+        for sample, tensor in pieces(batch, self._n):
+            self._set(tensor, Route(None, {CERTAIN: belonging_to(sample, tensor)}))
 
     def __call__(self, tensor: Tensor) -> Route | None:
-        """Return the route of a tensor, None if it was not picked."""
+        """Return the route of a tensor, None if it holds the samples in the ordinary way."""
         known = self._known.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
 
@@ -139,160 +127,176 @@ class Routes:
         is_batched: Callable[[Tensor], bool],
     ) -> None:
         """Take note of the result of a function with batched arguments."""
-        if self._n_samples is None or self._n_samples == 1:
+        if self._n == 1 or not (self._known or known.name in _PICKS):
             return
-        picks = known.name in _PICKS or known.name == "_pack_padded_sequence"
-        if not picks and not self._known:
-            return
-        tensors = [t for t in _tensors((*args, *kwargs.values()))]
-        routed = [t for t in tensors if self(t) is not None]
+        batched = [t for t in _tensors((*args, *kwargs.values())) if is_batched(t)]
+        name = known.name.removeprefix("_VF.")
+        call = _Call(name, known, function, args, kwargs, list(_tensors((result,))), batched)
         try:
-            # A table of parameters or constants has rows, not samples, however many there are.
-            if picks and args and isinstance(args[0], Tensor) and is_batched(args[0]):
-                if routed or self._picks_samples(known.name, args, kwargs):
-                    self._set(result, self._pick(function, args, kwargs))
-            elif routed:
-                self._set(result, self._follow(known, function, args, kwargs, result, routed, is_batched))
+            routes = self._routes(call)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
-            self._set(result, LOST)  # a call that labels can't follow is no reason to stop the user's forward pass
+            routes = [LOST] * len(call.outputs)  # what can't be followed is no reason to stop the user's forward pass
+        for tensor, route in zip(call.outputs, routes, strict=True):
+            self._set(tensor, route)
 
-    def _picks_samples(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Say whether an index selects along an axis that could hold samples."""
-        shape = args[0].shape
-        among = {option.axis for option in candidates(shape, self._n_samples or 1)}
-        if name == "_pack_padded_sequence":
-            return True
-        if name == "__getitem__":
-            index = args[1] if isinstance(args[1], tuple) else (args[1],)
-            axis, hit = 0, False
-            n_used = sum(
-                (i.dim() if i.dtype == torch.bool else 1) if isinstance(i, Tensor) else 0 if i is None else 1
-                for i in index
-                if i is not Ellipsis
-            )
-            for i in index:
-                if i is Ellipsis:
-                    axis += len(shape) - n_used
-                elif isinstance(i, Tensor) and i.dtype in (torch.bool, torch.uint8):
-                    hit |= any(a in among for a in range(axis, axis + max(i.dim(), 1)))
-                    axis += i.dim()
-                elif isinstance(i, (Tensor, list)):
-                    hit |= axis in among and not (isinstance(i, Tensor) and i.dim() == 0)
-                    axis += 1
-                elif i is not None and i is not True and i is not False:
-                    axis += 1
-            return hit
-        if name == "masked_select":
-            return True
-        names = {"index_select": "dim", "gather": "dim", "take_along_dim": "dim", "repeat_interleave": "dim"}
-        position = 1 if name in ("index_select", "gather") else 2
-        dim = args[position] if len(args) > position else kwargs.get(names[name])
-        return dim is None or (dim % max(len(shape), 1)) in among
+    def _set(self, tensor: Tensor, route: Route | None) -> None:
+        if route is None:
+            self._known.pop(id(tensor), None)
+        else:
+            self._known[id(tensor)] = (weakref.ref(tensor), route)
 
-    def _pick(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        route = self(args[0])
-        if route is LOST:
-            return LOST
-        source = route.source if route is not None else args[0].detach()
-        labels = route.labels if route is not None else _fresh(args[0])
-        assert source is not None
-        moved = function(labels, *args[1:], **kwargs)
-        if isinstance(moved, tuple):
-            return [Route(source, moved[0]), None]
-        return _unless_ordinary(Route(source, moved))
+    def _routes(self, call: _Call) -> list[Route | None]:
+        """Return the route of every output."""
+        routed = [route for t in call.batched if (route := self(t)) is not None]
+        first = call.args[0] if call.args else None
+        if routed:
+            source, places = routed[0].source, list(routed[0].owners)
+            # Other sources count as laid out like the first one: owners that then disagree are lost.
+            arguments = [(t, self(t)) for t in call.batched]
+        elif isinstance(first, Tensor) and any(t is first for t in call.batched) and _picks_samples(call, self._n):
+            # A table of parameters or constants has rows, not samples, however many there are.
+            source = first.detach()
+            options = [o for o in candidates(first.shape, self._n) if o.axis < max(first.dim() - 1, 1)]
+            places = options
+            arguments = [(first, Route(source, {o: laid_out(o, first, self._n) for o in options}))]
+        else:
+            return [None] * len(call.outputs)
+        found: list[dict[SampleAxis, Owners]] = [{} for _ in call.outputs]
+        for place in places:
+            mine = {id(t): _at(route, place, t, call, self._n) for t, route in arguments}
+            for owners, output in zip(self._follow(call, mine), found, strict=True):
+                output[place] = settled(owners, self._n) if isinstance(owners, Tensor) else owners
+        return [Route(source, o) if any(v is not Fate.ORDINARY for v in o.values()) else None for o in found]
 
-    def _follow(
-        self,
-        known: Facts,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        result: Any,
-        routed: list[Tensor],
-        is_batched: Callable[[Tensor], bool],
-    ) -> Any:
-        """Return the route of the result, or one for each of several results."""
-        name, first = known.name.removeprefix("_VF."), args[0] if args else None
-        if name in _WRITES:
-            return self(first) if isinstance(first, Tensor) else None
-        route = self(routed[0])
-        assert route is not None
-        labels = route.labels
-        if name in ("cat", "concat", "stack"):
-            parts = [self(t) for t in _tensors((first if first is not None else kwargs["tensors"],))]
-            if any(part is None or part.source is not route.source or part is LOST for part in parts):
-                return LOST
-            return _unless_ordinary(Route(route.source, function([p.labels for p in parts if p], *args[1:], **kwargs)))
-        if known.pointwise or name in ("where", "masked_fill", "masked_fill_", "clamp"):
-            ordinary = [t for t in _tensors((*args, *kwargs.values())) if self(t) is None and is_batched(t)]
-            if any(candidates(t.shape, self._n_samples or 1) for t in ordinary):
-                return None
-            if labels is None or not isinstance(result, Tensor):
-                return LOST
-            return Route(route.source, labels.expand(result.shape))
-        if labels is None or first is not routed[0]:
-            return LOST
-        if name in _MOVES:
-            moved = function(labels, *args[1:], **kwargs)
-            if isinstance(moved, (tuple, list)):
-                return [_unless_ordinary(Route(route.source, part)) for part in moved]
-            return _unless_ordinary(Route(route.source, moved))
-        return self._through(name, route.source, labels, args, kwargs, result)
+    def _follow(self, call: _Call, of: Mapping[int, Tensor | Fate]) -> Sequence[Tensor | Fate]:
+        """Return the owners of the outputs, given those of the batched arguments, by identity."""
+        everywhere, first = len(call.outputs), call.args[0] if call.args else None
+        known = [of.get(id(t), Fate.ORDINARY) for t in call.batched]
+        own = of.get(id(first), Fate.ORDINARY)
+        if call.name in _WRITES:  # what is written into may be a constant: then the whole batch is written
+            return [own] * everywhere
+        if all(owners is Fate.ORDINARY for owners in known):
+            return [Fate.ORDINARY] * everywhere
+        if any(owners is Fate.LOST for owners in known):
+            return [Fate.LOST] * everywhere
+        soles = {sole_owner(owners) for owners in known}
+        sole = soles.pop() if len(soles) == 1 else None
+        if sole is not None:
+            return [belonging_to(sole, output) for output in call.outputs]
+        if call.name in _JOINS:
+            return [self._joined(call, of)]
+        if call.known.pointwise or call.name in _CHOICES:
+            return [self._combined(call, of)]
+        if not isinstance(own, Tensor):
+            return [Fate.LOST] * everywhere
+        if call.name in _MOVES or call.name in _PICKS:
+            return [Fate.ORDINARY if moved is None else moved for moved in call.on(own)]
+        return _through(call, own)
 
-    def _through(
-        self,
-        name: str,
-        source: Tensor | None,
-        labels: Tensor,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-        result: Any,
-    ) -> Any:
-        """Return the route after a function that treats rows apart."""
-        if name in _KEEPS and isinstance(result, Tensor) and result.shape == labels.shape:
-            return Route(source, labels)
-        last = labels.dim() - 1
-        if name in _ALONG | _REDUCES:
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
-            dims = [dim] if isinstance(dim, int) else list(dim) if isinstance(dim, (tuple, list)) else []
-            if dims and all(isinstance(d, int) and _constant(labels, d % labels.dim()) for d in dims):
-                if name in _ALONG:
-                    return Route(source, labels)
-                keep = kwargs.get("keepdim", args[2] if len(args) > 2 else False)
-                return _unless_ordinary(Route(source, labels.amin(dims, keepdim=bool(keep))))
-        if name in _ROWS and labels.dim() > 1 and _constant(labels, last) and result.shape[:-1] == labels.shape[:-1]:
-            return Route(source, labels[..., :1].expand(result.shape))
-        if name == "embedding" and result.shape[:-1] == labels.shape:
-            return Route(source, labels.unsqueeze(-1).expand(result.shape))
-        if name in _IMAGES and all(_constant(labels, axis) for axis in range(1, labels.dim())):
-            flat = labels.flatten(1)[:, :1].reshape(-1, *[1] * (result.dim() - 1))
-            return Route(source, flat.expand(result.shape))
-        sizes = args[1] if len(args) > 1 else None
-        if name in _RECURRENT and isinstance(sizes, Tensor) and sizes.dim() == 1 and _constant(labels, last):
-            hidden = labels[: int(sizes[0]), 0][None, :, None]
-            rows = labels[:, :1]
-            return [Route(source, (rows if i == 0 else hidden).expand(t.shape)) for i, t in enumerate(result)]
-        if name == "_pad_packed_sequence":
-            padded = torch._VF._pad_packed_sequence(labels, args[1], args[2], -1, args[4])[0]
-            first = padded[:, :1] if args[2] else padded[:1]  # what is padded belongs to its sequence all the same
-            return [Route(source, torch.where(padded == -1, first.expand_as(padded), padded)), None]
-        return LOST
+    def _joined(self, call: _Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
+        parts = [of.get(id(t), Fate.LOST) for t in _tensors((call.argument(0, "tensors"),))]
+        owners = [part for part in parts if isinstance(part, Tensor)]
+        if len(owners) < len(parts):
+            return Fate.LOST
+        joined: Tensor = call.function(owners, *call.args[1:], **{k: v for k, v in call.kwargs.items() if k == "dim"})
+        return joined
 
-    def _set(self, result: Any, routes: Any) -> None:
-        pairs = (
-            zip(result, routes, strict=False)
-            if isinstance(result, (tuple, list)) and isinstance(routes, list)
-            else [(result, routes)]
-        )
-        for tensor, route in pairs:
-            if isinstance(tensor, (tuple, list)):
-                for item in tensor:
-                    self._set(item, route)
-            elif isinstance(tensor, Tensor):
-                if route is None:
-                    self._known.pop(id(tensor), None)
-                else:
-                    self._known[id(tensor)] = (weakref.ref(tensor), route)
+    def _combined(self, call: _Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
+        """Return the owners after a function that works entry by entry."""
+        (output,) = call.outputs
+        ordinary = [t for t in call.batched if of.get(id(t), Fate.ORDINARY) is Fate.ORDINARY]
+        if any(candidates(t.shape, self._n) for t in ordinary):
+            return Fate.ORDINARY
+        parts = [owners.expand(output.shape) for t in call.batched if isinstance(owners := of.get(id(t)), Tensor)]
+        return parts[0] if all(torch.equal(part, parts[0]) for part in parts[1:]) else Fate.LOST
+
+
+def _at(route: Route | None, place: SampleAxis, tensor: Tensor, call: _Call, n_samples: int) -> Tensor | Fate:
+    """Return the owners of an argument for one place of the samples in the source."""
+    owners = Fate.ORDINARY if route is None else route.owners.get(place, Fate.LOST)
+    if isinstance(owners, SampleAxis):
+        return laid_out(owners, tensor, n_samples) if call.name in _PICKS | _MOVES | _JOINS else Fate.ORDINARY
+    if owners is Fate.ORDINARY and tensor is call.args[0] and _picks_samples(call, n_samples):
+        ways = candidates(tensor.shape, n_samples)
+        return laid_out(ways[0], tensor, n_samples) if len(ways) == 1 else Fate.LOST
+    return owners
+
+
+def _through(call: _Call, owners: Tensor) -> Sequence[Tensor | Fate]:
+    """Return the owners after a function that treats rows apart; lost after any other."""
+    name, args, outputs = call.name, call.args, call.outputs
+    last = owners.dim() - 1
+    if name in _KEEPS and outputs[0].shape == owners.shape:
+        return [owners]
+    if name in _ALONG | _REDUCES:
+        dim = call.argument(1, "dim")
+        dims = [dim] if isinstance(dim, int) else list(dim) if isinstance(dim, (tuple, list)) else []
+        if dims and all(isinstance(d, int) and constant(owners, d % owners.dim()) for d in dims):
+            return [owners if name in _ALONG else owners.amin(dims, keepdim=bool(call.argument(2, "keepdim")))]
+    if name in _ROWS and last > 0 and constant(owners, last) and outputs[0].shape[:-1] == owners.shape[:-1]:
+        return [owners[..., :1].expand(outputs[0].shape)]
+    if name == "embedding" and outputs[0].shape[:-1] == owners.shape:
+        return [owners.unsqueeze(-1).expand(outputs[0].shape)]
+    if name in _IMAGES and all(constant(owners, axis) for axis in range(1, owners.dim())):
+        flat = owners.flatten(1)[:, :1].reshape(-1, *[1] * (outputs[0].dim() - 1))
+        return [flat.expand(outputs[0].shape)]
+    sizes = args[1] if len(args) > 1 else None
+    if name in _RECURRENT and isinstance(sizes, Tensor) and sizes.dim() == 1 and constant(owners, last):
+        hidden = owners[: int(sizes[0]), 0][None, :, None]
+        return [(owners[:, :1] if i == 0 else hidden).expand(t.shape) for i, t in enumerate(outputs)]
+    if name == "_pad_packed_sequence":
+        padded = torch._VF._pad_packed_sequence(owners, args[1], args[2], -1, args[4])[0]
+        first = padded[:, :1] if args[2] else padded[:1]  # what is padded belongs to its sequence all the same
+        return [torch.where(padded == -1, first.expand_as(padded), padded), Fate.ORDINARY]
+    return [Fate.LOST] * len(outputs)
+
+
+def _picks_samples(call: _Call, n_samples: int) -> bool:
+    """Say whether a function selects along an axis that may hold samples.
+
+    Slices and loops are everywhere; they count where an axis has as many entries as there are samples, or where none
+    has and samples can only be a factor of one.
+    """
+    name = call.name
+    if name not in _PICKS:
+        return False
+    if name in _ANYWHERE:
+        return True
+    shape = call.args[0].shape
+    options = candidates(shape, n_samples)
+    by_index = {option.axis for option in options}
+    by_place = {option.axis for option in options if option.factor == "whole"} or by_index
+    if name == "__getitem__":
+        return _index_hits(call.args[1], shape, by_index, by_place)
+    place, default = _BY_INDEX.get(name) or _BY_PLACE[name]
+    dim = call.argument(place, "dim", default)
+    return dim is None or dim % max(len(shape), 1) in (by_index if name in _BY_INDEX else by_place)
+
+
+def _index_hits(index: Any, shape: Sequence[int], by_index: set[int], by_place: set[int]) -> bool:
+    """Say whether an index in brackets selects along one of the axes."""
+    parts = index if isinstance(index, tuple) else (index,)
+    masks = (torch.bool, torch.uint8)
+    n_used = sum(
+        part.dim() if isinstance(part, Tensor) and part.dtype in masks else part is not None
+        for part in parts
+        if part is not Ellipsis
+    )
+    axis = 0
+    for part in parts:
+        if part is Ellipsis:
+            axis += len(shape) - n_used
+        elif isinstance(part, Tensor) and part.dtype in masks:
+            if any(a in by_index for a in range(axis, axis + max(part.dim(), 1))):
+                return True
+            axis += part.dim()
+        elif part is not None and not isinstance(part, bool):
+            whole = isinstance(part, slice) and len(range(*part.indices(shape[axis]))) == shape[axis]
+            many = isinstance(part, list) or (isinstance(part, Tensor) and part.dim() > 0)
+            if not whole and axis in (by_index if many else by_place):
+                return True
+            axis += 1
+    return False
 
 
 def _tensors(values: Sequence[Any]) -> list[Tensor]:
@@ -303,29 +307,3 @@ def _tensors(values: Sequence[Any]) -> list[Tensor]:
         elif isinstance(value, (tuple, list)):
             found += _tensors(value)
     return found
-
-
-def _lead(shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(shape[:-1]) if len(shape) > 1 else tuple(shape)
-
-
-def _fresh(tensor: Tensor) -> Tensor:
-    """Number the rows of a tensor."""
-    shape = _lead(tensor.shape)
-    labels = torch.arange(math.prod(shape), device=tensor.device).view(shape)
-    return labels.unsqueeze(-1).expand(tensor.shape) if len(shape) < tensor.dim() else labels
-
-
-def _constant(labels: Tensor, axis: int) -> bool:
-    """Say whether labels do not change along an axis."""
-    if labels.shape[axis] <= 1 or labels.stride(axis) == 0:
-        return True
-    return bool((labels == labels.narrow(axis, 0, 1)).all())
-
-
-def _unless_ordinary(route: Route) -> Route | None:
-    """Drop the route of rows that are back where they came from."""
-    assert route.source is not None and route.labels is not None
-    if route.labels.shape == route.source.shape and torch.equal(route.labels, _fresh(route.source)):
-        return None
-    return route

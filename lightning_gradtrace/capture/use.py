@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_unflatten
 from lightning_gradtrace.capture.batch_axis import shape_before_view
 from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root
 from lightning_gradtrace.capture.replay import Surroundings
-from lightning_gradtrace.capture.routing import LOST, Route
+from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.rules import Rule
 
 
@@ -70,7 +70,7 @@ class Use:
         around: surroundings in which it ran.
         outputs: the outputs while probing, and those of a random function; None for all others, which nobody reads.
         cotangents: gradient of the loss with respect to each output, filled in by the backward pass.
-        routes: where the rows of the outputs were picked from, of those that were.
+        routes: whose the entries of the outputs are, of those that are parts of the batch.
     """
 
     site: Site
@@ -94,9 +94,9 @@ class Use:
         return {i: leaf for i, leaf in enumerate(self.leaves) if isinstance(leaf, (Root, Derived))}
 
     @property
-    def is_lost(self) -> bool:
-        """Whether rows of it were picked from the batch, nobody knows which."""
-        return LOST in self.routes.values() or any(operand.route is LOST for operand in self.operands.values())
+    def is_routed(self) -> bool:
+        """Whether it received or returned parts of the batch."""
+        return bool(self.routes) or any(operand.route is not None for operand in self.operands.values())
 
     @property
     def switches(self) -> tuple[Any, ...]:
@@ -154,6 +154,21 @@ class Mixture:
     parameters: tuple[str, ...]
     readers: list[Use | Mixture] = field(default_factory=list)
     reached: bool = False
+
+    @property
+    def meets_samples(self) -> bool:
+        """Whether the loss depends on it through a use, that is, through samples."""
+        pending: list[Use | Mixture] = list(self.readers)
+        met: set[int] = set()
+        while pending:
+            reader = pending.pop()
+            if isinstance(reader, Use):
+                if reader.reached:
+                    return True
+            elif reader.reached and id(reader) not in met:
+                met.add(id(reader))
+                pending += reader.readers
+        return False
 
     def reach(self) -> None:
         """Take note of the backward pass."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.update._base import Split, UpdateRule, bias_correction, copy_of, divide, number, wide
+from lightning_gradtrace.update._base import Split, UpdateRule, bias_correction, divide, number, wide
 
 
 class AdamRule(UpdateRule):
@@ -19,16 +19,8 @@ class AdamRule(UpdateRule):
     With L2 decay ``e = c g + w W``; decoupled, ``-lr w W`` is a term of its own (docs/concepts.md, 3).
     """
 
-    optimizers: ClassVar = (
-        torch.optim.Adam,
-        torch.optim.AdamW,
-    )
-
-    @override
-    def remember(
-        self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
-    ) -> dict[str, Any]:
-        return {"moment": copy_of(state, "exp_avg", ledger)}
+    optimizers: ClassVar = (torch.optim.Adam, torch.optim.AdamW)
+    carried: ClassVar = ("exp_avg",)
 
     @override
     def split(
@@ -40,10 +32,10 @@ class AdamRule(UpdateRule):
         before: Tensor | None,
     ) -> Split:
         beta1, beta2 = group["betas"]
-        in_tensors = group["capturable"] or group["differentiable"]
+        in_tensors = (group["capturable"] and not group["fused"]) or group["differentiable"]
         second = wide(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
         denominator = second.sqrt().div_(bias_correction(beta2, state, in_tensors) ** 0.5).add_(number(group["eps"]))
         unit = denominator.reciprocal_().mul_(number(group["lr"]) / bias_correction(beta1, state, in_tensors))
         kept = unit * number(beta1) if before is not None else 0.0
         decoupled = group.get("decoupled_weight_decay", False)
-        return divide(group, unit * (1 - number(beta1)), before, memory["moment"], kept, decoupled)
+        return divide(group, unit * (1 - number(beta1)), before, memory["exp_avg"], kept, decoupled)

@@ -31,10 +31,13 @@ class _Parameter:
     weights: Tensor | None
     split: Split | None = None
     clip: float | Tensor = 1.0
+    kept: Tensor | None = None
 
     @property
     def seen(self) -> Tensor:
         """The gradient as the optimizer saw it; one that the step set to None is taken as not clipped."""
+        if self.kept is not None:
+            return self.kept
         return self.gradient if self.tensor.grad is None else self.tensor.grad.detach()
 
 
@@ -50,7 +53,8 @@ class StepDivision:
     Attributes:
         optimizer: the optimizer.
         ledger: whether the residual is wanted; costs copies of the tracked weights.
-        loss_scale: factor by which the cotangents exceed the true gradients (fp16 AMP), 1 otherwise.
+        loss_scale: factor by which the cotangents exceed the true gradients: the scale of fp16 AMP times the number of
+            ranks that gradients are averaged over, 1 otherwise.
         unexplained: parameters whose gradients something other than a factor changed before the step; after `complete`.
     """
 
@@ -106,6 +110,13 @@ class StepDivision:
             weights = tensor.detach().clone() if ledger else None
             division._parameters[name] = _Parameter(tensor, group, gradients[name], memory, weights)
         return division
+
+    def keep_gradients(self) -> None:
+        """Copy the gradients that the step may write into; called when it is about to use them, after clipping."""
+        for p in self._parameters.values():
+            grad = p.tensor.grad
+            if p.kept is None and grad is not None and self._rule.overwrites_gradient(p.group):
+                p.kept = dense(grad).clone()
 
     @property
     def gradients(self) -> dict[str, Tensor]:
@@ -165,11 +176,21 @@ class StepDivision:
 
     def entries(self, total: Callable[[str], Tensor | None]) -> Iterator[Entry]:
         """Yield the ledger's lines, one parameter after the other; see `balance`."""
-        for name, p in self._parameters.items():
-            assert p.weights is not None
-            shifts, split = total(name), self._split(p, p.weights)
-            shifts = torch.zeros_like(p.weights) if shifts is None else shifts
-            yield Entry(p.weights, p.tensor.detach(), shifts, split.carry, split.decay)
+        for name in self._parameters:
+            yield self.entry(name, total(name))
+
+    def entry(self, name: str, shifts: Tensor | None) -> Entry:
+        """Return one parameter's line in the ledger.
+
+        Args:
+            name: a parameter that the step has a gradient of.
+            shifts: sum of its shifts over all occurrences, None for no shifts.
+        """
+        p = self._parameters[name]
+        assert p.weights is not None
+        split = self._split(p, p.weights)
+        shifts = torch.zeros_like(p.weights) if shifts is None else shifts
+        return Entry(p.weights, p.tensor.detach(), shifts, split.carry, split.decay, name)
 
     def _split(self, p: _Parameter, before: Tensor | None) -> Split:
         return self._rule.split(p.group, self.optimizer.state.get(p.tensor, {}), p.memory, p.seen, before)

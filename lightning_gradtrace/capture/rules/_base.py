@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis
-from lightning_gradtrace.capture.routing import Rows
+from lightning_gradtrace.capture.rows import Rows
 from lightning_gradtrace.capture.shares import Share
 
 Arguments = Mapping[str, Any]
