@@ -35,8 +35,8 @@ class OuterBounds:
         positions = share.left.shape[1]
         squares = rows.square().sum(1) * columns.square().sum(1) * (_mean_square(scale) / positions)
         rows = rows * (scale.abs().amax(1) if isinstance(scale, Tensor) else abs(scale))
-        rows, columns = (torch.nan_to_num(t.double(), torch.inf, torch.inf) for t in (rows, columns))
-        return cls(rows, columns, squares.double(), 1.0 + (positions + 16) * torch.finfo(share.dtype).eps)
+        rows, columns = (torch.nan_to_num(_wide(t), torch.inf, torch.inf) for t in (rows, columns))
+        return cls(rows, columns, _wide(squares), 1.0 + (positions + 16) * torch.finfo(share.dtype).eps)
 
     def peaks(self) -> Tensor:
         """Return the bound of all entries of every sample, shape (sample,); NaN where there is none."""
@@ -125,6 +125,11 @@ def _norms(factor: Tensor) -> Tensor:
     return (factor * factor).sum(1).sqrt_() + lost
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """Return a tensor on the host in float64; not every device has that."""
+    return tensor.double() if tensor.device.type == "cpu" else tensor
+
+
 def _mean_square(scale: float | Tensor) -> float | Tensor:
     return scale.square().mean() if isinstance(scale, Tensor) else scale**2
 
@@ -137,5 +142,5 @@ def typical_size(share: Share, scale: float | Tensor) -> Tensor:
     changes little from sample to sample and step to step.
     """
     values = share.values if isinstance(share, DenseShare | RowShare) else share.total()[None]
-    squares = values.reshape(len(values), -1).double().square().sum(1) * _mean_square(scale)
-    return squares.expand(share.n_samples)
+    squares = values.reshape(len(values), -1).float().square().sum(1) * _mean_square(scale)
+    return _wide(squares).expand(share.n_samples)
