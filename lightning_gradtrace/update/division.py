@@ -15,7 +15,7 @@ from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.update._base import Split, UpdateRule
 from lightning_gradtrace.update._generic import GenericRule
 from lightning_gradtrace.update._registry import rule_for
-from lightning_gradtrace.update.clipping import clip_factors, copy_gradients, dense, projection
+from lightning_gradtrace.update.clipping import clip_factors, copy_gradient, dense, projection
 from lightning_gradtrace.update.ledger import Balance, Entry, balance
 from lightning_gradtrace.update.preconditioned import precondition
 
@@ -96,9 +96,9 @@ class StepDivision:
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         moving = {name: p for name, p in tracked.items() if id(p) in groups and p.grad is not None}
         gradients = dict(reference or {})
-        now = [name for name in moving if name not in gradients]
-        copies = copy_gradients([p.grad for name in now if (p := moving[name]).grad is not None])
-        gradients.update(zip(now, copies, strict=True))
+        gradients.update(
+            {n: copy_gradient(p.grad) for n, p in moving.items() if n not in gradients and p.grad is not None}
+        )
         for name, tensor in moving.items():
             if tensor.is_complex():
                 raise ValueError(

@@ -108,4 +108,5 @@ def test_patterns_of_pairs() -> None:
         assert (row.b + row.difference) % 7 == row.a and (row.a + row.b) % 7 == row.answer
         assert row.distance == min(abs(row.a - row.b), 7 - abs(row.a - row.b))
         assert row.mirrored == (row.a != row.b and (row.b, row.a) in pairs)
+        assert row.same_answer == (known["answer"] == row.answer).sum()
     assert known["mirrored"].any() and not known["mirrored"].all()
