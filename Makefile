@@ -12,12 +12,13 @@ MAKEFLAGS += --no-print-directory
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu lint format docs clean
+.PHONY: help setup demo test test-gpu reliability lint format docs clean
 
 help:
 	@echo "make demo    train and analyse experiment=english into $(DEMO)"
 	@echo "make test    run all tests and doctests"
 	@echo "make test-gpu  the tests that need a CUDA device"
+	@echo "make reliability  kills, faults and hostile traces in full; results in docs/reliability.md"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    the documentation as a site, into site/"
 	@echo "make format  let ruff rewrite the files"
@@ -44,6 +45,13 @@ test: $(READY)
 
 test-gpu: $(READY)
 	@$(BIN)/python -m pytest -m gpu tests/gpu
+
+# The full forms of what `make test` does in short; half an hour and more.
+reliability: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.store.kills --kills 200
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:warnings tests/store/test_faults.py tests/store/test_places.py \
+		tests/store/test_resuming.py tests/store/test_crash.py tests/test_resume.py
+	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.store.fuzz --stores 10000
 
 lint: $(READY)
 	@$(BIN)/ruff check .

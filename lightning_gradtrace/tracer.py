@@ -257,6 +257,7 @@ class Tracer:
         return {
             "last_ledger": [self._last_ledger.get(id(optimizer)) for optimizer in optimizers],
             "checked": sorted(self._checked),
+            "met": self.engine.state(),
             "stored_step": self._stored_step,
             "records": {record.group: record.state() for record in self.records},
         }
@@ -266,6 +267,7 @@ class Tracer:
         last = zip(optimizers, state["last_ledger"], strict=True)
         self._last_ledger = {id(optimizer): step for optimizer, step in last if step is not None}
         self._checked, self._stored_step = set(state["checked"]), state["stored_step"]
+        self.engine.restore(state["met"])
         for record in self.records:
             record.restore(state["records"][record.group])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -114,6 +115,12 @@ class Engine(Protocol[R]):
     def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
         """Say what to do if the shares of these micro-batches don't add up to the gradients."""
 
+    def state(self) -> list[str]:
+        """Return what a later process must know to find the same parameters used as never before."""
+
+    def restore(self, state: Sequence[str]) -> None:
+        """Go on where `state` was taken."""
+
 
 @dataclass
 class TapeEngine:
@@ -128,7 +135,7 @@ class TapeEngine:
     placer: Placer = field(default_factory=Placer)
     attribution: Attribution = field(default_factory=Attribution)
     slack: float = 1.0
-    _met: set[tuple[str, tuple[Site, ...]]] = field(default_factory=set, init=False)
+    _met: set[str] = field(default_factory=set, init=False)
 
     def tape(
         self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int | None = None, batch_axis: int = 0
@@ -192,9 +199,18 @@ class TapeEngine:
         for use in uses:
             for name in use.site.parameters:
                 sites.setdefault(name, []).append(use.site)
-        found = {(name, tuple(of)) for name, of in sites.items()} - self._met
-        self._met |= found
-        return {name for name, _ in found}
+        found = {name: hashlib.sha256(repr((name, of)).encode()).hexdigest()[:16] for name, of in sites.items()}
+        unlike = {name for name, digest in found.items() if digest not in self._met}
+        self._met |= set(found.values())
+        return unlike
+
+    def state(self) -> list[str]:
+        """Return digests of the uses of parameters that were met."""
+        return sorted(self._met)
+
+    def restore(self, state: Sequence[str]) -> None:
+        """Go on where `state` was taken."""
+        self._met = set(state)
 
     def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
         """Say what to do if the shares don't add up to the gradient."""

@@ -194,6 +194,13 @@ class FunctionalEngine:
                 )
         return None
 
+    def state(self) -> list[str]:
+        """Return nothing: no parameter is used in a way that was not met before."""
+        return []
+
+    def restore(self, state: Sequence[str]) -> None:
+        """Do nothing."""
+
     def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
         """Say what to do if the shares don't add up to the gradient.
 

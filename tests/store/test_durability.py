@@ -38,3 +38,5 @@ def test_contents_and_names_are_on_disk_before_the_commit_mark(tmp_path, monkeyp
         directories = {path for kind, path in events[last:mark] if kind == "fsync"}
         assert {str(Path(path).parent) for path in written} <= directories
     assert renamed and synced
+    made = [folder for folder in (root, *root.rglob("*")) if folder.is_dir()]
+    assert {str(folder.parent) for folder in made} <= synced, "a directory's own name stands in the one above it"
