@@ -123,18 +123,21 @@ def test_a_resumed_training_ends_with_the_same_trace(step, end, workers, uninter
     assert trace.attrs["complete"] and [entry["steps"] for entry in trace.attrs["resumed"]] == [step]
 
 
-@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata 0.11 with torch 2.13
-@pytest.mark.parametrize("step", [2, 5, 8])
-@pytest.mark.parametrize("workers", [(0, 0), (2, 2)], ids=["no workers", "two workers"])
-def test_a_stateful_dataloader_goes_on_in_the_middle_of_an_epoch(step, workers, tmp_path):
-    def loader(workers: int) -> StatefulDataLoader:
-        order = torch.Generator().manual_seed(7)
-        return StatefulDataLoader(Sentences(), 5, shuffle=True, generator=order, num_workers=workers)
+def stateful(how: str, step: int = 0) -> StatefulDataLoader:
+    """A resumable dataloader, whose sampler keeps a state or goes over the epoch's batches again."""
+    if how == "own batches":
+        return StatefulDataLoader(Sentences(), batch_sampler=Batches(step // N_BATCHES * N_BATCHES))
+    order, workers = torch.Generator().manual_seed(7), 2 if how == "two workers" else 0
+    return StatefulDataLoader(Sentences(), 5, shuffle=True, generator=order, num_workers=workers)
 
-    run(tmp_path / "whole.zarr", loader=loader(workers[0]))
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata 0.11 with torch 2.13
+@pytest.mark.parametrize("how, step", [("shuffled", 8), ("two workers", 7), ("own batches", 8)])
+def test_a_stateful_dataloader_goes_on_in_the_middle_of_an_epoch(how, step, tmp_path):
+    run(tmp_path / "whole.zarr", loader=stateful(how))
     with pytest.raises(RuntimeError, match="stopped"):
-        run(tmp_path / "a.zarr", Kill(9, RuntimeError("stopped")), saver(tmp_path), loader=loader(workers[0]))
-    run(tmp_path / "a.zarr", loader=loader(workers[1]), resume=checkpoint(tmp_path, step))
+        run(tmp_path / "a.zarr", Kill(9, RuntimeError("stopped")), saver(tmp_path / "c"), loader=stateful(how))
+    run(tmp_path / "a.zarr", loader=stateful(how, step), resume=checkpoint(tmp_path / "c", step))
     assert_same_arrays(open_trace(tmp_path / "a.zarr"), open_trace(tmp_path / "whole.zarr"))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from lightning_gradtrace.store.checked import CheckedArray
 from lightning_gradtrace.store.reading import find_array
 from lightning_gradtrace.store.schema import escape
+from lightning_gradtrace.store.target import StoreError
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
@@ -32,8 +33,16 @@ class Rows:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Occurrences or steps of the rows, rising, shape (rows,)."""
-        return self._trace.row_labels(self._group, self._axis)
+        """Occurrences or steps of the rows, rising, shape (rows,).
+
+        Raises:
+            StoreError: if they don't rise, or name what the trace doesn't hold.
+        """
+        found = self._trace.row_labels(self._group, self._axis)
+        known = self._trace.n_occurrences if self._axis == "occurrence" else np.inf
+        if len(found) and (found[0] < 0 or found[-1] >= known or (np.diff(found) <= 0).any()):
+            raise StoreError(f"`{self._group}/{self._axis}` doesn't rise within the trace's rows: the trace is damaged")
+        return found
 
     def find(self, labels: np.ndarray) -> np.ndarray:
         """Return the row of every label, -1 where there is none; shape of ``labels``."""
