@@ -64,7 +64,7 @@ class Ledger:
         """Add the line of one more parameter."""
         rounding = torch.finfo(entry.after.dtype).eps / 2
         for before, after, *parts in _pieces(entry):
-            moved = after.double().sub_(before)
+            moved = after.double() - before  # a new tensor, also of float64: what follows changes it in place
             self._change += _square(moved)
             for part in parts:
                 moved.sub_(part)
