@@ -48,12 +48,14 @@ class UpdateRule(ABC):
         tolerance: residual up to which a float32 ledger counts as closed, rounding of the weights aside.
         half_tolerance: the same where layers compute their gradients in half precision. An optimizer that lifts small
             entries of the gradient lifts their rounding errors with them.
+        carried: name of the tensor in the optimizer's state that carry comes from, None for none.
     """
 
     optimizers: ClassVar[tuple[type[Optimizer], ...]] = ()
     caution: ClassVar[str | None] = None
     tolerance: ClassVar[float] = 1e-3
     half_tolerance: ClassVar[float] = 0.2
+    carried: ClassVar[str | None] = None
 
     def remember(
         self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
@@ -67,9 +69,10 @@ class UpdateRule(ABC):
             ledger: whether carry will be asked for, so that copies of the state are worth their memory.
 
         Returns:
-            Anything, handed to `split`.
+            Anything, handed to `split`. By default "carried": a copy of the tensor that carry comes from, None without
+            a ledger or before there is one.
         """
-        return {}
+        return {} if self.carried is None else {"carried": copy_of(state, self.carried, ledger)}
 
     def overwrites_gradient(self, group: Mapping[str, Any]) -> bool:
         """Say whether a step may write into the gradients, so that a copy is needed of what it began with.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.update._base import Split, UpdateRule, bias_correction, copy_of, divide, number, wide
+from lightning_gradtrace.update._base import Split, UpdateRule, bias_correction, divide, number, wide
 
 
 class AdamRule(UpdateRule):
@@ -23,12 +23,7 @@ class AdamRule(UpdateRule):
         torch.optim.Adam,
         torch.optim.AdamW,
     )
-
-    @override
-    def remember(
-        self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
-    ) -> dict[str, Any]:
-        return {"moment": copy_of(state, "exp_avg", ledger)}
+    carried: ClassVar = "exp_avg"
 
     @override
     def split(
@@ -46,4 +41,4 @@ class AdamRule(UpdateRule):
         unit = denominator.reciprocal_().mul_(number(group["lr"]) / bias_correction(beta1, state, in_tensors))
         kept = unit * number(beta1) if before is not None else 0.0
         decoupled = group.get("decoupled_weight_decay", False)
-        return divide(group, unit * (1 - number(beta1)), before, memory["moment"], kept, decoupled)
+        return divide(group, unit * (1 - number(beta1)), before, memory["carried"], kept, decoupled)

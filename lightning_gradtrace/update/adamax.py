@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.update._base import Split, UpdateRule, bias_correction, copy_of, divide, number, wide
+from lightning_gradtrace.update._base import Split, UpdateRule, bias_correction, divide, number, wide
 
 
 class AdamaxRule(UpdateRule):
@@ -19,12 +19,7 @@ class AdamaxRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.Adamax,)
-
-    @override
-    def remember(
-        self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
-    ) -> dict[str, Any]:
-        return {"moment": copy_of(state, "exp_avg", ledger)}
+    carried: ClassVar = "exp_avg"
 
     @override
     def split(
@@ -39,4 +34,4 @@ class AdamaxRule(UpdateRule):
         rate = number(group["lr"]) / bias_correction(beta1, state, group["capturable"])
         unit = wide(state["exp_inf"]).reciprocal().mul_(rate)
         kept = unit * beta1 if before is not None else 0.0
-        return divide(group, unit * (1 - beta1), before, memory["moment"], kept)
+        return divide(group, unit * (1 - beta1), before, memory["carried"], kept)

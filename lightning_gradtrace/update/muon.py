@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.update._base import Split, UpdateRule, copy_of, number, wide
+from lightning_gradtrace.update._base import Split, UpdateRule, number, wide
 
 
 class MuonRule(UpdateRule):
@@ -28,6 +28,7 @@ class MuonRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.Muon,)
+    carried: ClassVar = "momentum_buffer"
     caution: ClassVar = (
         "the orthogonalised step of `Muon` is not linear in the samples: it is divided by holding its matrix at the "
         "value of the step. Muon iterates in bfloat16, and what it makes of its own rounding errors belongs to no "
@@ -35,12 +36,6 @@ class MuonRule(UpdateRule):
     )
     tolerance: ClassVar = 0.7
     half_tolerance: ClassVar = 0.7
-
-    @override
-    def remember(
-        self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
-    ) -> dict[str, Any]:
-        return {"buffer": copy_of(state, "momentum_buffer", ledger)}
 
     @override
     def split(
@@ -62,8 +57,8 @@ class MuonRule(UpdateRule):
         split.left, split.right = (None, matrix.T) if tall else (matrix, None)
         if before is not None:
             split.decay = wide(before) * (-number(group["lr"]) * number(group["weight_decay"]))
-            if memory["buffer"] is not None:
-                kept = wide(memory["buffer"]) * (-rate * momentum * (momentum if nesterov else 1.0))
+            if memory["carried"] is not None:
+                kept = wide(memory["carried"]) * (-rate * momentum * (momentum if nesterov else 1.0))
                 split.carry = kept @ matrix.T if tall else matrix @ kept
         return split
 

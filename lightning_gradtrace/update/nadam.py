@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.update._base import Split, UpdateRule, bias_correction, copy_of, divide, number, wide
+from lightning_gradtrace.update._base import Split, UpdateRule, bias_correction, divide, number, wide
 
 
 class NAdamRule(UpdateRule):
@@ -20,12 +20,7 @@ class NAdamRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.NAdam,)
-
-    @override
-    def remember(
-        self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
-    ) -> dict[str, Any]:
-        return {"moment": copy_of(state, "exp_avg", ledger)}
+    carried: ClassVar = "exp_avg"
 
     @override
     def split(
@@ -51,4 +46,4 @@ class NAdamRule(UpdateRule):
         )
         fresh = unit * (direct + through_moment * (1 - beta1))
         kept = unit * (through_moment * beta1) if before is not None else 0.0
-        return divide(group, fresh, before, memory["moment"], kept, group["decoupled_weight_decay"])
+        return divide(group, fresh, before, memory["carried"], kept, group["decoupled_weight_decay"])

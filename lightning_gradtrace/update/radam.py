@@ -14,7 +14,6 @@ from lightning_gradtrace.update._base import (
     Split,
     UpdateRule,
     bias_correction,
-    copy_of,
     divide,
     number,
     wide,
@@ -29,12 +28,7 @@ class RAdamRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.RAdam,)
-
-    @override
-    def remember(
-        self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
-    ) -> dict[str, Any]:
-        return {"moment": copy_of(state, "exp_avg", ledger)}
+    carried: ClassVar = "exp_avg"
 
     @override
     def split(
@@ -56,4 +50,4 @@ class RAdamRule(UpdateRule):
             unit = denominator.reciprocal_().mul_(unit * rectified * correction**0.5)
         kept = unit * beta1 if before is not None else 0.0
         decoupled = group["decoupled_weight_decay"]
-        return divide(group, unit * (1 - beta1), before, memory["moment"], kept, decoupled)
+        return divide(group, unit * (1 - beta1), before, memory["carried"], kept, decoupled)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.update._base import Split, UpdateRule, copy_of, divide, number, wide
+from lightning_gradtrace.update._base import Split, UpdateRule, divide, number, wide
 
 
 class RMSpropRule(UpdateRule):
@@ -20,12 +20,7 @@ class RMSpropRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.RMSprop,)
-
-    @override
-    def remember(
-        self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
-    ) -> dict[str, Any]:
-        return {"buffer": copy_of(state, "momentum_buffer", ledger)}
+    carried: ClassVar = "momentum_buffer"
 
     @override
     def split(
@@ -42,4 +37,4 @@ class RMSpropRule(UpdateRule):
             variance = variance.addcmul(mean, mean, value=-1)
         fresh = variance.sqrt().add_(number(group["eps"])).reciprocal_().mul_(rate)
         momentum = number(group["momentum"])
-        return divide(group, fresh, before, memory["buffer"] if momentum > 0 else None, rate * momentum)
+        return divide(group, fresh, before, memory["carried"] if momentum > 0 else None, rate * momentum)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.update._base import Split, UpdateRule, copy_of, divide, number, wide
+from lightning_gradtrace.update._base import Split, UpdateRule, divide, number, wide
 
 
 class SparseAdamRule(UpdateRule):
@@ -19,12 +19,7 @@ class SparseAdamRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.SparseAdam,)
-
-    @override
-    def remember(
-        self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
-    ) -> dict[str, Any]:
-        return {"moment": copy_of(state, "exp_avg", ledger)}
+    carried: ClassVar = "exp_avg"
 
     @override
     def split(
@@ -42,4 +37,4 @@ class SparseAdamRule(UpdateRule):
         named[tuple(gradient.coalesce().indices())] = rate
         unit = named.div_(second.sqrt().add_(number(group["eps"])))
         kept = unit * beta1 if before is not None else 0.0
-        return divide(group, unit * (1 - beta1), before, memory["moment"], kept)
+        return divide(group, unit * (1 - beta1), before, memory["carried"], kept)
