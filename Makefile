@@ -12,11 +12,12 @@ MAKEFLAGS += --no-print-directory
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format docs clean
+.PHONY: help setup demo test test-gpu lint format docs clean
 
 help:
 	@echo "make demo    train and analyse experiment=english into $(DEMO)"
 	@echo "make test    run all tests and doctests"
+	@echo "make test-gpu  the tests that need a CUDA device"
 	@echo "make lint    ruff and mypy"
 	@echo "make docs    the documentation as a site, into site/"
 	@echo "make format  let ruff rewrite the files"
@@ -28,7 +29,7 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable ".[plot,xarray,data,s3,parquet,changes,docs,bench,dev]"
+		--constraint constraints.txt --editable ".[plot,xarray,data,s3,parquet,changes,llc,docs,bench,dev]"
 	@touch $@
 
 demo: $(READY)
@@ -40,6 +41,9 @@ demo: $(READY)
 
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+
+test-gpu: $(READY)
+	@$(BIN)/python -m pytest -m gpu tests/gpu
 
 lint: $(READY)
 	@$(BIN)/ruff check .

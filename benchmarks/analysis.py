@@ -30,6 +30,8 @@ from lightning_gradtrace.store import ArraySpec, TraceWriter
 WIDTH, N_MATRICES, BATCH, K = 200, 18, 20, 1000
 N_SAMPLES, CONTEXT, VOCABULARY, EPOCHS = 58_560, 35, 28_782, 5
 N_ENTRIES = N_MATRICES * WIDTH * WIDTH
+# Occurrences that are drawn together.
+_AT_ONCE = 2000
 
 
 def params() -> pd.DataFrame:
@@ -60,21 +62,36 @@ def write(path: Path, scale: int, size: float = 1.0) -> None:
     popularity = 1 / np.arange(1, VOCABULARY + 1)
     texts = rng.choice(VOCABULARY, size=(n_samples, CONTEXT), p=popularity / popularity.sum())
     writer.append_samples(np.arange(n_samples), texts, np.full(n_samples, CONTEXT))
-    place = rng.permutation(N_ENTRIES)
+    place = rng.permutation(N_ENTRIES).astype(np.uint32)
     zeros, slot = np.zeros(BATCH, np.int32), np.arange(BATCH)
     number = 0
     for epoch in range(EPOCHS * scale):
-        for ids in rng.permutation(n_samples).reshape(-1, BATCH):
-            index = np.empty((BATCH, K), np.uint32)
-            for row in index:
-                drawn = np.unique(place[(N_ENTRIES * rng.random(3 * K // 2) ** 3).astype(np.int64)])
-                row[:] = np.sort(rng.permutation(drawn)[:K])
-            shift = rng.standard_normal((BATCH, K), np.float32) * 1e-3
-            occurrences = {"micro_batch": zeros, "slot": slot, "rank": zeros, "sample_id": ids}
-            step = {"step": number, "epoch": epoch, "loss": 5.0, "lr": [5.0]}
-            writer.append_step(step, occurrences, {"topk/index": index, "topk/shift": shift})
-            number += 1
+        order = rng.permutation(n_samples)
+        for start in range(0, n_samples, _AT_ONCE):
+            ids = order[start : start + _AT_ONCE]
+            index = select(rng, place, len(ids))
+            shift = rng.standard_normal(index.shape, np.float32) * np.float32(1e-3)
+            for first in range(0, len(ids), BATCH):
+                rows = slice(first, first + BATCH)
+                occurrences = {"micro_batch": zeros, "slot": slot, "rank": zeros, "sample_id": ids[rows]}
+                step = {"step": number, "epoch": epoch, "loss": 5.0, "lr": [5.0]}
+                writer.append_step(step, occurrences, {"topk/index": index[rows], "topk/shift": shift[rows]})
+                number += 1
     writer.close(complete=True)
+
+
+def select(rng: np.random.Generator, place: np.ndarray, n: int) -> np.ndarray:
+    """Draw K different entries for each of n occurrences, the popular ones more often; (n, K), each row ascending."""
+    drawn = np.sort((N_ENTRIES * rng.random((n, 3 * K // 2), np.float32) ** 3).astype(np.uint32), axis=1)
+    again = np.zeros(drawn.shape, bool)
+    np.equal(drawn[:, 1:], drawn[:, :-1], out=again[:, 1:])
+    # Of the different ones, K at random: those with the smallest lots.
+    lots = rng.random(drawn.shape, np.float32)
+    lots[again] = 2.0
+    chosen = np.argpartition(lots, K, axis=1)[:, :K]
+    if np.take_along_axis(again, chosen, axis=1).any():
+        raise RuntimeError(f"fewer than {K} different entries were drawn")
+    return np.sort(place[np.take_along_axis(drawn, chosen, axis=1)], axis=1)
 
 
 def measure(path: Path, more: bool) -> dict[str, Any]:

@@ -26,11 +26,12 @@ from lightning_gradtrace import analysis, open_trace, overview, report
 WRITTEN = ("config.yaml", "metrics.yaml", "model.ckpt", "trace.zarr")
 
 
-def load_run(run: Path) -> tuple[DictConfig, LanguageModel]:
+def load_run(run: Path, device: str = "cpu") -> tuple[DictConfig, LanguageModel]:
     """Return the resolved configuration of a run and its trained model.
 
     Args:
         run: directory that `examples/train.py` wrote.
+        device: where the model goes; analyses run it where it is.
 
     Raises:
         FileNotFoundError: it did not, or did not finish.
@@ -46,7 +47,7 @@ def load_run(run: Path) -> tuple[DictConfig, LanguageModel]:
     checkpoint = torch.load(run / "model.ckpt", weights_only=True, map_location="cpu")
     model = instantiate(cfg.model, n_tokens=checkpoint["hyper_parameters"]["n_tokens"])
     model.load_state_dict(checkpoint["state_dict"])
-    return cfg, model.eval()
+    return cfg, model.eval().to(device)
 
 
 def model_of_run(run: str) -> tuple[LanguageModel, Any]:
@@ -94,7 +95,7 @@ def analyze(run: Path, output: Path, overrides: dict[str, Any] | None = None) ->
     controls = pd.concat(
         [
             analysis.random_control(trace, predictor, chosen, entries, **common),
-            analysis.neuron_control(trace, predictor, chosen, entries, n_neurons=cfg.n_other_neurons, **common),
+            analysis.peer_control(trace, predictor, chosen, entries, n_peers=cfg.n_other_neurons, **common),
             analysis.frequency_control(trace, predictor, chosen, entries, **common),
             analysis.null_control(trace, predictor, chosen, entries, **null, **common),
         ],

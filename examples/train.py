@@ -1,7 +1,9 @@
 """Train an experiment and record it: `python -m examples.train experiment=english`.
 
 The run directory holds the trace (`trace.zarr`), the trained model (`model.ckpt`), the resolved configuration
-(`config.yaml`, also inside the trace), perplexities (`metrics.yaml`) and what Hydra writes.
+(`config.yaml`, also inside the trace), perplexities and times (`metrics.yaml`) and what Hydra writes. Of the times,
+`training_seconds` is the whole of `Trainer.fit`, `loop_seconds` what lies between the start of its first and the end of
+its last step, validation and the writing of the trace included; neither holds the loading of the text.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from typing import Any
 
 import hydra
 import lightning as L
+import torch
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
 
 from examples.data.base import TextDataModule
@@ -56,7 +60,8 @@ def train(cfg: DictConfig) -> L.Trainer:
     data.setup("fit")
     model = instantiate(cfg.model, n_tokens=len(data.vocabulary), **instantiate(cfg.optim))
     callbacks = instantiate_callbacks(cfg.callbacks, resolved, data.vocabulary.words)
-    trainer: L.Trainer = instantiate(cfg.trainer, callbacks=callbacks)
+    clock = Timer(verbose=False)  # last, so that it stops when the trace is written
+    trainer: L.Trainer = instantiate(cfg.trainer, callbacks=[*callbacks, clock])
 
     started = time.perf_counter()
     trainer.fit(model, datamodule=data)
@@ -67,6 +72,9 @@ def train(cfg: DictConfig) -> L.Trainer:
         trainer.test(model, datamodule=data, verbose=False)
         metrics["test_perplexity"] = float(trainer.callback_metrics["test_perplexity"])
     metrics["training_seconds"] = seconds
+    metrics["loop_seconds"] = clock.time_elapsed("train")
+    if torch.cuda.is_initialized():
+        metrics["peak_gpu_megabytes"] = torch.cuda.max_memory_allocated() / 1e6
     OmegaConf.save(OmegaConf.create(metrics), run / "metrics.yaml")
     for name, value in metrics.items():
         print(f"{name.replace('_', ' '):<22} {value:.2f}")
@@ -74,14 +82,19 @@ def train(cfg: DictConfig) -> L.Trainer:
     return trainer
 
 
-@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
-def main(cfg: DictConfig) -> None:
-    """Compose the configuration and train."""
+def quietly() -> None:
+    """Leave out what a run of these experiments need not say."""
     # Lightning's advice on speed (the texts are in memory, and workers are a choice of the configuration), its use of
     # what torch 2.13 has deprecated, and its tips.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Compose the configuration and train."""
+    quietly()
     train(cfg)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_gradtrace.callback import GradTrace as GradTrace
     from lightning_gradtrace.record.dense import Dense as Dense
+    from lightning_gradtrace.record.division import Division as Division
     from lightning_gradtrace.record.factored import Factored as Factored
     from lightning_gradtrace.record.gains import Gains as Gains
     from lightning_gradtrace.record.norms import Norms as Norms
@@ -27,6 +28,7 @@ _PLACES = {
     "TokenGrads": "record.token_grads",
     "TopK": "record.topk",
     "Dense": "record.dense",
+    "Division": "record.division",
     "Factored": "record.factored",
     "Sketch": "record.sketch",
     "Gains": "record.gains",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_gradtrace.record.schedule import Schedule
+
 
 def check_engine(engine: str, per_sample_loss: Any) -> None:
     """Raise if the engine and `per_sample_loss` don't go together."""
@@ -52,7 +54,8 @@ def check_settings(settings: Any) -> None:
     check_choice("on_error", settings.on_error, ("raise", "disable"))
     check_interval("every_n_steps", settings.every_n_steps, optional=False)
     check_interval("ledger_every_n_steps", settings.ledger_every_n_steps, optional=True)
-    check_interval("weights_every_n_steps", settings.weights_every_n_steps, optional=True)
+    if not isinstance(settings.weights_every_n_steps, Schedule):
+        check_interval("weights_every_n_steps", settings.weights_every_n_steps, optional=True)
     groups = [record.group for record in settings.records]
     if not groups or len(set(groups)) < len(groups):
         raise ValueError(

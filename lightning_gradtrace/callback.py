@@ -35,6 +35,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_gradtrace.arguments import check_settings
+from lightning_gradtrace.beginning import check_strategy, open_writer
 from lightning_gradtrace.capture.arrival import BatchReader
 from lightning_gradtrace.capture.compiled import check_not_compiled
 from lightning_gradtrace.capture.engines import make_engine
@@ -43,14 +44,16 @@ from lightning_gradtrace.capture.parameters import ParameterFilter, select_param
 from lightning_gradtrace.capture.rehearsal import loss_factor, rehearse
 from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
 from lightning_gradtrace.capture.sample_losses import PerSampleLoss
+from lightning_gradtrace.checkpoint import state_of_rank
 from lightning_gradtrace.guard import guarded, refuse_to_resume
-from lightning_gradtrace.provenance import plain, trace_attributes
-from lightning_gradtrace.record import ParameterInfo, Record, TopK
+from lightning_gradtrace.provenance import trace_attributes
+from lightning_gradtrace.ranks import Ranks
+from lightning_gradtrace.record import ParameterInfo, Record, Schedule, TopK
 from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
+from lightning_gradtrace.record.parameters import parameter_infos, parameter_table
+from lightning_gradtrace.record.schedule import as_schedule
 from lightning_gradtrace.run import Run
-from lightning_gradtrace.store.cursor import Cursor
-from lightning_gradtrace.store.writer import TraceWriter
-from lightning_gradtrace.tracer import Tracer, parameter_infos, parameter_table
+from lightning_gradtrace.tracer import Tracer
 from lightning_gradtrace.update.nesting import in_outermost_step
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
@@ -82,7 +85,7 @@ class GradTrace(Callback):
         ledger_every_n_steps: how often the ledger's residual and the check of the sums are computed; None: only the
             check, at the first captured step.
         log_residual: show the last residual in the progress bar and log it, as ``gradtrace/residual``.
-        weights_every_n_steps: how often all weights are stored, None for never.
+        weights_every_n_steps: how often all weights are stored, or at which steps (a `Schedule`), None for never.
         on_error: "raise" stops the training when a step can't be recorded; "disable" lets it go on, and the trace
             says where and why it ends.
         overwrite: replace an existing trace at ``path``. Nothing but a trace is ever replaced.
@@ -113,7 +116,7 @@ class GradTrace(Callback):
         vocab: Any = None,
         ledger_every_n_steps: int | None = 50,
         log_residual: bool = False,
-        weights_every_n_steps: int | None = None,
+        weights_every_n_steps: int | Schedule | None = None,
         on_error: Literal["raise", "disable"] = "raise",
         overwrite: bool = False,
         config: Any = None,
@@ -155,10 +158,7 @@ class GradTrace(Callback):
             return
         # Lightning loads a checkpoint after this hook; what an earlier fit left behind is none of this one's.
         self._state, self._resume = {}, {}
-        if trainer.world_size > 1:
-            raise ValueError(
-                f"GradTrace records one process, but the Trainer runs {trainer.world_size}. Use `Trainer(devices=1)`."
-            )
+        check_strategy(trainer.strategy, trainer.world_size)
         check_not_compiled(pl_module)
         # A filter that matches nothing is said before any data is loaded.
         select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
@@ -170,6 +170,8 @@ class GradTrace(Callback):
         if "ended" in self._resume:
             self._state = refuse_to_resume(self.path, self._resume, self.on_error)
             return
+        ranks = Ranks.join() if trainer.world_size > 1 else Ranks()
+        resume = state_of_rank(self._resume, ranks)
         tracked = select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
         coarse = str(trainer.precision).startswith(_LOW_PRECISION)
         context, choices = trainer.precision_plugin.train_step_context, [r.choice(self.vocab) for r in self.records]
@@ -178,21 +180,19 @@ class GradTrace(Callback):
         self._announce(trainer, infos)
         n_groups = max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1)
         n_groups += _thawing(trainer)  # unfreezing adds a group of parameters
-        writer = TraceWriter(
+        writer = open_writer(
+            ranks,
             self.path,
+            trace_attributes(trainer, pl_module, self._settings(), self.config, tracked, self.records),
+            self.overwrite,
+            resume,
             params=parameter_table(infos),
             specs=[spec for record in self.records for spec in record.arrays(infos)],
-            attrs={
-                **trace_attributes(trainer, pl_module, self._settings(), self.config, [p.name for p in tracked]),
-                "records": plain({record.group: record.describe() for record in self.records}),
-            },
             n_groups=n_groups,
-            overwrite=self.overwrite,
             vocab=self.vocab,
-            resume=Cursor.from_state(self._resume) if self._resume else None,
         )
         every = self.ledger_every_n_steps
-        tracer = Tracer(pl_module, tracked, self.records, writer, self.quantity, every, coarse, n_groups, engine)
+        tracer = Tracer(pl_module, tracked, self.records, writer, self.quantity, every, coarse, n_groups, engine, ranks)
         reader = BatchReader(self._id_source(), self.batch_axis, self.inputs)
         self._run = Run(
             tracer,
@@ -201,10 +201,10 @@ class GradTrace(Callback):
             manual=not pl_module.automatic_optimization,
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             every_n_steps=self.every_n_steps,
-            weights_every_n_steps=self.weights_every_n_steps,
+            weights=as_schedule("GradTrace", self.weights_every_n_steps) if ranks.rank == 0 else None,
         )
-        if self._resume:
-            self._run.restore(self._resume)
+        if resume:
+            self._run.restore(resume)
         self._run.watch(functools.partial(self._step_begins, trainer), self._step_ended)
 
     def _announce(self, trainer: pl.Trainer, infos: Sequence[ParameterInfo]) -> None:
@@ -214,6 +214,7 @@ class GradTrace(Callback):
         except MisconfigurationException:  # accumulation that changes between epochs
             n_steps = math.inf
         n_samples = samples_per_step(trainer.train_dataloader, trainer.accumulate_grad_batches)
+        n_samples = None if n_samples is None else n_samples * trainer.world_size
         outlook = look_ahead(self.path, infos, self.records, max(0, n_steps), n_samples, self.every_n_steps)
         rank_zero_info(f"GradTrace: {outlook.text}")
         if not outlook.fits:
@@ -314,7 +315,8 @@ class GradTrace(Callback):
     @guarded
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._run is not None
-        self._run.store_weights(trainer.global_step, last=True)
+        self._run.end(trainer.global_step)
+        self._take_state()
         self._close(complete=True)
 
     @override
@@ -341,4 +343,4 @@ class GradTrace(Callback):
                 run.close(complete=complete, reason=reason)
             finally:
                 # Lightning may make a checkpoint after an exception.
-                self._state = run.state()
+                self._state = self._state if complete else run.lone_state()

@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_gradtrace.capture.parameters import TrackedParameter
+from lightning_gradtrace.record import Record
 from lightning_gradtrace.update import UpdateRule, rule_for
 from lightning_gradtrace.update._generic import GenericRule
 
@@ -84,7 +86,12 @@ def plain(value: Any) -> Any:
 
 
 def trace_attributes(
-    trainer: Any, module: Any, settings: Mapping[str, Any], user: Any, tracked: Sequence[str]
+    trainer: Any,
+    module: Any,
+    settings: Mapping[str, Any],
+    user: Any,
+    tracked: Sequence[TrackedParameter],
+    records: Sequence[Record],
 ) -> dict[str, Any]:
     """Return the attributes that a trace carries from its beginning.
 
@@ -93,7 +100,8 @@ def trace_attributes(
         module: the LightningModule.
         settings: the arguments of GradTrace; ``quantity`` among them.
         user: what the user wants to be kept.
-        tracked: names of the tracked parameters.
+        tracked: the tracked parameters.
+        records: what is kept.
     """
     names = ("max_epochs", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "precision")
     parameters = dict(module.named_parameters(remove_duplicate=False))
@@ -108,6 +116,7 @@ def trace_attributes(
         "quantity": settings["quantity"],
         "versions": versions(),
         "model": describe_model(module),
-        "optimizer": describe_optimizers(trainer.optimizers, {name: parameters[name] for name in tracked}),
+        "optimizer": describe_optimizers(trainer.optimizers, {p.name: parameters[p.name] for p in tracked}),
         "config": plain(config),
+        "records": plain({record.group: record.describe() for record in records}),
     }

@@ -18,6 +18,9 @@ from torch.optim import Optimizer
 from lightning_gradtrace.capture.arrival import Arrival, BatchReader
 from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.tape import deactivate
+from lightning_gradtrace.checkpoint import joint_state, lone_state
+from lightning_gradtrace.ranks import Ranks, held_back
+from lightning_gradtrace.record import Schedule
 from lightning_gradtrace.step import Position
 from lightning_gradtrace.tracer import Tracer
 
@@ -38,7 +41,8 @@ class Run:
         manual: whether the training step itself calls backward and the optimizers.
         scaler: the GradScaler of the precision plugin, None without one.
         every_n_steps: record every n-th optimizer step; with several optimizers, every n-th of each.
-        weights_every_n_steps: store all weights every n-th step, None for never.
+        weights: before which steps all weights are stored, None for never.
+        failure: an error that waits until the ranks meet, see `ranks.held_back`; None with a single process.
     """
 
     tracer: Tracer
@@ -47,7 +51,8 @@ class Run:
     manual: bool = False
     scaler: Any = None
     every_n_steps: int = 1
-    weights_every_n_steps: int | None = None
+    weights: Schedule | None = None
+    failure: Exception | None = field(default=None, init=False)
     _hooks: list[Any] = field(default_factory=list, init=False)
     _n_batches: int = field(default=0, init=False)
     _n_steps: dict[int, int] = field(default_factory=dict, init=False)
@@ -57,7 +62,18 @@ class Run:
     _tokens: bool = field(default=False, init=False)
     _loss: Tensor | None = field(default=None, init=False)
     _stepping: Optimizer | None = field(default=None, init=False)
-    _announced: bool = field(default=False, init=False)
+    _announced: Optimizer | None = field(default=None, init=False)
+    _recorded: bool = field(default=False, init=False)
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that record together."""
+        return self.tracer.ranks
+
+    def fail(self, error: Exception) -> None:
+        """Record nothing more, and say why when the ranks meet."""
+        self.failure = error
+        self._drop_tape()
 
     def watch(self, before: Callable[..., None], after: Callable[..., None]) -> None:
         """Register hooks around the steps of all optimizers, until `close`."""
@@ -75,6 +91,10 @@ class Run:
             step: number of the coming optimizer step.
         """
         self._settle()
+        self._begin_batch(batch, number, step)
+
+    @held_back
+    def _begin_batch(self, batch: Any, number: int, step: int) -> None:
         arrival = self.reader.read(batch, number)
         self._n_batches += 1
         if not self.manual and (step % self.every_n_steps or not self._due(step)):
@@ -87,6 +107,7 @@ class Run:
         self._tokens = any(record.wants_tokens and (self.manual or record.due(step)) for record in self.tracer.records)
         self._resume()
 
+    @held_back
     def before_backward(self, loss: Tensor, rehearse: Rehearsal) -> None:
         """Look at the gradients as the backward pass finds them.
 
@@ -112,6 +133,7 @@ class Run:
         self._loss = loss.detach()
         self._resume()
 
+    @held_back
     def after_backward(self, rehearse: Rehearsal, factor: float = 1.0) -> None:
         """Take the shares of a backward pass that is done.
 
@@ -155,7 +177,7 @@ class Run:
         """
         self._suspend()
         self._check_seen()
-        if self._announced and self._stepping is optimizer:
+        if self._announced is not None and self._stepping is optimizer:
             raise ValueError(
                 f"GradTrace: the optimizer `{type(optimizer).__name__}` evaluates its closure more than once in one "
                 "step, so the step does not follow from one gradient and can't be divided among samples. Use an "
@@ -164,17 +186,22 @@ class Run:
         self._settle()
         key, alone = id(optimizer), len(self.optimizers) == 1
         number = max(step, self._next_step)
-        self._next_step, self._announced = number + 1, True
+        self._next_step, self._announced = number + 1, optimizer
         count = number if alone else self._n_steps.get(key, 0)
         self._n_steps[key] = count + 1
+        self._recorded = count % self.every_n_steps == 0 and self._due(number)
+        self._before_step(optimizer, number, epoch, rank)
+
+    @held_back
+    def _before_step(self, optimizer: Optimizer, number: int, epoch: int, rank: int) -> None:
         self.store_weights(number)
         index = next((i for i, known in enumerate(self.optimizers) if known is optimizer), 0)
         scale = float(self.scaler.get_scale()) if self.scaler is not None and self.scaler.is_enabled() else 1.0
         self.tracer.before_step(
             optimizer,
             Position(number, epoch, rank, index),
-            record=count % self.every_n_steps == 0 and self._due(number),
-            alone=alone,
+            record=self._recorded,
+            alone=len(self.optimizers) == 1,
             loss_scale=scale,
         )
 
@@ -187,9 +214,9 @@ class Run:
             announce: calls `before_step`, for a step that Lightning does not know of: of the bare optimizer.
         """
         self._stepping = optimizer
-        if self.manual and not self._announced and kwargs.get("closure") is None:
+        if self.manual and self._announced is None and kwargs.get("closure") is None:
             announce()
-        if self._announced:
+        if self._announced is not None:
             self._suspend()
 
     def _await_closure(
@@ -218,7 +245,7 @@ class Run:
             ValueError: nobody said beforehand that it would be made.
         """
         self._stepping = None
-        if self.manual and self._tape is not None and not self._announced:
+        if self.manual and self._tape is not None and self._announced is None:
             raise ValueError(
                 f"GradTrace: `{type(optimizer).__name__}` made a step with a closure that Lightning does not know of. "
                 "Use the optimizers that `self.optimizers()` returns."
@@ -243,7 +270,17 @@ class Run:
         self._drop_tape()
 
     def state(self) -> dict[str, Any]:
-        """Make everything recorded so far visible, and return what a later process needs to go on from here."""
+        """Make everything recorded so far visible, and return what a later process needs to go on from here.
+
+        With several ranks, all of which call this, it is the state of all.
+        """
+        return joint_state(self.ranks, self._own_state, self.failure)
+
+    def lone_state(self) -> dict[str, Any]:
+        """Return the state after an error, when the other ranks can't be asked any more."""
+        return lone_state(self.ranks, self._own_state())
+
+    def _own_state(self) -> dict[str, Any]:
         return {
             "version": STATE_VERSION,
             **self.tracer.writer.cursor().state(),
@@ -261,10 +298,14 @@ class Run:
         self.reader.restore(state["reader"], self.tracer.writer.stored_samples)
         self.tracer.restore(state["tracer"], self.optimizers)
 
+    @held_back
+    def end(self, step: int) -> None:
+        """Take note that the training came to its end, before optimizer step ``step``."""
+        self.store_weights(step, last=True)
+
     def store_weights(self, step: int, last: bool = False) -> None:
         """Store the weights as they are before a step, if it is time to."""
-        every = self.weights_every_n_steps
-        if every is not None and (last or step % every == 0):
+        if self.weights is not None and (last or self.weights.due(step)):
             self.tracer.store_weights(max(step, self._next_step) if last else step)
 
     def close(self, *, complete: bool, reason: str | None) -> None:
@@ -289,13 +330,24 @@ class Run:
 
     def _settle(self) -> None:
         """Finish a step that was announced and whose end nobody saw: one that the GradScaler skipped."""
-        if self._announced:
+        if self._announced is not None:
             self._finish(skipped=self.scaler is not None)
 
     def _finish(self, *, skipped: bool) -> None:
-        if self._announced:
-            self._announced = False
-            self.tracer.after_step(skipped)
+        optimizer, self._announced = self._announced, None
+        if optimizer is None:
+            return
+        self._complete_step(skipped)
+        compare = self._recorded and self.ranks.size > 1 and self.ranks.agree(self.failure, self.tracer.wants_sums)
+        self._after_step(optimizer, skipped, compare)
+
+    @held_back
+    def _complete_step(self, skipped: bool) -> None:
+        self.tracer.complete_step(skipped)
+
+    @held_back
+    def _after_step(self, optimizer: Optimizer, skipped: bool, compare: bool) -> None:
+        self.tracer.after_step(optimizer, skipped, compare)
 
     def _suspend(self) -> None:
         if self._tape is not None:

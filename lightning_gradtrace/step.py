@@ -38,7 +38,9 @@ class Step:
         division: what is known of it.
         micro_batches: the shares of the gradients that it uses.
         losses: the losses that were back-propagated, times the loss scale.
+        loss_scale: what the losses were multiplied by (fp16 AMP).
         norm: norm of all gradients of the optimizer before clipping.
+        check: parameters whose shares are to be summed and compared with their gradients.
         sum_error: largest relative error of a sum of shares, NaN where it was not computed.
     """
 
@@ -46,7 +48,9 @@ class Step:
     division: StepDivision
     micro_batches: Sequence[MicroBatch]
     losses: Sequence[Tensor]
+    loss_scale: float = 1.0
     norm: float = float("nan")
+    check: frozenset[str] = frozenset()
     sum_error: float = float("nan")
 
     def occurrences(self) -> dict[str, np.ndarray]:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,8 +21,11 @@ from lightning_gradtrace.capture.check import check_known, check_sums, check_use
 from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe
-from lightning_gradtrace.capture.shares import Share, accumulation_dtype
-from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
+from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.over_ranks import compare_over_ranks
+from lightning_gradtrace.ranks import Ranks
+from lightning_gradtrace.record import ParameterShifts, Record, StepShifts
+from lightning_gradtrace.record.parameters import parameter_infos
 from lightning_gradtrace.record.token_grads import with_tokens
 from lightning_gradtrace.step import Position, Step
 from lightning_gradtrace.store.writer import TraceWriter
@@ -32,22 +34,6 @@ from lightning_gradtrace.update.division import StepDivision, explain, gradient_
 from lightning_gradtrace.update.ledger import Balance
 
 Quantity = Literal["shift", "gradient"]
-
-
-def parameter_infos(tracked: Sequence[TrackedParameter]) -> list[ParameterInfo]:
-    """Number the entries of the tracked parameters: the rows of the params table."""
-    infos, offset = [], 0
-    for p in tracked:
-        dtype = str(accumulation_dtype(p.tensor.dtype)).removeprefix("torch.")
-        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module, dtype))
-        offset += infos[-1].numel
-    return infos
-
-
-def parameter_table(infos: Sequence[ParameterInfo]) -> pd.DataFrame:
-    """Return the params table as the store keeps it: name, shape, numel, offset, kind, module."""
-    columns = ("name", "shape", "numel", "offset", "kind", "module")
-    return pd.DataFrame([{column: getattr(info, column) for column in columns} for info in infos], columns=columns)
 
 
 @dataclass
@@ -64,6 +50,7 @@ class Tracer:
         low_precision: whether the forward pass runs in half precision, where sums agree less closely.
         n_groups: number of parameter groups that the steps table has columns for.
         engine: the way to per-sample gradients.
+        ranks: the processes that the gradients are averaged over.
         accumulation: which backward passes the gradients hold.
         residual: of the last ledger, NaN before the first one.
     """
@@ -77,6 +64,7 @@ class Tracer:
     low_precision: bool = False
     n_groups: int = 1
     engine: Engine[Any] = field(default_factory=TapeEngine)
+    ranks: Ranks = field(default_factory=Ranks)
     accumulation: Accumulation = field(default_factory=Accumulation, init=False)
     _step: Step | None = field(default=None, init=False)
     _met: set[int] = field(default_factory=set, init=False)
@@ -174,10 +162,11 @@ class Tracer:
         if id(optimizer) not in self._rules:
             self._rules[id(optimizer)] = explain(optimizer)
         every, last = self.ledger_every_n_steps, self._last_ledger.get(id(optimizer))
-        ledger = every is not None and (last is None or position.step - last >= every)
+        scheduled = every is not None and (last is None or position.step - last >= every)
+        ledger = scheduled or any(record.wants_ledger and record.due(position.step) for record in self.records)
         rule = self._rules[id(optimizer)]
-        division = StepDivision.begin(optimizer, rule, tracked, ledger, loss_scale, reference)
-        self._step = Step(position, division, micro_batches, losses)
+        division = StepDivision.begin(optimizer, rule, tracked, ledger, loss_scale * self.ranks.size, reference)
+        self._step = Step(position, division, micro_batches, losses, loss_scale)
         # Fused optimizers are handed scaled gradients and divide by the scale in their own kernel.
         scaled = loss_scale if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
         self._step.norm = gradient_norm(optimizer) / scaled
@@ -185,34 +174,51 @@ class Tracer:
             self._met.add(id(optimizer))
             used = {name for name, p in self.parameters().items() if p.grad is not None}
             check_used([p for p in self.tracked if alone or p.name in tracked], used)
-        doubtful = {n: g for n, g in division.gradients.items() if ledger or self._is_doubtful(n, micro_batches)}
-        if doubtful:
-            self._step.sum_error = self._check(micro_batches, doubtful, self._step.norm, loss_scale)
-        if ledger:
+        doubtful = (n for n in division.gradients if scheduled or self._is_doubtful(n, micro_batches))
+        self._step.check = frozenset(doubtful)
+        if self._step.check and self.ranks.size == 1:
+            self._step.sum_error = self._check(self._step)
+        if scheduled:
             self._last_ledger[id(optimizer)] = position.step
+
+    @property
+    def wants_sums(self) -> bool:
+        """Whether the step under way is to be compared over all ranks."""
+        return self._step is not None and bool(self._step.check)
 
     def gradients_are_final(self) -> None:
         """Take note that clipping is over and the optimizer is about to use the gradients."""
         if self._step is not None:
             self._step.division.keep_gradients()
 
-    def after_step(self, skipped: bool = False) -> None:
+    def complete_step(self, skipped: bool = False) -> None:
+        """Read off the step that was just made; see `after_step`."""
+        step = self._step
+        if step is None:
+            return
+        if skipped:
+            self._last_ledger.pop(id(step.division.optimizer), None)
+        else:
+            step.division.complete()
+            self._say_if_edited(step.division.unexplained)
+
+    def after_step(self, optimizer: Optimizer, skipped: bool = False, compare: bool = False) -> None:
         """Divide the step that was just made, reduce it, and append it to the trace.
 
         Args:
+            optimizer: the optimizer that made it.
             skipped: the optimizer left the weights as they are (overflow under fp16 AMP): all shifts are zero.
+            compare: whether the ranks, of which there are several, compare sums.
         """
         step, self._step = self._step, None
+        joint = self._compare(optimizer, step, skipped) if compare else None
         if step is None:
             return
         division, position = step.division, step.position
-        if skipped:
-            self._last_ledger.pop(id(division.optimizer), None)
-        else:
-            division.complete()
-            self._say_if_edited(division.unexplained)
         shifts = self._shifts(step, self.quantity, skipped)
         shifts.number = position.step
+        if division.ledger and not skipped:
+            shifts.ledger = functools.partial(division.entries, self._totals(step, shifts))
         first = self.writer.n_occurrences
         rows: dict[str, np.ndarray] = {}
         # By name, so that TopK per step comes after TopK per sample and takes over what that found.
@@ -220,13 +226,15 @@ class Tracer:
             if record.due(position.step):
                 self.writer.declare(record.later_specs(shifts))
                 rows.update(record.rows(shifts, first))
-        ledger = Balance() if skipped else self._balance(step, shifts if self.quantity == "shift" else None)
+        ledger = joint
+        if ledger is None:
+            ledger = Balance() if skipped else self._balance(step, shifts)
         nonfinite = sum(int((~np.isfinite(r)).sum()) for r in rows.values() if np.issubdtype(r.dtype, np.floating))
         row = {
             "step": position.step,
             "epoch": position.epoch,
             "optimizer": position.optimizer,
-            "loss": float(torch.stack([loss.double() for loss in step.losses]).sum()) / division.loss_scale,
+            "loss": float(torch.stack([loss.double() for loss in step.losses]).sum()) / step.loss_scale,
             "lr": self._by_group([setting(group.get("lr")) for group in division.optimizer.param_groups]),
             "momentum": self._by_group([first_momentum(group) for group in division.optimizer.param_groups]),
             "grad_norm": step.norm,
@@ -275,26 +283,40 @@ class Tracer:
         """Say whether a parameter's sum was not found right before, as it is used now; that of no share never was."""
         return name not in self._checked or not any(name in micro_batch.shares for micro_batch in micro_batches)
 
-    def _check(
-        self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor], norm: float, loss_scale: float
-    ) -> float:
+    def _check(self, step: Step) -> float:
         """Compare the sums of the shares with the gradients."""
-        true = {name: gradient * loss_scale for name, gradient in gradients.items()} if loss_scale != 1 else gradients
-        errors = sum_errors(micro_batches, true, norm * loss_scale)
-        advice = functools.partial(self.engine.advice, micro_batches, true)
-        check_sums(errors, true, self.low_precision, advice, self.engine.slack)
+        gradients, scale = step.division.gradients, step.division.loss_scale
+        true = {name: gradients[name] * scale if scale != 1 else gradients[name] for name in sorted(step.check)}
+        errors = sum_errors(step.micro_batches, true, step.norm * scale)
+        return self._judge(errors, true, functools.partial(self.engine.advice, step.micro_batches, true))
+
+    def _judge(self, errors: Mapping[str, float], gradients: Mapping[str, Tensor], advice: Callable[[], str]) -> float:
+        check_sums(errors, gradients, self.low_precision, advice, self.engine.slack)
         finite = {name: error for name, error in errors.items() if np.isfinite(error)}
         self._checked.update(finite)  # an overflowed gradient proves nothing
         return max(finite.values()) if finite else float("nan")
 
-    def _balance(self, step: Step, shifts: StepShifts | None) -> Balance:
+    def _compare(self, optimizer: Optimizer, step: Step | None, skipped: bool) -> Balance:
+        """Do on all ranks together what a single process does by `_check` and `_balance`."""
+        errors, ledger = compare_over_ranks(self.ranks, step, self._held([optimizer]), skipped)
+        if step is not None:
+            advice = functools.partial(self.engine.advice, step.micro_batches, {})
+            step.sum_error = self._judge(errors, step.division.gradients, advice)
+            self.residual = ledger.residual if step.division.ledger and not skipped else self.residual
+        return ledger
+
+    def _balance(self, step: Step, shifts: StepShifts) -> Balance:
         if not step.division.ledger:
             return Balance()
-        shifts = self._shifts(step, "shift") if shifts is None else shifts
-        by_name = {p.info.name: p for p in shifts.parameters}
-        ledger = step.division.balance(lambda name: by_name[name].total())
+        ledger = step.division.balance(self._totals(step, shifts))
         self.residual = ledger.residual
         return ledger
+
+    def _totals(self, step: Step, shifts: StepShifts) -> Callable[[str], Tensor | None]:
+        """Return what sums the shifts of a parameter, whatever quantity is recorded."""
+        shifts = shifts if self.quantity == "shift" else self._shifts(step, "shift")
+        by_name = {p.info.name: p for p in shifts.parameters}
+        return lambda name: by_name[name].total()
 
     def _say_if_edited(self, names: Sequence[str]) -> None:
         """Warn once where something was added to gradients between the backward pass and the step."""

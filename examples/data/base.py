@@ -24,6 +24,8 @@ class TextDataModule(L.LightningDataModule):
         min_count: words less frequent in the training split become `<unk>`.
         shuffle: draw training samples in random order. The shorter last batch is then left out.
         num_workers: processes that load.
+        scramble: put the words of the training text in random order, the same in every run: a control in which only
+            their frequencies can be learned.
 
     Attributes:
         vocabulary: words of the training split, once `setup` has run.
@@ -40,6 +42,7 @@ class TextDataModule(L.LightningDataModule):
         min_count: int = 1,
         shuffle: bool = False,
         num_workers: int = 0,
+        scramble: bool = False,
     ) -> None:
         super().__init__()
         self.batch_size = batch_size
@@ -48,6 +51,7 @@ class TextDataModule(L.LightningDataModule):
         self.min_count = min_count
         self.shuffle = shuffle
         self.num_workers = num_workers
+        self.scramble = scramble
         self.datasets: dict[str, ColumnDataset] = {}
 
     @abstractmethod
@@ -64,6 +68,8 @@ class TextDataModule(L.LightningDataModule):
         for split, lines in tokens.items():
             text = torch.from_numpy(self.vocabulary.encode(token for line in lines for token in line))
             train = split == "train"
+            if train and self.scramble:
+                text = text[torch.randperm(len(text), generator=torch.Generator().manual_seed(0))]
             n_columns = self.batch_size if train else self.eval_batch_size
             self.datasets[split] = ColumnDataset(text, n_columns, self.context, whole=train and self.shuffle)
 

@@ -13,6 +13,7 @@ from examples.models import CircuitTransformer
 from examples.models.circuit_model import IGNORE
 from lightning_gradtrace.measures import (
     excluded_loss,
+    fourier_basis,
     frequency_power,
     gini,
     key_frequencies,
@@ -59,7 +60,7 @@ class ModularAddition(Task):
         return Sequences(tokens, targets, patterns)
 
     def logits(self, network: CircuitTransformer) -> Tensor:
-        """Return the answer's logits of all pairs, shape (p * p, p), float64."""
+        """Return the answer's logits of all pairs, shape (p * p, p), float64, of a network on the CPU."""
         return network(self.tokens)[:, -1].double()
 
     @override
@@ -91,5 +92,19 @@ class ModularAddition(Task):
         }
 
     def final_frequencies(self, network: CircuitTransformer) -> list[int]:
-        """Return the key frequencies of a trained network, from its logits."""
-        return key_frequencies(logit_frequency_power(self.logits(network)))
+        """Return the key frequencies of a trained network, from its logits; the strongest if none is strong."""
+        power = logit_frequency_power(self.logits(network))
+        return key_frequencies(power) or [int(power.argmax()) + 1]
+
+
+def number_waves(p: int, n_others: int = 0) -> Tensor:
+    """Return the Fourier basis over the first p rows of a table, zero on the others; see `fourier_basis`.
+
+    Args:
+        p: the modulus.
+        n_others: rows of the table for tokens that are no numbers.
+
+    Returns:
+        Shape (p, p + n_others): constant, cosine and sine of frequency 1, of 2, ...
+    """
+    return F.pad(fourier_basis(p), (0, n_others))

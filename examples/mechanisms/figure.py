@@ -1,49 +1,58 @@
-"""The figure of a head's study: when the mechanism formed, and whose shifts made it."""
+"""The figures of a head's study: when the mechanism formed, and whose shifts made it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from examples.mechanisms.study import Run
+from lightning_gradtrace.report.plots import plot_enrichment
+
+GREY = "0.85"
 
 
 def draw_formation(
-    run: Run, measures: Sequence[str], steps: slice, moved: Mapping[str, Mapping[str, float]], parts: Sequence[str]
+    run: Run,
+    measures: Mapping[str, str],
+    steps: slice,
+    moved: Mapping[str, pd.DataFrame],
+    heads: pd.DataFrame | None = None,
 ) -> None:
-    """Draw measures by step and the enrichment of a pattern in some parts of a head, into ``formation.png``.
+    """Draw measures by step, the enrichment of patterns in the parts of a head, and what moved each head.
+
+    Into ``formation.png``.
 
     Args:
         run: a finished run.
-        measures: columns of its measures, drawn from 0 to 1 on the left.
+        measures: columns of its measures by what they are called, drawn from 0 to 1 on the left.
         steps: the window in which shifts were counted, shaded.
-        moved: columns of `pattern_enrichment` by part, see `heads_study.who_moved`.
-        parts: those of them to draw on the right.
+        moved: tables of `heads_study.who_moved` by what the pattern is called.
+        heads: table of `heads_study.moved_by_loss_tokens`, drawn on the right.
     """
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[2, 1])
-    table: pd.DataFrame = run.measures()
-    for name in measures:
-        left.plot(table.index, table[name], label=name.replace("_", " "))
-    left.axvspan(steps.start, steps.stop, color="0.85", zorder=0, label="shifts counted")
-    left.set(xlabel="step", ylim=(0, 1))
-    left.legend(frameon=False, fontsize=8)
-    for place, part in enumerate(parts):
-        row = moved[part]
-        right.fill_between([place - 0.3, place + 0.3], row["null_low"], row["null_high"], color="0.85", lw=0)
-        right.errorbar(
-            place,
-            row["enrichment"],
-            [[row["enrichment"] - row["low"]], [row["high"] - row["enrichment"]]],
-            fmt="o",
-            color="C0",
-            capsize=3,
-        )
-    right.axhline(1, color="0.4", lw=0.8)
-    right.set(
-        xticks=range(len(parts)), xticklabels=parts, ylabel="enrichment along the change", xlim=(-0.6, len(parts) - 0.4)
-    )
-    right.set_title("grey: 95 % of permutations", fontsize=8)
+    figure = Figure(figsize=(10 if heads is None else 13, 3.4), layout="constrained")
+    axes = figure.subplots(1, 2 if heads is None else 3, width_ratios=[1.6, 1] if heads is None else [1.6, 1, 1])
+    table = run.measures()
+    for name, column in measures.items():
+        axes[0].plot(table.index, table[column], label=name)
+    axes[0].axvspan(steps.start, steps.stop, color=GREY, zorder=0, label="shifts counted")
+    axes[0].set(xlabel="step", ylim=(0, 1))
+    axes[0].legend(fontsize=8, framealpha=0.9, edgecolor="none")
+    rows = pd.concat({name: table.reset_index() for name, table in moved.items()}, names=["pattern"])
+    plot_enrichment(rows.reset_index("pattern").reset_index(drop=True), axes[1])
+    axes[1].set_title("pushed along the change; band: 95 % of permutations", fontsize=8)
+    axes[1].set(xlabel="times the share in the data")
+    if heads is not None:
+        _heads(axes[2], heads)
     figure.savefig(run.path / "formation.png", dpi=120)
+
+
+def _heads(axes: Any, heads: pd.DataFrame) -> None:
+    """Draw by head how much loss tokens moved it and what switching it off costs."""
+    heads = heads.dropna(subset=["moved"])
+    axes.scatter(heads["moved"], heads["ablation"], color="C0")
+    for name, row in heads.iterrows():
+        axes.annotate(str(name), (row["moved"], row["ablation"]), xytext=(4, 2), textcoords="offset points", fontsize=8)
+    axes.set(xlabel="share moved by closing brackets", ylabel="what switching it off costs")

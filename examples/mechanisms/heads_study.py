@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-import numpy as np
 import pandas as pd
 import torch
+from omegaconf import OmegaConf
 
-from examples.mechanisms.study import Run
+from examples.mechanisms.study import Claim, Run
 from examples.models import CircuitModel
 from examples.models.circuits import Attention
-from lightning_gradtrace.analysis import change_points, head_shifts, pattern_enrichment
+from lightning_gradtrace.analysis import (
+    change_points,
+    head_shifts,
+    loss_token_enrichment,
+    pattern_enrichment,
+    weight_change,
+)
 
+PARTS = ["query", "key", "value", "output"]
 Head = tuple[int, int]
 """Layer and head."""
 
@@ -55,7 +62,7 @@ def ablations(run: Run, measure: str) -> dict[Head | None, float]:
         for head in all_heads(model):
             with switched_off(model, head):
                 found[head] = run.task.measure(model.network)[measure]
-    rows = [["none" if head is None else f"{head[0]}.{head[1]}", value] for head, value in found.items()]
+    rows = [["none" if head is None else label(head), value] for head, value in found.items()]
     pd.DataFrame(rows, columns=["head", measure]).to_csv(run.path / "ablations.csv", index=False)
     return found
 
@@ -70,43 +77,124 @@ def rise(series: pd.Series, low: float = 0.02, high: float = 0.5) -> slice:
 
 
 def main_change(measures: pd.DataFrame, name: str) -> int:
-    """Return the step of the largest change point of a measure, the first if there is none."""
+    """Return the step of the largest change point of a measure, the first step if there is none.
+
+    `change_points` with its defaults: on a series with little noise, the largest jump lies where three measurements in
+    a row rose most: the bump. A slow tail, which all series have, doesn't move it.
+    """
     table = measures[[name]].rename_axis("step").reset_index()
     found = change_points(table, name).sort_values("jump", key=abs)
     return int(found["step"].iloc[-1]) if len(found) else int(measures.index[0])
 
 
-def who_moved(run: Run, head: Head, pattern: str, steps: slice) -> dict[str, dict[str, float]]:
+def who_moved(run: Run, head: Head, pattern: pd.Series, steps: slice, name: str = "who_moved") -> pd.DataFrame:
     """Say by part of a head how enriched the samples with a pattern are in what moved it within some steps.
 
-    Counted are the shifts along the change that the head's weights made in these steps; the share of a pattern is more
-    than 1 if the other samples worked against the change. The table in ``who_moved.csv`` has the same for the absolute
-    size of the shifts, in which also counts what samples undo of each other.
+    Counted is by how much samples pushed along the change that the head's weights made in these steps (`toward` of
+    `head_shifts`). The table in ``<name>.csv`` has the same for the net sum along the change, whose shares have no
+    bounds where most of it is undone again, and for the absolute size of the shifts.
 
     Args:
         run: a finished run.
         head: layer and head.
-        pattern: a column of the task's patterns.
+        pattern: whether each sample has it, by sample id; samples that it doesn't name are left out.
         steps: first and last step.
+        name: of the file.
 
     Returns:
-        Columns of `pattern_enrichment` by part ("query", "key", "value", "output"), along the change.
+        Rows of `pattern_enrichment` for what pushed along the change, by part ("query", "key", "value", "output").
     """
-    trace = run.trace
-    steps = slice(*trace.steps.loc[steps].index[[0, -1]])
-    before, after = np.searchsorted(trace.weight_steps, [steps.start, steps.stop])
-    first, last = trace.weight_steps[max(0, before - 1)], trace.weight_steps[min(after, len(trace.weight_steps) - 1)]
-    module = f"network.attention.{head[0]}"
-    names = [name for name in trace.params["param"] if name.startswith(f"{module}.")]
-    change = {name: trace.weights(name, int(last)) - trace.weights(name, int(first)) for name in names}
-    moved = head_shifts(trace, steps=steps, along=change)
-    mine = moved[(moved["module"] == module) & (moved["head"] == head[1])]
+    trace, steps = run.trace, recorded(run, steps)
+    moved = head_shifts(trace, steps=steps, along=weight_change(trace, steps))
+    mine = moved[(moved["module"] == module(head)) & (moved["head"] == head[1])]
     seen = trace.occurrences[trace.occurrences["step"].between(steps.start, steps.stop)]
-    has = run.sequences.patterns[pattern].astype(bool)
+    mine, seen = (table[table["sample_id"].isin(pattern.index)] for table in (mine, seen))
     tables = {
-        amount: pattern_enrichment(mine, has, amount=amount, by=["part"], occurrences=seen, n_resamples=499)
-        for amount in ("along", "size")
+        amount: pattern_enrichment(mine, pattern, amount=amount, by=["part"], occurrences=seen, n_resamples=999)
+        for amount in ("toward", "along", "size")
     }
-    pd.concat(tables, names=["amount"]).droplevel(1).to_csv(run.path / "who_moved.csv")
-    rows = tables["along"].to_dict("records")
-    return {str(row["part"]): {str(k): v for k, v in row.items() if k != "part"} for row in rows}
+    pd.concat(tables, names=["amount"]).droplevel(1).to_csv(run.path / f"{name}.csv")
+    return tables["toward"].set_index("part").reindex(PARTS)
+
+
+def moved_by_loss_tokens(
+    run: Run, tokens: list[int], steps: slice, without: Mapping[Head | None, float]
+) -> pd.DataFrame:
+    """Say by head how much the loss of some tokens moved it along its change, beside what switching it off costs.
+
+    Written to ``heads.csv``.
+
+    Args:
+        run: a finished run whose trace has a `TokenGrads` record.
+        tokens: the tokens whose loss is asked about; the others of the record are compared with them.
+        steps: first and last step.
+        without: from `ablations`, of a measure that is larger where the model is worse.
+
+    Returns:
+        One row per head, by "layer.head", with the columns of `loss_token_enrichment` (NaN if none was recorded in
+        these steps), `moved` (net along the change by the loss of `tokens`, of the sum over all heads), and `ablation`
+        (what switching it off adds to the measure).
+    """
+    trace, steps = run.trace, recorded(run, steps)
+    moved = head_shifts(trace, steps=steps, along=weight_change(trace, steps), record="token_grads")
+    kept = trace.token_grads.tokens(steps)
+    chosen = kept["token"].isin(tokens)
+    table = loss_token_enrichment(moved, kept, chosen, amount="toward", by=["module", "head"])
+    amounts = moved[moved["token"].isin(tokens)].groupby(["module", "head"])["along"].sum()
+    table["moved"] = amounts.to_numpy() / amounts.clip(lower=0).sum()
+    names = {(module(head), head[1]): label(head) for head in without if head is not None}
+    table.index = pd.Index([names[key] for key in zip(table["module"], table["head"], strict=True)])
+    table = table.reindex(list(names.values()))
+    table["ablation"] = pd.Series({label(head): value - without[None] for head, value in without.items() if head})
+    table.to_csv(run.path / "heads.csv", index_label="name")
+    return table
+
+
+def loss_token_claims(heads: pd.DataFrame, name: str) -> list[Claim]:
+    """Return what is claimed of the head that matches brackets and the loss of closing ones.
+
+    Args:
+        heads: from `moved_by_loss_tokens`.
+        name: of the head.
+    """
+    mine = heads.to_dict("index")[name]
+    return [
+        Claim(
+            "place of this head among those that the loss of closing brackets moved",
+            float(heads["moved"].rank(ascending=False)[name]),
+            "<",
+            2,
+        ),
+        Claim(
+            "closing brackets among the loss tokens that moved it: times their share, lower end", mine["low"], ">=", 1.0
+        ),
+        Claim("p-value of the null that permutes loss tokens", mine["p_value"], "<", 0.01),
+    ]
+
+
+def write_choice(run: Run, head: Head, steps: slice, **more: int) -> None:
+    """Write down which head and which steps a study looked at, into ``choice.yaml``.
+
+    Args:
+        run: a finished run.
+        head: layer and head.
+        steps: first and last step of the window in which shifts were counted.
+        **more: other steps by what happened there.
+    """
+    choice = {"head": label(head), "first_step": steps.start, "last_step": steps.stop, **more}
+    OmegaConf.save(OmegaConf.create(choice), run.path / "choice.yaml")
+
+
+def recorded(run: Run, steps: slice) -> slice:
+    """Return the first and the last recorded step within some steps."""
+    return slice(*run.trace.steps.loc[steps].index[[0, -1]])
+
+
+def module(head: Head) -> str:
+    """Return the name of the module that a head belongs to."""
+    return f"network.attention.{head[0]}"
+
+
+def label(head: Head) -> str:
+    """Return a head's short name: layer.head."""
+    return f"{head[0]}.{head[1]}"

@@ -15,7 +15,7 @@ from typing_extensions import override
 from examples.mechanisms.task import Sequences, Task
 from examples.models import CircuitTransformer
 from examples.models.circuit_model import IGNORE
-from lightning_gradtrace.measures import logit_difference
+from lightning_gradtrace.measures import attention_to, logit_difference
 
 _PEOPLE = """
 mary john anna paul laura peter emma david alice mark sarah james julia henry clara simon helen george nina robert
@@ -25,6 +25,8 @@ _PLACES = "park shop school beach station museum garden office market library"
 _THINGS = "ball book drink letter flower ticket apple key map gift"
 _FRAME = "<pad> when and went to the , gave a . then took"
 NAMES, PLACES, THINGS, FRAME = (words.split() for words in (_PEOPLE, _PLACES, _THINGS, _FRAME))
+FIRST, SECOND, SUBJECT, ANSWER = 1, 3, 9, 14
+"""Positions of the names in a question."""
 
 
 class Names(Task):
@@ -36,12 +38,16 @@ class Names(Task):
         n_held_out_names: names that are never asked about in training.
         share: share of the training sentences that ask.
         n_held_out: sentences to measure on, for known and for held-out names each.
+        random_answers: a control: in training, either of the two names is the answer, whoever gives.
     """
 
-    def __init__(self, n_held_out_names: int = 8, share: float = 0.5, n_held_out: int = 256) -> None:
+    def __init__(
+        self, n_held_out_names: int = 8, share: float = 0.5, n_held_out: int = 256, random_answers: bool = False
+    ) -> None:
         self.words = [*FRAME, *NAMES, *PLACES, *THINGS]
         self.context = 15
         self.share = share
+        self.random_answers = random_answers
         names = [self.words.index(name) for name in NAMES]
         self._known = torch.tensor(names[:-n_held_out_names])
         self._strange = torch.tensor(names[-n_held_out_names:])
@@ -81,11 +87,14 @@ class Names(Task):
         asks = torch.rand(n_samples, generator=generator) < self.share
         told = self._draw(n_samples, self._all, generator)
         text = self._fill("A went to the PLACE and took a THING . then A and B took", n_samples, **told)
-        question, _, subject = self._questions(n_samples, self._known, generator)
+        question, answer, subject = self._questions(n_samples, self._known, generator)
+        if self.random_answers:
+            swap = torch.rand(n_samples, generator=generator) < 0.5
+            question[:, ANSWER] = torch.where(swap, subject, answer)
         text = torch.where(asks[:, None], question, text)
         targets = text[:, 1:].clone()
         targets[targets == 0] = IGNORE
-        first = question[:, 1] == subject  # ABA: the subject is the name that came first
+        first = question[:, FIRST] == subject
         patterns = pd.DataFrame({"asks": asks.numpy(), "subject_first": (asks & first).numpy()})
         return Sequences(text[:, :-1].contiguous(), targets, patterns)
 
@@ -93,9 +102,15 @@ class Names(Task):
     def measure(self, network: CircuitTransformer) -> dict[str, float]:
         values = {}
         for kind, (text, answer, subject) in self._tests.items():
-            logits = network(text[:, : self.context])[:, 13]  # the last "to"
+            logits = network(text[:, : self.context])[:, ANSWER - 1]
             values[f"logit_difference.{kind}"] = logit_difference(logits, answer, subject).item()
             values[f"accuracy.{kind}"] = (logits.argmax(-1) == answer).float().mean().item()
             chosen = logits.gather(1, answer[:, None]) > logits.gather(1, subject[:, None])
             values[f"choice.{kind}"] = chosen.float().mean().item()  # of the two names alone: chance is one half
+            asked = torch.zeros(len(text), self.context, dtype=torch.bool)
+            asked[:, ANSWER - 1] = True
+            place = torch.where(text[:, FIRST] == answer, FIRST, SECOND)[:, None].expand(-1, self.context)
+            for layer, pattern in enumerate(network.patterns()):
+                for head, score in enumerate(attention_to(pattern, place, asked).tolist()):
+                    values[f"looks_at_answer.{kind}.{layer}.{head}"] = score
         return values

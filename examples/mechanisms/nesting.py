@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from examples.mechanisms.task import Sequences, Task
 from examples.models import CircuitTransformer
-from lightning_gradtrace.measures import bracket_depth, closing_accuracy
+from lightning_gradtrace.measures import attention_to, bracket_depth, closing_accuracy, innermost_open
 
 KINDS = ("()", "[]", "{}")
 
@@ -86,26 +86,10 @@ class Nesting(Task):
             "loss": F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item(),
             "closing_accuracy": closing_accuracy(logits, targets, self.closing).item(),
         }
-        match, closes = self.matching_positions()
+        bracket = innermost_open(tokens, self.opening, self.closing)
+        # A bracket that is being read needs no looking for.
+        far = torch.isin(targets, torch.tensor(self.closing)) & (bracket < torch.arange(self.context))
         for layer, pattern in enumerate(network.patterns()):
-            looked = pattern.gather(3, match[:, None, :, None].expand(-1, pattern.shape[1], -1, 1)).squeeze(3)
-            for head in range(pattern.shape[1]):
-                values[f"matching.{layer}.{head}"] = looked[:, head][closes].mean().item()
+            for head, score in enumerate(attention_to(pattern, bracket.clamp(min=0), far).tolist()):
+                values[f"matching.{layer}.{head}"] = score
         return values
-
-    def matching_positions(self) -> tuple[Tensor, Tensor]:
-        """Return, for the held-out text, where the innermost open bracket stands, and where one closes next.
-
-        Returns:
-            Position of the innermost open bracket as seen from every position (0 where none is open), and whether the
-            next token closes it; both (sequence, position).
-        """
-        tokens, targets = self._held_out[:, :-1], self._held_out[:, 1:]
-        depth = bracket_depth(tokens, self.opening, self.closing)
-        opens = torch.isin(tokens, torch.tensor(self.opening))
-        position = torch.arange(tokens.shape[1])
-        match = torch.zeros_like(tokens)
-        for level in range(1, self.max_depth + 1):
-            last = torch.where(opens & (depth == level), position, -1).cummax(1).values
-            match = torch.where(depth == level, last, match)
-        return match, torch.isin(targets, torch.tensor(self.closing))

@@ -34,6 +34,9 @@ class Repeats(Task):
         segment = self._random(n_held_out, half, torch.Generator().manual_seed(-1))
         self._held_out = segment.repeat(1, context // half + 2)[:, : context + 1]
         self._period = half
+        # The middle half of the first and of the second repetition.
+        self._early = slice(half // 4, half - half // 4)
+        self._late = slice(half + half // 4, 2 * half - half // 4)
 
     def _random(self, n: int, length: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self.words), (n, length), generator=generator)
@@ -58,7 +61,7 @@ class Repeats(Task):
         values = {
             "loss": losses.mean().item(),
             "second_half_accuracy": second_half_accuracy(logits, targets, period).item(),
-            "in_context_learning": in_context_learning_score(losses, period // 2, period + period // 2).item(),
+            "in_context_learning": in_context_learning_score(losses, self._early, self._late).item(),
         }
         for layer, pattern in enumerate(network.patterns()):
             for head, score in enumerate(prefix_matching_score(pattern, period).tolist()):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from examples.mechanisms.task import Sequences, Task
@@ -77,7 +77,11 @@ class Run:
     @cached_property
     def trace(self) -> Trace:
         """The trace of the run."""
-        return open_trace(self.path / "trace.zarr")
+        return self.open("trace.zarr")
+
+    def open(self, name: str) -> Trace:
+        """Open one of the traces in its directory."""
+        return open_trace(self.path / name)
 
     @cached_property
     def sequences(self) -> Sequences:
@@ -93,8 +97,25 @@ class Run:
         folder = self.path / control if control else self.path
         cfg: Any = OmegaConf.load(folder / "config.yaml")
         model = build_model(cfg, self.task)
-        model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        model.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
         return model.eval()
+
+
+def conclude(path: Path) -> Run:
+    """Let the study of a trained run check its claims; print them and write them into `claims.csv`.
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        The run.
+    """
+    run = Run.read(path)
+    claims: list[Claim] = get_method(run.cfg.study)(run)
+    claim_table(claims).to_csv(path / "claims.csv", index=False)
+    print(*claims, sep="\n")
+    print(f"run directory  {path}")
+    return run
 
 
 def build_model(cfg: Any, task: Task) -> CircuitModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from examples.models import CircuitModel
 class Watch(L.Callback):
     """Calls a task's measures every so many steps and writes them into a table: step, measure, value.
 
-    Measuring leaves the training as it is: no gradients, no training mode, no random numbers of the training.
+    Measuring leaves the training as it is: no gradients, no training mode, no random numbers of the training. What a
+    task measures with is on the CPU; a network that is elsewhere is copied there.
 
     Args:
         task: measures a network.
@@ -48,8 +50,9 @@ class Watch(L.Callback):
         assert isinstance(model, CircuitModel)
         was_training = model.training
         model.eval()
+        network = model.network if model.device.type == "cpu" else copy.deepcopy(model.network).cpu()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            values = self.task.measure(model.network)
+            values = self.task.measure(network)
         model.train(was_training)
         self.rows += [{"step": step, "measure": name, "value": value} for name, value in values.items()]
 

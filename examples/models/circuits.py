@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -82,14 +83,14 @@ class CircuitTransformer(nn.Module):
         context: longest sequence.
         n_layers: number of layers, 1 to 4 in the experiments.
         width: features of the residual stream.
-        n_heads: heads per layer, each of ``width // n_heads`` features.
+        n_heads: heads per layer, each of ``width // n_heads`` features; one number for all layers or one for each.
         hidden: neurons of the MLP after every attention; 0 for none.
         activation: of the MLP.
         norm: layer norm before every attention and MLP and before the head.
         n_outputs: number of logits, None for `n_tokens`.
 
     Raises:
-        ValueError: the heads don't divide the width, or the activation is unknown.
+        ValueError: the heads don't divide the width or are not one number per layer, or the activation is unknown.
 
     Example:
         >>> network = CircuitTransformer(n_tokens=11, context=6, n_layers=2, width=8, n_heads=2)
@@ -103,18 +104,22 @@ class CircuitTransformer(nn.Module):
         context: int,
         n_layers: int = 2,
         width: int = 64,
-        n_heads: int = 4,
+        n_heads: int | Sequence[int] = 4,
         hidden: int = 0,
         activation: Activation = "gelu",
         norm: bool = False,
         n_outputs: int | None = None,
     ) -> None:
         super().__init__()
-        if width % n_heads:
-            raise ValueError(f"`width` is {width}, `n_heads` {n_heads}; expected heads that divide the width")
+        heads = [n_heads] * n_layers if isinstance(n_heads, int) else list(n_heads)
+        if len(heads) != n_layers or any(n < 1 or width % n for n in heads):
+            raise ValueError(
+                f"`width` is {width}, `n_heads` {n_heads} for {n_layers} layers; expected heads that divide the width, "
+                "one number for all layers or one for each"
+            )
         self.embedding = nn.Embedding(n_tokens, width)
         self.position = nn.Embedding(context, width)
-        self.attention = nn.ModuleList([Attention(width, n_heads, width // n_heads) for _ in range(n_layers)])
+        self.attention = nn.ModuleList([Attention(width, n, width // n) for n in heads])
         mlps = [
             nn.Sequential(nn.Linear(width, hidden), _activation(activation, hidden), nn.Linear(hidden, width))
             for _ in range(n_layers if hidden else 0)

@@ -230,13 +230,22 @@ def matrix(trace: Trace, param: str) -> Shape:
     Raises:
         ValueError: not tracked, or not of shape (out, in).
     """
-    known = shapes(trace)
-    for one in known:
-        if one.param == param:
-            if len(one.shape) != 2:
-                raise ValueError(f"`{param}` has shape {one.shape}; only parameters of shape (out, in) have neurons")
-            return one
-    raise ValueError(f"`{param}` is not tracked in this trace; it tracks {', '.join(f'`{p.param}`' for p in known)}")
+    one = shape_of(trace, param)
+    if len(one.shape) != 2:
+        raise ValueError(f"`{param}` has shape {one.shape}; only parameters of shape (out, in) have neurons")
+    return one
+
+
+def shape_of(trace: Trace, param: str) -> Shape:
+    """Return a tracked parameter.
+
+    Raises:
+        ValueError: it is not tracked.
+    """
+    known = {one.param: one for one in shapes(trace)}
+    if param not in known:
+        raise ValueError(f"`{param}` is not tracked in this trace; it tracks {', '.join(f'`{p}`' for p in known)}")
+    return known[param]
 
 
 def check_axis(axis: str) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import IntArray
@@ -47,57 +46,6 @@ def grid_of(trace: Trace, numbers: IntArray, axis: str) -> Grid:
     neuron = index % width if axis == "in" else index // width
     pairs, row = np.unique(np.stack([at, neuron]), axis=1, return_inverse=True)
     return Grid(numbers, row.reshape(-1), [known[i] for i in pairs[0]], pairs[1])
-
-
-def places(trace: Trace, numbers: IntArray, neurons: pd.DataFrame, axis: str) -> tuple[IntArray, IntArray]:
-    """Find the entries that lie in the neurons of a table.
-
-    Args:
-        trace: the trace.
-        numbers: global entry numbers.
-        neurons: table with the columns `param`, `axis`, `neuron`.
-        axis: rows of the table with another axis are left out.
-
-    Returns:
-        entry (m,), place (m,): entry lies in the neuron of row number place.
-    """
-    grid = grid_of(trace, numbers, axis)
-    keys = zip(neurons["param"], neurons["axis"], neurons["neuron"], strict=True)
-    at = {(str(p), int(n)): i for i, (p, a, n) in enumerate(keys) if a == axis}
-    found = [at.get((p.param, n), -1) for p, n in zip(grid.param, grid.neuron.tolist(), strict=True)]
-    place = np.array(found, dtype=np.int64)[grid.row]
-    return grid.entry[place >= 0], place[place >= 0]
-
-
-def tokens_of(
-    notable: pd.DataFrame, entry: IntArray, place: IntArray, size: int
-) -> tuple[list[tuple[int, ...]], list[tuple[str, ...]]]:
-    """Unite the notable tokens of the entries at each place, the one with the largest summed count first.
-
-    Args:
-        notable: from `notable_tokens`.
-        entry: (m,) entries.
-        place: (m,) the place of each.
-        size: number of places.
-
-    Returns:
-        token ids and texts of every place.
-
-    Raises:
-        ValueError: `notable` lacks a column.
-    """
-    missing = {"entry", "token", "text", "count"} - set(notable.columns)
-    if missing:
-        raise ValueError(f"`notable` lacks the columns {sorted(missing)}; pass the table of `notable_tokens`")
-    tokens: list[tuple[int, ...]] = [()] * size
-    text: list[tuple[str, ...]] = [()] * size
-    table = notable[["entry", "token", "text", "count"]].merge(pd.DataFrame({"entry": entry, "place": place}))
-    table = table.groupby(["place", "token"], as_index=False).agg(text=("text", "first"), count=("count", "sum"))
-    table = table.sort_values(["place", "count", "token"], ascending=[True, False, True])
-    for at, part in table.groupby("place"):
-        tokens[int(str(at))] = tuple(part["token"].tolist())
-        text[int(str(at))] = tuple(part["text"].tolist())
-    return tokens, text
 
 
 def check_neuron(trace: Trace, param: str, neuron: int, axis: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from lightning_gradtrace.analysis import _access
@@ -40,6 +41,13 @@ class Groups:
     entry: IntArray
     row: IntArray
     table: pd.DataFrame
+
+    def between(self, start: int, stop: int) -> Groups:
+        """Return the groups `start` to `stop` - 1, numbered from 0."""
+        if start == 0 and stop >= len(self.table):
+            return self
+        inside = (self.row >= start) & (self.row < stop)
+        return Groups(self.by, self.entry[inside], self.row[inside] - start, self.table.iloc[start:stop])
 
 
 def groups_of(
@@ -124,30 +132,42 @@ def group_selections(
         if groups.by == "entry":
             yield occurrence, row, size
         else:
-            yield from distinct_pairs(occurrence, row, len(groups.table), size)
+            yield from _pair_sums(occurrence, row, len(groups.table), size)
 
 
-def distinct_pairs(
-    occurrence: IntArray, row: IntArray, n_rows: int, size: FloatArray | None = None
-) -> Iterator[tuple[IntArray, IntArray, FloatArray | None]]:
-    """Yield the distinct pairs of ascending occurrences and rows, and the sums of their sizes.
+def group_marks(occurrence: IntArray, row: IntArray, n_rows: int) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+    """Mark which of ascending occurrences selected which rows, piece by piece.
 
-    Marks them in a bounded table, which takes a tenth of the time of sorting or hashing them.
+    A table in bounded memory takes a tenth of the time of sorting or hashing the pairs.
+
+    Yields:
+        The first occurrence of a piece, and (occurrences of it, `n_rows`) whether they selected each row.
     """
     width = max(1, _SCRATCH // max(1, n_rows))
     while occurrence.size:
         first = int(occurrence[0])
         end = int(np.searchsorted(occurrence, first + width))
-        place = (occurrence[:end] - first) * n_rows + row[:end]
-        marked = np.zeros((int(occurrence[end - 1]) - first + 1) * n_rows, dtype=bool)
-        marked[place] = True
+        marked = np.zeros((int(occurrence[end - 1]) - first + 1, n_rows), dtype=bool)
+        marked.reshape(-1)[(occurrence[:end] - first) * n_rows + row[:end]] = True
+        yield first, marked
+        occurrence, row = occurrence[end:], row[end:]
+
+
+def _pair_sums(
+    occurrence: IntArray, row: IntArray, n_rows: int, size: FloatArray | None
+) -> Iterator[tuple[IntArray, IntArray, FloatArray | None]]:
+    """Yield the distinct pairs of ascending occurrences and rows, and the sums of their sizes."""
+    for first, marked in group_marks(occurrence, row, n_rows):
         pairs = np.flatnonzero(marked)
+        found, rows = np.divmod(pairs, n_rows)
+        end = int(np.searchsorted(occurrence, first + len(marked)))
         total: FloatArray | None = None
         if size is not None:
+            place = (occurrence[:end] - first) * n_rows + row[:end]
             total = np.bincount(place, size[:end], minlength=marked.size)[pairs].astype(np.float64)
-        found, rows = np.divmod(pairs, n_rows)
+            size = size[end:]
         yield found + first, rows, total
-        occurrence, row, size = occurrence[end:], row[end:], None if size is None else size[end:]
+        occurrence, row = occurrence[end:], row[end:]
 
 
 class _Values:

@@ -13,19 +13,18 @@ from scipy import sparse
 from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import IntArray, Steps
 from lightning_gradtrace.analysis._bootstrap import FloatArray
-from lightning_gradtrace.analysis._groups import Groups, group_selections
+from lightning_gradtrace.analysis._groups import Groups
+from lightning_gradtrace.analysis._sample_counts import sample_counts
 from lightning_gradtrace.analysis._texts import Texts, text_rows
-from lightning_gradtrace.analysis._workers import over_steps
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
 
-# Counts of one group of rows (row x distinct token, 4 bytes each); more rows take another pass.
-_GROUP_BYTES = 1 << 30
-# Selections (row, sample) held back until they are turned into token counts.
-_BUFFER = 1 << 23
-# Rows of the sparse product that are made dense at once.
+# Groups whose tokens are counted at once, and the memory that this may take.
 _ROWS = 128
+_DENSE_BYTES = 1 << 28
+# Up to here every whole number is a float32.
+_EXACT = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -101,8 +100,8 @@ def token_counts(
 ) -> Iterator[Counted]:
     """Count the tokens in the texts of each group's occurrences.
 
-    Memory is bounded by the counts of one group of rows (1 GiB) and a buffer of selections, whatever the length
-    of the trace; one pass over the record per group of rows.
+    First the selections are counted by sample (`sample_counts`), then these counts times the texts are the tokens.
+    Memory is bounded by the first table (1 GiB), whatever the length of the trace.
 
     Args:
         trace: the trace.
@@ -110,97 +109,26 @@ def token_counts(
         corpus: from `corpus_of`, with the same steps.
         weight: as in `group_selections`.
         steps: step numbers to look at; None for all.
-        with_samples: whether to say which samples are attributed to each group: a byte per group and sample besides.
+        with_samples: whether to say which samples are attributed to each group.
         client: a `dask.distributed.Client`, or None.
 
     Yields:
         The counts, chunk by chunk, in the order of the groups.
     """
-    texts = corpus.texts
-    width = len(texts.token)
-    cell = 4 if weight == "none" else 8
-    n_groups, n_samples = len(groups.table), texts.sample_id.size
-    shared = corpus if client is None else client.scatter(corpus, broadcast=True)
-    most = max(1, _GROUP_BYTES // (cell * max(1, width) + (n_samples if with_samples else 0)))
-    for start in range(0, n_groups, most):
-        part = _part(groups, start, min(start + most, n_groups))
-        n_rows = len(part.table)
-        sums = over_steps(client, trace, steps, _count, Sums.add, part, shared, weight, with_samples)
-        counts, total, seen = sums.counts, sums.total, sums.seen
-        if weight != "none":
-            scale = np.divide(sums.number, sums.mass, out=np.zeros(n_rows), where=sums.mass > 0)
-            counts *= scale[:, None]
-            total *= scale
-        for first in range(0, n_rows, _ROWS):
-            rows = slice(first, first + _ROWS)
-            samples = None if seen is None else sparse.csr_array(seen[rows].astype(np.int32))
-            yield Counted(start + first, counts[rows], total[rows], samples)
-
-
-@dataclass
-class Sums:
-    """What adds up over steps: token counts of groups and their totals; `seen` unites.
-
-    Attributes:
-        counts: (row, distinct).
-        total: (row,) tokens.
-        number: (row,) occurrences, only counted with weights.
-        mass: (row,) sum of their weights.
-        seen: (row, sample), None unless asked for.
-    """
-
-    counts: npt.NDArray[Any]
-    total: FloatArray
-    number: FloatArray
-    mass: FloatArray
-    seen: npt.NDArray[np.bool_] | None
-
-    def add(self, other: Sums) -> Sums:
-        """Return the sums over the steps of both."""
-        seen = None if self.seen is None or other.seen is None else self.seen | other.seen
-        total, number, mass = self.total + other.total, self.number + other.number, self.mass + other.mass
-        return Sums(self.counts + other.counts, total, number, mass, seen)
-
-
-def _count(trace: Trace, groups: Groups, corpus: Corpus, weight: str, with_samples: bool, steps: Steps) -> Sums:
-    texts, n_rows = corpus.texts, len(groups.table)
-    counts = np.zeros((n_rows, len(texts.token)), dtype=np.int32 if weight == "none" else np.float64)
-    total, number, mass = (np.zeros(n_rows) for _ in range(3))
-    seen = np.zeros((n_rows, texts.sample_id.size), dtype=bool) if with_samples else None
-    held: list[tuple[Any, ...]] = []
-    size = 0
-    for occurrence, row, heavy in group_selections(trace, groups, weight=weight, steps=steps):
-        sample = corpus.rows[occurrence]
-        length = corpus.length[sample]
-        total += np.bincount(row, length if heavy is None else heavy * length, minlength=n_rows)
-        if heavy is not None:
-            number += np.bincount(row, minlength=n_rows)
-            mass += np.bincount(row, heavy, minlength=n_rows)
-        if seen is not None:
-            seen[row, sample] = True
-        held.append((row, sample, heavy))
-        size += row.size
-        if size >= _BUFFER:
-            _add_tokens(counts, held, texts)
-            held, size = [], 0
-    _add_tokens(counts, held, texts)
-    return Sums(counts, total, number, mass, seen)
-
-
-def _part(groups: Groups, start: int, stop: int) -> Groups:
-    if start == 0 and stop == len(groups.table):
-        return groups
-    inside = (groups.row >= start) & (groups.row < stop)
-    return Groups(groups.by, groups.entry[inside], groups.row[inside] - start, groups.table.iloc[start:stop])
-
-
-def _add_tokens(counts: npt.NDArray[Any], held: list[tuple[Any, ...]], texts: Texts) -> None:
-    if not held:
-        return
-    row, sample = (np.concatenate(parts).astype(np.int32, copy=False) for parts in list(zip(*held, strict=True))[:2])
-    heavy = np.ones(row.size, dtype=np.int32) if held[0][2] is None else np.concatenate([h[2] for h in held])
-    links = sparse.coo_array((heavy, (row, sample)), shape=(counts.shape[0], texts.sample_id.size)).tocsr()
-    for first in range(0, counts.shape[0], _ROWS):
-        chunk = links[first : first + _ROWS]
-        if chunk.nnz:
-            counts[first : first + _ROWS] += (chunk @ texts.counts).toarray()
+    texts, n_samples = corpus.texts, corpus.texts.sample_id.size
+    # Whole numbers of these types are exact, and their products are several times as fast as those of integers.
+    dtype = np.float32 if weight == "none" and corpus.total < _EXACT else np.float64
+    words = sparse.vstack([texts.counts.T, sparse.csr_array(corpus.length[None])], format="csr").astype(dtype)
+    at_once = min(_ROWS, max(1, _DENSE_BYTES // (8 * max(words.shape))))
+    options: dict[str, Any] = {"weight": weight, "steps": steps, "client": client}
+    for run in sample_counts(trace, groups, corpus.rows, n_samples, **options):
+        for first in range(0, len(run.number), at_once):
+            chosen = slice(first, first + at_once)
+            table: npt.NDArray[np.floating[Any]] = run.table[:, chosen].astype(dtype)
+            if weight != "none":
+                mass = table.sum(axis=0)
+                table *= np.divide(run.number[chosen], mass, out=np.zeros(mass.size), where=mass > 0)
+            counts = (words @ table).T
+            samples = sparse.csr_array((table.T > 0).astype(np.int32)) if with_samples else None
+            wide = np.ascontiguousarray(counts, dtype=np.float64)
+            yield Counted(run.first + first, wide[:, :-1], wide[:, -1], samples)

@@ -160,7 +160,7 @@ class Ablator:
         return Ablated(pd.DataFrame([switch.keys for switch in switches]), tokens, pred, ablated, loss, ablated_loss)
 
     def _banks_of(self, switches: Sequence[Switch]) -> list[list[Tensor]]:
-        names = [repr(switch.parts) for switch in switches]
+        names = [switch.name for switch in switches]
         new = {name: switch for name, switch in zip(names, switches, strict=True) if name not in self._banks}
         found = _reference(
             self._runner, list(new.values()), self._reference, self.how, batch_size=self._batch_size, seed=self._seed

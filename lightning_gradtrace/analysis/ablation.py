@@ -10,7 +10,8 @@ import pandas as pd
 
 from lightning_gradtrace.analysis._access import Entries, IntArray
 from lightning_gradtrace.analysis._bootstrap import ratio
-from lightning_gradtrace.analysis._study import KEYS, predictor_of, studies
+from lightning_gradtrace.analysis._components import KEYS, kind_of
+from lightning_gradtrace.analysis._study import predictor_of, studies
 from lightning_gradtrace.analysis.flips import FLIPS, NOTABLE, NOTABLE_FLIPS, POSITIONS, count_flips, sample_flips
 from lightning_gradtrace.analysis.interventions import zero_ablation as zero_ablation
 from lightning_gradtrace.analysis.predictions import Predictor, predict
@@ -63,46 +64,49 @@ def flip_table(
 def neuron_ablation(
     trace: Trace,
     model: nn.Module | Predictor,
-    neurons: pd.DataFrame,
+    components: pd.DataFrame,
     entries: Entries,
     *,
+    heads: pd.DataFrame | None = None,
     n_samples: int = 2000,
     batch_size: int = 32,
     forward: Forward | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Switch each neuron off and count flipped predictions on its attributed samples.
+    """Switch each neuron, head or entry off and count flipped predictions on its attributed samples.
 
-    Up to `n_samples` of a neuron's attributed samples are drawn at random, each sample once however often it was
+    Up to `n_samples` of its attributed samples are drawn at random, each sample once however often it was
     selected: the same text twice would repeat its flips. The number of distinct flipped tokens, and with it `share`,
-    depends on the number of samples; compare neurons at equal `n_samples`, or against the controls, which do.
+    depends on the number of samples; compare at equal `n_samples`, or against the controls, which do.
 
     Args:
         trace: an open trace with a `TopK` record and inputs.
         model: the trained model, or a `Predictor` to share predictions with the controls.
-        neurons: from `neurons`; all its rows are ablated, so select the ones of interest first.
-        entries: the kept entries that `neurons` was made from.
-        n_samples: at most so many samples per neuron.
+        components: rows of `neurons` or of `components` (heads, parts of heads, entries); all are ablated, so select
+            the ones of interest first.
+        entries: the kept entries that they were made from.
+        heads: for heads, the table of `attention_heads`.
+        n_samples: at most so many samples for each.
         batch_size: samples at once (a `Predictor` has its own).
         forward: as in `flip_table` (a `Predictor` has its own).
-        seed: of the draw; the draw of a neuron doesn't depend on the other rows.
+        seed: of the draw, which doesn't depend on the other rows.
 
     Returns:
-        One row per neuron, in the order of `neurons`: `param`, `module`, `axis`, `neuron`, `n_samples`,
+        One row for each, in the order given: what names it (neurons: `param`, `module`, `axis`, `neuron`), `n_samples`,
         `n_predictions` (positions), `flips` (positions whose prediction changes), `flip_rate`, `n_notable`,
         `flipped_tokens` (distinct tokens with flips), `notable_flipped` (those of them that were notable beforehand),
         `share` (their quotient, NaN without flips), `notable_positions` (positions with a notable token in
         {pred, ablated}), `notable_flips` (the flipped ones), `notable_flip_rate`.
 
     Raises:
-        ValueError: no `TopK` record or inputs, neurons that the trace or the model doesn't have.
+        ValueError: no `TopK` record or inputs, components that the trace or the model doesn't have.
 
     Source: docs/concepts.md, 5; the post's neuron 173 of 3.2 has 18 notable among 28 flipped tokens.
     """
     predictor = predictor_of(trace, model, batch_size, forward)
     rows = []
-    for study in studies(trace, predictor, neurons, entries, n_samples=n_samples, seed=seed):
-        pred, ablated = predictor(study.rows), predictor(study.rows, study.neuron)
+    for study in studies(trace, predictor, components, entries, heads=heads, n_samples=n_samples, seed=seed):
+        pred, ablated = predictor(study.rows), predictor(study.rows, study.switch)
         counted = sample_flips(pred, ablated, study.tokens).sum(axis=0)
         table = count_flips(pred, ablated)
         flipped = table.loc[table["flips"] > 0, "token"]
@@ -120,7 +124,15 @@ def neuron_ablation(
                 "notable_flips": counted[NOTABLE_FLIPS],
             }
         )
-    columns = [*KEYS, "n_samples", "n_predictions", "flips", "flip_rate", "n_notable", "flipped_tokens"]
+    columns = [
+        *KEYS[kind_of(components)],
+        "n_samples",
+        "n_predictions",
+        "flips",
+        "flip_rate",
+        "n_notable",
+        "flipped_tokens",
+    ]
     columns += ["notable_flipped", "share", "notable_positions", "notable_flips", "notable_flip_rate"]
     table = pd.DataFrame(rows, columns=[c for c in columns if c not in ("flip_rate", "share", "notable_flip_rate")])
     for name, over, under in (

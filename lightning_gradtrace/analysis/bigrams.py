@@ -57,17 +57,11 @@ def bigram_shifts(
         ValueError: fewer than two snapshots in `steps`, `n` below 1, or weights that don't fit each other.
         KeyError: the trace has no weights of this name.
     """
-    known = trace.weight_steps
-    inside = known if steps is None else pd.Series(known, index=known).loc[steps].to_numpy()
-    if len(inside) < 2:
-        raise ValueError(
-            f"`steps` holds {len(inside)} of the snapshots before the steps {known.tolist()}, expected 2 or more: a "
-            "shift lies between two; record with `GradTrace(..., weights_every_n_steps=...)`"
-        )
-    inside = inside[[0, -1]] if summed else inside
+    inside = snapshots_in(trace, steps)
+    inside = [inside[0], inside[-1]] if summed else inside
     head = embedding if head is None else head
     parts = []
-    for first, last in pairwise(inside.tolist()):
+    for first, last in pairwise(inside):
         before, after = ((trace.weights(head, step), trace.weights(embedding, step)) for step in (first, last))
         table = largest_pairs(*before, *after, n=n)
         parts.append(table.assign(first_step=first, last_step=last))
@@ -75,6 +69,26 @@ def bigram_shifts(
     for name, text in (("token", "text"), ("next_token", "next_text")):
         found[text] = pd.Series(_access.words(trace.vocab, found[name].to_numpy()), dtype=str)
     return found[["first_step", "last_step", "rank", "token", "next_token", "text", "next_text", "shift"]]
+
+
+def snapshots_in(trace: Trace, steps: slice | None = None) -> list[int]:
+    """Return the steps before which weights were stored.
+
+    Args:
+        trace: an open trace.
+        steps: a slice of step numbers that holds both its ends; None for all.
+
+    Raises:
+        ValueError: fewer than two, so that no shift lies between them.
+    """
+    known = trace.weight_steps
+    inside = known if steps is None else pd.Series(known, index=known).loc[steps].to_numpy()
+    if len(inside) < 2:
+        raise ValueError(
+            f"`steps` holds {len(inside)} of the snapshots before the steps {known.tolist()}, expected 2 or more: a "
+            "shift lies between two; record with `GradTrace(..., weights_every_n_steps=...)`"
+        )
+    return [int(step) for step in inside]
 
 
 def largest_pairs(

@@ -1,4 +1,4 @@
-"""Did samples with a pattern move something more than their number lets expect?
+"""Did samples with a pattern, texts with a token, or chosen loss tokens move something more than their number says?
 
 A pattern is any function of a sample: it repeats a segment, it holds a closing bracket, it is a question.
 """
@@ -6,14 +6,20 @@ A pattern is any function of a sample: it repeats a segment, it holds a closing 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from lightning_gradtrace.analysis._bootstrap import bootstrap, ratio
+from lightning_gradtrace.analysis._texts import read_texts
+
+if TYPE_CHECKING:
+    from lightning_gradtrace.store import Trace
 
 FloatArray = npt.NDArray[np.float64]
+HEAD_PARTS = ("module", "head", "part")
 COLUMNS = [
     "n_samples",
     "n_pattern",
@@ -33,7 +39,7 @@ def pattern_enrichment(
     pattern: pd.Series | Mapping[int, bool],
     *,
     amount: str = "size",
-    by: Sequence[str] = ("module", "head", "part"),
+    by: Sequence[str] = HEAD_PARTS,
     occurrences: pd.DataFrame | None = None,
     confidence: float = 0.95,
     n_resamples: int = 999,
@@ -44,11 +50,12 @@ def pattern_enrichment(
     ``enrichment = (amount moved by samples with the pattern / amount moved) / (samples with it / samples)``: 1 is
     chance, whatever the pattern's frequency. The interval is a bootstrap over samples. The null permutes which samples
     have the pattern, and its interval is where chance alone puts the enrichment of a pattern as frequent as this one.
+    Along a direction a share can be above 1: then the other samples worked against the change.
 
     Args:
         moved: one row per occurrence and thing that was moved, e.g. from `head_shifts`; needs `sample_id`, the column
             `amount` and the columns `by`.
-        pattern: whether each sample has the pattern, by sample id.
+        pattern: whether each sample has the pattern, by sample id; a number from 0 to 1 says how much of it.
         amount: column to add up.
         by: columns that name the thing that was moved.
         occurrences: all occurrences that could have moved it (column `sample_id`), e.g. `trace.occurrences` of the
@@ -64,52 +71,187 @@ def pattern_enrichment(
     Raises:
         ValueError: a column is missing, or a sample's pattern is unknown.
     """
-    missing = {"sample_id", amount, *by} - set(moved.columns)
-    if missing:
-        raise ValueError(f"`moved` lacks the columns {sorted(missing)}; it has {list(moved.columns)}")
-    samples = (moved if occurrences is None else occurrences)["sample_id"]
-    n_seen = samples.value_counts().sort_index()
-    has = pd.Series(pattern).reindex(n_seen.index)
+    _check(moved, {"sample_id", amount, *by})
+    seen = _seen(moved if occurrences is None else occurrences)
+    has = pd.Series(pattern).reindex(seen.index)
     if has.isna().any():
         unknown = has.index[has.isna()][:5].tolist()
         raise ValueError(
             f"`pattern` says nothing of samples {unknown}; expected a value for every sample that was seen"
         )
-    marked, seen = np.asarray(has, bool), np.asarray(n_seen, float)
-    rows = []
-    for key, group in moved.groupby(list(by), sort=True):
-        total = group.groupby("sample_id")[amount].sum().reindex(n_seen.index, fill_value=0)
-        found = _enrichment(
-            np.asarray(total, float), seen, marked, confidence, n_resamples, np.random.default_rng(seed)
-        )
-        rows.append([*(key if isinstance(key, tuple) else (key,)), *found])
+    marks, rows = np.asarray(has, float), []
+    for key, total in _totals(moved, amount, by, seen):
+        units = np.arange(len(seen))
+        found = _enrichment(total, np.asarray(seen, float), marks, units, confidence, n_resamples, seed)
+        rows.append([*key, *found])
     return pd.DataFrame(rows, columns=[*by, *COLUMNS])
 
 
+def token_enrichment(
+    moved: pd.DataFrame,
+    trace: Trace,
+    tokens: Sequence[int] | None = None,
+    *,
+    amount: str = "size",
+    by: Sequence[str] = HEAD_PARTS,
+    occurrences: pd.DataFrame | None = None,
+    min_count: int = 20,
+    confidence: float = 0.95,
+    n_resamples: int = 999,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare how frequent tokens are in the texts of what moved something with how frequent they are in the data.
+
+    As `pattern_enrichment`, the pattern being the token's share of the text: ``share`` is the frequency of the token
+    over the texts weighted by the amount that each moved, ``expected`` its frequency over all of them.
+
+    Args:
+        moved: as in `pattern_enrichment`.
+        trace: the trace, which keeps the texts.
+        tokens: token ids; None for all that occur often enough.
+        amount: as in `pattern_enrichment`.
+        by: as in `pattern_enrichment`.
+        occurrences: as in `pattern_enrichment`.
+        min_count: smallest count of a token in the texts of `occurrences`, each sample once.
+        confidence: as in `pattern_enrichment`.
+        n_resamples: as in `pattern_enrichment`.
+        seed: as in `pattern_enrichment`.
+
+    Returns:
+        One row per thing and token, the most enriched first within a thing: the columns `by`, `token`, `word` and those
+        of `pattern_enrichment`, `n_pattern` being the number of texts that hold the token.
+
+    Raises:
+        ValueError: a column is missing, or the trace keeps no text of a sample.
+    """
+    _check(moved, {"sample_id", amount, *by})
+    seen, texts = _seen(moved if occurrences is None else occurrences), read_texts(trace)
+    place = pd.Index(texts.sample_id).get_indexer(seen.index)
+    if (place < 0).any():
+        unknown = seen.index[place < 0][:5].tolist()
+        raise ValueError(f"the trace keeps no text of samples {unknown}; record the inputs of the whole run")
+    counts, length = texts.counts[place], np.maximum(texts.length[place], 1)
+    frequent = np.asarray(counts.sum(axis=0)).reshape(-1) >= min_count
+    chosen = np.flatnonzero(frequent if tokens is None else frequent & np.isin(texts.token, np.asarray(tokens)))
+    ids, words = texts.ids(chosen), texts.words(trace.vocab, chosen)
+    rows = []
+    for key, total in _totals(moved, amount, by, seen):
+        units = np.arange(len(seen))
+        for column, token, word in zip(chosen, ids, words, strict=True):
+            marks = counts[:, [column]].toarray().reshape(-1) / length
+            found = _enrichment(total, np.asarray(seen, float), marks, units, confidence, n_resamples, seed)
+            rows.append([*key, token, word, *found])
+    table = pd.DataFrame(rows, columns=[*by, "token", "word", *COLUMNS])
+    return table.sort_values([*by, "enrichment"], ascending=[True] * len(by) + [False], ignore_index=True)
+
+
+def loss_token_enrichment(
+    moved: pd.DataFrame,
+    loss_tokens: pd.DataFrame,
+    pattern: pd.Series,
+    *,
+    amount: str = "size",
+    by: Sequence[str] = HEAD_PARTS,
+    confidence: float = 0.95,
+    n_resamples: int = 999,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Compare the share of some loss tokens in what was moved with their share among the loss tokens.
+
+    As `pattern_enrichment`, counted over loss tokens instead of samples. The interval is a bootstrap over samples,
+    whose loss tokens stay together; the null permutes which loss tokens have the pattern.
+
+    Args:
+        moved: from ``head_shifts(..., record="token_grads")``; needs `occurrence`, `position`, the column `amount` and
+            the columns `by`.
+        loss_tokens: all loss tokens that could have moved it: ``trace.token_grads.tokens(steps)``.
+        pattern: whether each of them has the pattern, one value per row of `loss_tokens`; for instance
+            ``loss_tokens["token"] == closing``.
+        amount: as in `pattern_enrichment`.
+        by: as in `pattern_enrichment`.
+        confidence: as in `pattern_enrichment`.
+        n_resamples: as in `pattern_enrichment`.
+        seed: as in `pattern_enrichment`.
+
+    Returns:
+        As `pattern_enrichment`, `n_samples` and `n_pattern` being numbers of loss tokens.
+
+    Raises:
+        ValueError: a column is missing, `pattern` has another length, or `moved` holds loss tokens that are not in
+            `loss_tokens`.
+    """
+    place = ["occurrence", "position"]
+    _check(moved, {*place, amount, *by})
+    if len(pattern) != len(loss_tokens):
+        raise ValueError(
+            f"`pattern` has {len(pattern)} values, expected one for each of {len(loss_tokens)} loss tokens"
+        )
+    seen = pd.Series(1.0, index=pd.MultiIndex.from_frame(loss_tokens[place]))
+    if not pd.MultiIndex.from_frame(moved[place]).isin(seen.index).all():
+        raise ValueError("`moved` holds loss tokens that are not in `loss_tokens`; take both from the same steps")
+    units = pd.factorize(loss_tokens["sample_id"])[0]
+    marks, rows = np.asarray(pattern, float), []
+    for key, total in _totals(moved, amount, by, seen):
+        found = _enrichment(total, np.ones(len(seen)), marks, units, confidence, n_resamples, seed)
+        rows.append([*key, *found])
+    return pd.DataFrame(rows, columns=[*by, *COLUMNS])
+
+
+def _check(moved: pd.DataFrame, needed: set[str]) -> None:
+    missing = needed - set(moved.columns)
+    if missing:
+        raise ValueError(f"`moved` lacks the columns {sorted(missing)}; it has {list(moved.columns)}")
+
+
+def _seen(occurrences: pd.DataFrame) -> pd.Series:
+    """Return how often each sample was seen, by sample id."""
+    return occurrences["sample_id"].value_counts().sort_index()
+
+
+def _totals(
+    moved: pd.DataFrame, amount: str, by: Sequence[str], seen: pd.Series
+) -> list[tuple[tuple[object, ...], FloatArray]]:
+    """Return for each thing the amount that each row of `seen` moved it."""
+    names = list(seen.index.names) if seen.index.nlevels > 1 else "sample_id"
+    sums = [(key, part.groupby(names)[amount].sum()) for key, part in moved.groupby(list(by), sort=True)]
+    return [(key, total.reindex(seen.index, fill_value=0).to_numpy(float)) for key, total in sums]
+
+
 def _enrichment(
-    sums: FloatArray,
+    total: FloatArray,
     seen: FloatArray,
-    marked: npt.NDArray[np.bool_],
+    marks: FloatArray,
+    units: npt.NDArray[np.integer],
     confidence: float,
     n_resamples: int,
-    rng: np.random.Generator,
+    seed: int,
 ) -> list[float]:
-    """Return the columns of one row: `sums` moved and times `seen` by sample, and which samples are `marked`."""
+    """Return the columns of one row.
 
-    def of(weights: FloatArray, chosen: FloatArray) -> FloatArray:
-        share = ratio(weights @ (sums * chosen), weights @ sums)
-        return ratio(share, ratio(weights @ (seen * chosen), weights @ seen))
+    Args:
+        total: amount moved, by thing that has marks.
+        seen: how often each was seen.
+        marks: how much of the pattern each has.
+        units: which unit of the bootstrap each belongs to, from 0.
+        confidence: of the intervals.
+        n_resamples: resamples and permutations.
+        seed: of both.
+    """
+    rng = np.random.default_rng(seed)
+    sums = [np.bincount(units, part) for part in (total * marks, total, seen * marks, seen)]
 
     def of_draws(weights: FloatArray) -> FloatArray:
-        return of(weights, marked.astype(float))
+        with_it, everything, seen_with_it, all_seen = (weights @ part for part in sums)
+        return ratio(ratio(with_it, everything), ratio(seen_with_it, all_seen))
 
-    effect = bootstrap(of_draws, [len(sums)], confidence=confidence, n_resamples=n_resamples, rng=rng)
-    once = np.ones((1, len(sums)))
-    permuted = np.array([of(once, rng.permutation(marked).astype(float))[0] for _ in range(n_resamples)])
+    effect = bootstrap(of_draws, [len(sums[0])], confidence=confidence, n_resamples=n_resamples, rng=rng)
+    share, expected = ratio(total @ marks, total.sum()), seen @ marks / seen.sum()
+    columns = [len(marks), int((marks > 0).sum()), *map(float, (expected, share, *effect))]
+    if not np.isfinite(effect.effect):
+        return [*columns, np.nan, np.nan, np.nan]
+    drawn = np.array([np.stack([total, seen]) @ rng.permutation(marks) for _ in range(n_resamples)])
+    permuted = ratio(drawn[:, 0] / total.sum(), drawn[:, 1] / seen.sum())
     low, high = np.nanquantile(permuted, [(1 - confidence) / 2, (1 + confidence) / 2])
     middle = np.nanmedian(permuted)
     extreme = int((np.abs(permuted - middle) >= abs(effect.effect - middle)).sum())
-    expected = seen[marked].sum() / seen.sum()
-    share = ratio(sums[marked].sum(), sums.sum())
-    p_value = (extreme + 1) / (n_resamples + 1)
-    return [len(sums), int(marked.sum()), *map(float, (expected, share, *effect, low, high, p_value))]
+    return [*columns, float(low), float(high), (extreme + 1) / (n_resamples + 1)]

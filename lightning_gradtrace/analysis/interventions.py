@@ -1,9 +1,9 @@
-"""Ways to switch a neuron off for a while."""
+"""Ways to set weights to zero for a while."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -36,8 +36,6 @@ def zero_ablation(model: nn.Module, param: str, neuron: int, axis: str = "in") -
         ...     model.weight[0, 1].item()
         0.0
     """
-    import torch
-
     _access.check_axis(axis)
     weight = named_parameter(model, param)
     if weight.ndim != 2:
@@ -46,15 +44,32 @@ def zero_ablation(model: nn.Module, param: str, neuron: int, axis: str = "in") -
     if not 0 <= neuron < size:
         what = "columns" if axis == "in" else "rows"
         raise ValueError(f"`{param}` of this model has {size} {what} (0 to {size - 1}), but `neuron` is {neuron}")
-    line = weight.detach()[:, neuron] if axis == "in" else weight.detach()[neuron]
-    kept = line.clone()
+    with zeroed(model, [(param, (slice(None), neuron) if axis == "in" else (neuron,))]):
+        yield
+
+
+@contextmanager
+def zeroed(model: nn.Module, parts: Sequence[tuple[str, tuple[slice | int, ...]]]) -> Iterator[None]:
+    """Set parts of weights to zero inside a `with` block and put them back, bit for bit.
+
+    Args:
+        model: the model.
+        parts: names of parameters and indices into them, as in `Switch.parts`.
+    """
+    import torch
+
+    kept = []
     try:
         with torch.no_grad():
-            line.zero_()
+            for name, index in parts:
+                part = named_parameter(model, name).detach()[index]
+                kept.append((part, part.clone()))
+                part.zero_()
         yield
     finally:
         with torch.no_grad():
-            line.copy_(kept)
+            for part, values in reversed(kept):
+                part.copy_(values)
 
 
 def named_parameter(model: nn.Module, param: str) -> Tensor:

@@ -136,7 +136,7 @@ class _Path:
         if "gains" in trace.records:
             from lightning_gradtrace.store.schema import escape
 
-            stored = trace.array(f"gains/{escape(param)}/gain")
+            stored = trace.checked(f"gains/{escape(param)}/gain")
             gains = np.abs(np.stack([np.asarray(stored[r], np.float64).reshape(-1) for r in rows]))
             if rule == "NAdam":
                 until = int(rows[-1]) + 1

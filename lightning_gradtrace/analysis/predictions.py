@@ -1,16 +1,16 @@
-"""Argmax predictions of a model at every position, with and without a neuron."""
+"""Argmax predictions of a model at every position, with and without some of its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from lightning_gradtrace.analysis._access import IntArray
-from lightning_gradtrace.analysis.interventions import zero_ablation
+from lightning_gradtrace.analysis.interventions import zeroed
+from lightning_gradtrace.analysis.switches import Switch, neuron_switch, resolve
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 class Predictor:
-    """A model and the texts of a trace; predicts each sample at most once per ablated neuron.
+    """A model and the texts of a trace; predicts each sample at most once per thing switched off.
 
     Pass one in place of a model to several functions of this package (`neuron_ablation`, the controls) and they share
     the predictions. The model must not change meanwhile. Memory: 8 bytes per position predicted.
@@ -127,7 +127,7 @@ class Predictor:
         tokens: (sample, position) token ids, -1 after the last one.
         batch_size: as in `predict`.
         forward: as in `predict`.
-        how: how a neuron is switched off: "zero", "mean" or "resample", as in `ablate`.
+        how: how weights are switched off: "zero", "mean" or "resample", as in `ablate`.
         reference: (sample, position) texts for "mean" and "resample"; None takes the first 512 of `tokens`.
         seed: of the draws of "resample".
 
@@ -156,31 +156,35 @@ class Predictor:
         self.model = model
         self.tokens = np.asarray(tokens)
         self._options = {"batch_size": batch_size, "forward": forward}
-        self._known: dict[tuple[str, int, str] | None, dict[int, IntArray]] = {}
+        self._known: dict[str | None, dict[int, IntArray]] = {}
 
-    def __call__(self, rows: IntArray, neuron: tuple[str, int, str] | None = None) -> IntArray:
-        """Predict samples, with `neuron` = (param, neuron, axis) switched off if given.
+    def __call__(self, rows: IntArray, off: Switch | tuple[str, int, str] | None = None) -> IntArray:
+        """Predict samples.
 
         Args:
             rows: (n,) rows of `tokens`.
-            neuron: what to set to zero; None for the model as it is.
+            off: what to switch off, for a neuron (param, neuron, axis); None for the model as it is.
 
         Returns:
             (n, position) predictions, -1 at padding.
+
+        Raises:
+            ValueError: weights that the model doesn't have.
         """
-        known = self._known.setdefault(neuron, {})
+        switch = neuron_switch(*off) if isinstance(off, tuple) else off
+        known = self._known.setdefault(None if switch is None else switch.name, {})
         new = np.array([row for row in dict.fromkeys(rows.tolist()) if row not in known], dtype=np.int64)
         if new.size:
-            found = self._predict(self.tokens[new], neuron)
+            found = self._predict(self.tokens[new], switch)
             known.update(zip(new.tolist(), found, strict=True))
         if not rows.size:
             return np.zeros((0, self.tokens.shape[1]), dtype=np.int64)
         return np.stack([known[row] for row in rows.tolist()])
 
-    def _predict(self, tokens: IntArray, neuron: tuple[str, int, str] | None) -> IntArray:
+    def _predict(self, tokens: IntArray, switch: Switch | None) -> IntArray:
+        switches = [] if switch is None else [switch]
         if self._ablator is not None:
-            keys = [] if neuron is None else [dict(zip(("param", "neuron", "axis"), neuron, strict=True))]
-            outcome = self._ablator(tokens, pd.DataFrame(keys) if keys else [])
-            return outcome.pred if neuron is None else outcome.ablated[0]
-        with nullcontext() if neuron is None else zero_ablation(self.model, *neuron):
+            outcome = self._ablator(tokens, switches)
+            return outcome.ablated[0] if switches else outcome.pred
+        with zeroed(self.model, [part for one in resolve(self.model, switches) for part in one.parts]):
             return predict(self.model, tokens, **self._options)  # type: ignore[arg-type]

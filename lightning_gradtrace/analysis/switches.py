@@ -31,6 +31,11 @@ class Switch:
     parts: tuple[tuple[str, tuple[slice | int, ...]], ...]
 
     @property
+    def name(self) -> str:
+        """Equal for equal weights."""
+        return repr(self.parts)
+
+    @property
     def params(self) -> tuple[str, ...]:
         """Names of the parameters, each once, ascending."""
         return tuple(sorted({name for name, _ in self.parts}))
@@ -42,6 +47,29 @@ class Switch:
             if name == param:
                 mask[index] = False
         return mask
+
+
+def neuron_switch(param: str, neuron: int, axis: str = "in") -> Switch:
+    """Return the column (`axis="in"`) or row ("out") of a weight (out, in)."""
+    _access.check_axis(axis)
+    neuron = int(neuron)  # of NumPy's numbers the names would differ
+    index: tuple[slice | int, ...] = (slice(None), neuron) if axis == "in" else (neuron,)
+    return Switch({"param": param, "axis": axis, "neuron": neuron}, ((param, index),))
+
+
+def head_switch(blocks: pd.DataFrame) -> Switch:
+    """Return rows of `attention_heads` that belong to one head, as one switch."""
+    pieces = tuple(
+        (str(one["param"]), (*[slice(None)] * int(one["axis"]), slice(int(one["start"]), int(one["stop"]))))
+        for one in blocks.to_dict("records")
+    )
+    first = blocks.iloc[0]
+    return Switch({"module": str(first["module"]), "head": int(first["head"])}, pieces)
+
+
+def entry_switch(param: str, index: int) -> Switch:
+    """Return a single entry by its flat index, which `resolve` turns into coordinates."""
+    return Switch({"param": param, "index": index}, ((param, (index,)),))
 
 
 def switches_of(what: pd.DataFrame | Sequence[Switch]) -> list[Switch]:
@@ -59,26 +87,13 @@ def switches_of(what: pd.DataFrame | Sequence[Switch]) -> list[Switch]:
         return list(what)
     columns = set(what.columns)
     if {"param", "axis", "neuron"} <= columns:
-        found = []
-        for row in what.to_dict("records"):
-            _access.check_axis(str(row["axis"]))
-            neuron = int(row["neuron"])
-            index: tuple[slice | int, ...] = (slice(None), neuron) if row["axis"] == "in" else (neuron,)
-            param = str(row["param"])
-            found.append(Switch({"param": param, "axis": str(row["axis"]), "neuron": neuron}, ((param, index),)))
-        return found
+        names = zip(what["param"].astype(str), what["neuron"], what["axis"].astype(str), strict=True)
+        return [neuron_switch(param, neuron, axis) for param, neuron, axis in names]
     if set(HEAD_COLUMNS) <= columns:
-        found = []
-        for (module, head), part in what.groupby(["module", "head"], sort=False):
-            pieces = tuple(
-                (str(one["param"]), (*[slice(None)] * int(one["axis"]), slice(int(one["start"]), int(one["stop"]))))
-                for one in part.to_dict("records")
-            )
-            found.append(Switch({"module": module, "head": int(str(head))}, pieces))
-        return found
+        return [head_switch(part) for _, part in what.groupby(["module", "head"], sort=False)]
     if {"param", "index"} <= columns:
         pairs = zip(what["param"].astype(str), what["index"], strict=True)
-        return [Switch({"param": p, "index": int(i)}, ((p, (int(i),)),)) for p, i in pairs]
+        return [entry_switch(param, int(index)) for param, index in pairs]
     raise ValueError(
         f"a table with the columns {list(what.columns)} names nothing to switch off; pass rows of `neurons`, "
         "`attention_heads` or `frequent_entries`"

@@ -49,22 +49,36 @@ def sum_errors(
         ``|sum_i g[i] - grad| / |grad|`` by name (Frobenius norms); 0 where both vanish, NaN where either is not
         finite. A small part of ``overall`` stands in for a ``|grad|`` that is smaller, if there are any shares.
     """
-    errors = {}
-    if not math.isfinite(overall):
-        overall = 0.0
-    for name, gradient in gradients.items():
-        shares = [m.shares[name] for m in micro_batches if name in m.shares]
-        size = float(torch.linalg.vector_norm(gradient.float()))
-        norm = max(size, overall * _FLOOR.get(gradient.dtype, _COARSE_FLOOR)) if size == size else size
-        if not shares:
-            errors[name] = size / size if size else 0.0  # a sum of nothing has no rounding
-            continue
-        total = shares[0].total()
-        for share in shares[1:]:
-            total = total + share.total()
-        difference = float(torch.linalg.vector_norm(total - gradient))
-        errors[name] = difference / norm if norm else (float("inf") if difference else 0.0)
-    return errors
+    return {
+        name: sum_error(total_share(micro_batches, name), gradient, overall) for name, gradient in gradients.items()
+    }
+
+
+def total_share(micro_batches: Sequence[MicroBatch], name: str) -> Tensor | None:
+    """Return the sum of the shares of a parameter over all occurrences, None if there are none."""
+    total: Tensor | None = None
+    for share in (m.shares[name] for m in micro_batches if name in m.shares):
+        total = share.total() if total is None else total + share.total()
+    return total
+
+
+def sum_error(total: Tensor | None, gradient: Tensor, overall: float = 0.0) -> float:
+    """Compare the sum of the shares of one parameter with its gradient, see `sum_errors`.
+
+    Args:
+        total: the sum, None for no shares.
+        gradient: gradient of the parameter before clipping.
+        overall: norm of the gradients of all parameters.
+    """
+    size = float(torch.linalg.vector_norm(gradient.float()))
+    if total is None:
+        return size / size if size else 0.0  # a sum of nothing has no rounding
+    floor = overall * _FLOOR.get(gradient.dtype, _COARSE_FLOOR) if math.isfinite(overall) else 0.0
+    norm = max(size, floor) if size == size else size
+    difference = float(torch.linalg.vector_norm(total - gradient))
+    if not norm:
+        return float("inf") if difference else 0.0
+    return difference / norm
 
 
 def check_sums(

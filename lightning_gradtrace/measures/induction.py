@@ -77,23 +77,33 @@ def copying_score(embedding: Tensor, value: Tensor, output: Tensor, unembedding:
     return eigenvalues.real.sum(-1) / eigenvalues.abs().sum(-1)
 
 
-def in_context_learning_score(losses: Tensor, early: int, late: int) -> Tensor:
-    """Return the loss at a late position minus the loss at an early one: negative where context helps.
+def in_context_learning_score(losses: Tensor, early: int | slice, late: int | slice) -> Tensor:
+    """Return the loss at late positions minus the loss at early ones: negative where context helps.
+
+    With learned positions a small network learns every position in its own time, so the score of one pair of positions
+    says when these two were learned; the mean over some of them says when most were.
 
     Args:
         losses: loss of every token, shape (batch, position).
-        early: the early position (Olsson et al. take the 50th token).
-        late: the late position (the 500th).
+        early: the early position (Olsson et al. take the 50th token), or a slice of positions to average over.
+        late: the late position (the 500th), or a slice.
 
     Returns:
         A scalar in nats.
 
     Raises:
-        ValueError: the positions are not 0 <= early < late < number of positions.
+        ValueError: a position is out of range, or the early ones are not before the late ones.
+
+    Example:
+        >>> losses = torch.tensor([[4.0, 4.0, 2.0, 1.0]])
+        >>> in_context_learning_score(losses, 0, 3), in_context_learning_score(losses, slice(0, 2), slice(2, 4))
+        (tensor(-3.), tensor(-2.5000))
     """
-    if not 0 <= early < late < losses.shape[1]:
-        raise ValueError(f"`early` is {early} and `late` {late}; expected 0 <= early < late < {losses.shape[1]}")
-    return losses[:, late].mean() - losses[:, early].mean()
+    n = losses.shape[1]
+    first, last = (range(n)[i] if isinstance(i, slice) else range(i, i + 1) for i in (early, late))
+    if not first or not last or not 0 <= first[-1] < last[0] <= last[-1] < n or first[0] < 0:
+        raise ValueError(f"`early` is {early} and `late` {late}; expected 0 <= early < late < {n}")
+    return losses[:, list(last)].mean() - losses[:, list(first)].mean()
 
 
 def second_half_accuracy(logits: Tensor, targets: Tensor, period: int) -> Tensor:

@@ -91,14 +91,14 @@ class InContextLearning(_Mean):
     """Mean of `in_context_learning_score`, in nats.
 
     Args:
-        early: the early position.
-        late: the late position.
+        early: the early position, or a slice of positions.
+        late: the late position, or a slice.
         **options: see `torchmetrics.Metric`.
     """
 
     higher_is_better = False
 
-    def __init__(self, early: int, late: int, **options: Any) -> None:
+    def __init__(self, early: int | slice, late: int | slice, **options: Any) -> None:
         super().__init__(**options)
         self.early, self.late = early, late
 

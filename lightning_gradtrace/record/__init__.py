@@ -5,6 +5,7 @@ from lightning_gradtrace.record._base import ParameterShifts as ParameterShifts
 from lightning_gradtrace.record._base import Record as Record
 from lightning_gradtrace.record._base import StepShifts as StepShifts
 from lightning_gradtrace.record.dense import Dense as Dense
+from lightning_gradtrace.record.division import Division as Division
 from lightning_gradtrace.record.factored import Factored as Factored
 from lightning_gradtrace.record.gains import Gains as Gains
 from lightning_gradtrace.record.norms import Norms as Norms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from lightning_gradtrace.capture.loss_tokens import TokenChoice
 from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.record.schedule import Schedule
 from lightning_gradtrace.store.schema import ArraySpec, with_own_rows
+from lightning_gradtrace.update.ledger import Entry
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class StepShifts:
         shared: what one record leaves for the others of the same step, by key.
         tokens: the first chosen loss token of every occurrence, the second, and so on, if a record asks for them.
         n_chosen: number of loss tokens chosen in each occurrence, shape (occurrence,), int32.
+        ledger: yields the line of every parameter that the step moved, if a record asks for the ledger.
     """
 
     n_samples: list[int]
@@ -109,6 +111,7 @@ class StepShifts:
     shared: dict[Any, Any] = field(default_factory=dict)
     tokens: list[TokenShifts] = field(default_factory=list)
     n_chosen: np.ndarray | None = None
+    ledger: Callable[[], Iterator[Entry]] | None = None
 
     @property
     def micro_batches(self) -> list[slice]:
@@ -135,10 +138,12 @@ class Record(ABC):
     Attributes:
         schedule: at which steps the record is kept; None for every step that GradTrace records.
         wants_tokens: whether it needs the shares of single loss tokens, see `choice`.
+        wants_ledger: whether it needs the ledger of the step, see `StepShifts.ledger`.
     """
 
     schedule: Schedule | None = None
     wants_tokens = False
+    wants_ledger = False
 
     @property
     @abstractmethod

@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass
 class Candidates:
-    """Entries found so far, in ascending order of entry number within each occurrence.
+    """Entries that may be among those to be kept.
 
     Attributes:
         occurrence: number of the occurrence within the step, shape (m,).
@@ -24,21 +24,23 @@ class Candidates:
     shift: np.ndarray
 
     def by_occurrence(self) -> Iterator[Candidates]:
-        """Split sorted candidates by occurrence."""
+        """Split candidates that are sorted by occurrence."""
         edges = np.append(np.unique(self.occurrence, return_index=True)[1], len(self.occurrence))
         for a, b in itertools.pairwise(edges):
             yield Candidates(self.occurrence[a:b], self.entry[a:b], self.shift[a:b])
 
     @staticmethod
     def join(parts: list[Candidates]) -> Candidates:
-        """Join candidates and sort them by occurrence; the order of entries within an occurrence is kept."""
+        """Join candidates, in the order of the parts."""
         if not parts:
             return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-        occurrence = np.concatenate([p.occurrence for p in parts])
-        order = np.argsort(occurrence.astype(np.uint32), kind="stable")
-        entry = np.concatenate([p.entry for p in parts])
-        shift = np.concatenate([p.shift for p in parts])
-        return Candidates(occurrence[order], entry[order], shift[order])
+        occurrence, entry = (np.concatenate([getattr(p, name) for p in parts]) for name in ("occurrence", "entry"))
+        return Candidates(occurrence, entry, np.concatenate([p.shift for p in parts]))
+
+    def sorted(self) -> Candidates:
+        """Return the candidates by occurrence, and by entry within each."""
+        order = np.lexsort((self.entry, self.occurrence))
+        return Candidates(self.occurrence[order], self.entry[order], self.shift[order])
 
 
 def magnitude(shift: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from typing_extensions import override
@@ -11,11 +11,14 @@ from typing_extensions import override
 from lightning_gradtrace.record._base import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record._parts import shift_blocks
 from lightning_gradtrace.record.schedule import as_schedule
-from lightning_gradtrace.store.schema import ArraySpec, escape
+from lightning_gradtrace.store.schema import ArraySpec, Codec, escape
 
 _MANTISSA = {"float16": 10, "float32": 23, "float64": 52}
+_CODECS = ("none", "fast", "small")
 _INNER_BYTES = 256_000
 """Raw size of what is read at once; 16 times as much goes into one file."""
+_INNER_ROWS = 256
+"""Most rows of it: a short run of a small parameter shall not end in much padding."""
 
 
 class Dense(Record):
@@ -31,6 +34,8 @@ class Dense(Record):
             often below the smallest numbers of float16: prefer ``keep_bits=7``, which has the precision of bfloat16.
         keep_bits: number of bits of the mantissa to keep, rounded to nearest, ties to even; the rest is zero and
             compresses well. The relative error is at most ``2**-(keep_bits + 1)``. None keeps all.
+        codec: "none" doesn't compress, "fast" does by a tenth, "small" by a little more and a multiple of the time
+            (docs/performance.md). None takes "none" if all bits are kept, which then hardly compress, else "fast".
         schedule: at which steps to keep it: a `Schedule`, n for every n-th step, or a function of the step.
 
     Raises:
@@ -39,12 +44,19 @@ class Dense(Record):
     Example::
 
         >>> Dense(keep_bits=7)
-        Dense(dtype=None, keep_bits=7)
+        Dense(dtype=None, keep_bits=7, codec=None)
     """
 
-    def __init__(self, dtype: str | None = None, keep_bits: int | None = None, schedule: Any = None) -> None:
+    def __init__(
+        self,
+        dtype: str | None = None,
+        keep_bits: int | None = None,
+        codec: Literal["none", "fast", "small"] | None = None,
+        schedule: Any = None,
+    ) -> None:
         self.dtype = dtype
         self.keep_bits = keep_bits
+        self.codec = codec
         self.schedule = as_schedule("Dense", schedule)
         if dtype is not None and dtype not in _MANTISSA:
             listed = ", ".join(f"`{name}`" for name in _MANTISSA)
@@ -52,6 +64,9 @@ class Dense(Record):
         most = _MANTISSA[dtype or "float64"]
         if keep_bits is not None and (isinstance(keep_bits, bool) or not 1 <= keep_bits <= most):
             raise ValueError(f"`Dense(keep_bits={keep_bits!r})`: expected 1 to {most} bits, or None for all")
+        if codec is not None and codec not in _CODECS:
+            listed = ", ".join(f"`{name}`" for name in _CODECS)
+            raise ValueError(f"`Dense(codec={codec!r})`: expected one of {listed}, or None")
 
     @property
     @override
@@ -72,8 +87,9 @@ class Dense(Record):
         dims = ("occurrence", *(f"{info.name}.{axis}" for axis in range(len(info.shape))))
         row = np.dtype(dtype).itemsize * max(1, info.numel)
         path, meaning = f"dense/{escape(info.name)}/shift", f"shift of {info.name}"
-        inner = max(1, _INNER_BYTES // row)
-        return ArraySpec(path, dims, info.shape, dtype, meaning, codec="float", inner_rows=inner, attrs=lossy)
+        inner = min(_INNER_ROWS, max(1, _INNER_BYTES // row))
+        codec: Codec = self.codec or ("fast" if "keep_bits" in lossy else "none")
+        return ArraySpec(path, dims, info.shape, dtype, meaning, codec=codec, inner_rows=inner, attrs=lossy)
 
     def _bits(self, dtype: str) -> int | None:
         return None if self.keep_bits is None or self.keep_bits >= _MANTISSA[dtype] else self.keep_bits

@@ -31,11 +31,12 @@ class Schedule(ABC):
 
 
 class EveryNSteps(Schedule):
-    """Steps ``first``, ``first + n``, ``first + 2 n``, ...
+    """Steps ``first``, ``first + n``, ``first + 2 n``, ..., and ``width - 1`` steps after each of them.
 
     Args:
         n: distance, at least 1.
         first: the first one.
+        width: length of each run of steps, from 1 to ``n``. Weights stored with ``width=2`` give single steps' shifts.
 
     Raises:
         ValueError: an argument is out of range.
@@ -44,23 +45,29 @@ class EveryNSteps(Schedule):
 
         >>> [step for step in range(10) if EveryNSteps(4, first=1).due(step)]
         [1, 5, 9]
+        >>> [step for step in range(10) if EveryNSteps(4, width=2).due(step)]
+        [0, 1, 4, 5, 8, 9]
     """
 
-    def __init__(self, n: int, first: int = 0) -> None:
+    def __init__(self, n: int, first: int = 0, width: int = 1) -> None:
         self.n = _whole("EveryNSteps", "n", n, 1)
         self.first = _whole("EveryNSteps", "first", first, 0)
+        self.width = _whole("EveryNSteps", "width", width, 1)
+        if self.width > self.n:
+            raise ValueError(f"`EveryNSteps(n={n}, width={width})`: expected a width of at most n steps")
 
     @override
     def due(self, step: int) -> bool:
-        return step >= self.first and (step - self.first) % self.n == 0
+        return step >= self.first and (step - self.first) % self.n < self.width
 
     @override
     def count(self, n_steps: int) -> int:
-        return len(range(self.first, n_steps, self.n))
+        whole, rest = divmod(max(0, n_steps - self.first), self.n)
+        return whole * self.width + min(rest, self.width)
 
     @override
     def describe(self) -> dict[str, Any]:
-        return {"kind": "every_n_steps", "n": self.n, "first": self.first}
+        return {"kind": "every_n_steps", "n": self.n, "first": self.first, "width": self.width}
 
 
 class StepRanges(Schedule):

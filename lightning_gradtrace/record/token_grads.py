@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from typing_extensions import override
@@ -14,7 +14,7 @@ from lightning_gradtrace.capture.loss_tokens import TokenChoice
 from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.record._base import ParameterInfo, Record, StepShifts, TokenShifts
 from lightning_gradtrace.record.candidates import fill_with_zeros, largest
-from lightning_gradtrace.record.schedule import Schedule
+from lightning_gradtrace.record.schedule import as_schedule
 from lightning_gradtrace.record.selection import Searcher
 from lightning_gradtrace.store.schema import ArraySpec
 
@@ -74,7 +74,7 @@ class TokenGrads(Record):
             how many there were.
         by: choose the loss tokens that predict one of ``tokens`` ("target"), or those at whose position one of them
             is read ("input").
-        schedule: at which steps; None for every step that GradTrace records.
+        schedule: at which steps to keep it: a `Schedule`, n for every n-th step, or a function of the step.
 
     Raises:
         ValueError: an argument is out of range.
@@ -93,7 +93,7 @@ class TokenGrads(Record):
         k: int = 100,
         slots: int = 8,
         by: Literal["target", "input"] = "target",
-        schedule: Schedule | None = None,
+        schedule: Any = None,
     ) -> None:
         self.tokens: list[int | str] | None = (
             None if tokens is None else [tokens] if isinstance(tokens, str) else list(tokens)
@@ -101,7 +101,7 @@ class TokenGrads(Record):
         self.k = k
         self.slots = slots
         self.by = by
-        self.schedule = schedule
+        self.schedule = as_schedule("TokenGrads", schedule)
         for name, value in (("k", k), ("slots", slots)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"`TokenGrads({name}={value!r})`: expected a whole number, at least 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -33,7 +34,10 @@ class TraceArrays:
         except Exception as error:  # whatever zarr makes of it
             raise StoreError(damaged(self._name, error)) from error
         self._attrs: dict[str, Any] = root["attributes"]
-        self._committed = {str(name): int(n) for name, n in self._attrs["committed"].items()}
+
+    @cached_property
+    def _committed(self) -> dict[str, int]:
+        return {str(name): int(n) for name, n in self._attrs["committed"].items()}
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -55,6 +59,14 @@ class TraceArrays:
         """The root group, for reading with zarr."""
         return self._group
 
+    def has(self, path: str) -> bool:
+        """Say whether the trace holds an array or a group."""
+        return path in self._group
+
+    def groups(self) -> list[str]:
+        """Return the names of the groups below the root."""
+        return sorted(self._group.group_keys())
+
     def array(self, path: str) -> zarr.Array:
         """Give access to any array, lazily, as zarr reads it.
 
@@ -67,10 +79,8 @@ class TraceArrays:
         Raises:
             KeyError: if the trace has no such array.
         """
-        if path not in self._group:
-            raise KeyError(
-                f"`{self._name}` holds no array `{path}`; it holds: {', '.join(sorted(self._group.group_keys()))}"
-            )
+        if not self.has(path):
+            raise KeyError(f"`{self._name}` holds no array `{path}`; it holds: {', '.join(self.groups())}")
         return cast(zarr.Array, self._group[path])
 
     def checked(self, path: str) -> CheckedArray:

@@ -11,7 +11,10 @@ import numpy as np
 
 from lightning_gradtrace.store.codecs import ChunkEncoder, array_document
 from lightning_gradtrace.store.schema import ArraySpec
+from lightning_gradtrace.store.sharding import join_shard
 from lightning_gradtrace.store.target import Put
+
+Place = tuple[int, ...]
 
 
 class ArrayBuffer:
@@ -20,6 +23,9 @@ class ArrayBuffer:
     Chunks are handed out as objects to put. What the store says about the array's length is `document`, which the
     commit puts after them. A chunk that was committed half full is replaced by the same rows and more. Chunks of
     padding are written like others: a chunk that is missing is then one that was lost.
+
+    Of a sharded array inner chunks are encoded as they fill, and wait for their shard; one that is committed half full
+    holds only those that have rows.
 
     Args:
         spec: declaration, with all lengths known; the second axis of a growing array counts as the chunk's width.
@@ -30,8 +36,10 @@ class ArrayBuffer:
         self.n_rows = 0
         self._tail = (0, *spec.shape_tail[1:]) if spec.grows else spec.shape_tail
         self._chunk_shape = spec.chunk_shape
+        self._unit = spec.inner_rows or self._chunk_shape[0]
         self._dtype = np.dtype(object if spec.dtype == "str" else spec.dtype)
         self._encoder = ChunkEncoder(spec)
+        self._shards: dict[Place, list[list[bytes]]] = {}
         self._buffer: np.ndarray | None = None
         self._in_buffer = 0
         self._dirty = False
@@ -63,13 +71,8 @@ class ArrayBuffer:
             tail: lengths of the other axes.
             last: rows of the chunk that is being filled, shape (m, *tail); none if the last chunk is full.
         """
-        self.n_rows, self._tail = n_rows, tail
-        if len(last):
-            rows = self._widen(last) if self.spec.grows else last
-            self._buffer = np.full((self._chunk_shape[0], *rows.shape[1:]), self.spec.fill_value, self._dtype)
-            self._buffer[: len(rows)] = rows
-            self._in_buffer = len(rows)
-            self._dirty = True
+        self.n_rows, self._tail = n_rows - len(last), tail
+        list(self.append(last))  # which are too few to fill the chunk
 
     def append(self, rows: np.ndarray) -> Iterator[Put]:
         """Add rows.
@@ -82,26 +85,19 @@ class ArrayBuffer:
         """
         if self.spec.grows:
             rows = self._widen(rows)
-        chunk_rows = self._chunk_shape[0]
         at = 0
         while at < len(rows):
-            if self._in_buffer == 0 and len(rows) - at >= chunk_rows:
-                # Records of large rows pass without being copied.
-                yield from self._chunks(self.n_rows, rows[at : at + chunk_rows])
-                self.n_rows += chunk_rows
-                at += chunk_rows
-                continue
-            if self._buffer is None:
-                self._buffer = np.full((chunk_rows, *rows.shape[1:]), self.spec.fill_value, self._dtype)
-            n = min(chunk_rows - self._in_buffer, len(rows) - at)
-            self._buffer[self._in_buffer : self._in_buffer + n] = rows[at : at + n]
-            self._in_buffer += n
-            self.n_rows += n
+            n = min(self._unit - self._in_buffer, len(rows) - at)
+            part = rows[at : at + n]
             at += n
-            self._dirty = True
-            if self._in_buffer == chunk_rows:
-                yield from self.tail()
-                self._buffer.fill(self.spec.fill_value)
+            self.n_rows += n
+            self._dirty = self.n_rows % self._chunk_shape[0] != 0
+            # Many rows at once pass without being copied.
+            if n == self._unit:
+                yield from self._encoded(part)
+            elif self._collect(part) == self._unit:
+                assert self._buffer is not None
+                yield from self._encoded(self._buffer)
                 self._in_buffer = 0
 
     def tail(self) -> Iterator[Put]:
@@ -110,23 +106,56 @@ class ArrayBuffer:
         Yields:
             The chunk; several where one row is split.
         """
-        if self._dirty and self._buffer is not None:
-            yield from self._chunks(self.n_rows - self._in_buffer, self._buffer)
-            self._dirty = False
+        if not self._dirty:
+            return
+        self._dirty = False
+        rest: dict[Place, list[bytes]] = {}
+        if self._buffer is not None and self._in_buffer:
+            self._buffer[self._in_buffer :] = self.spec.fill_value
+            rest = {place: self._encoder.encode(part) for place, part in self._parts(self._buffer)}
+        if self.spec.inner_rows is None:
+            yield from ((self._key(place), chunk) for place, chunk in rest.items())
+            return
+        for place in rest or self._shards:
+            chunks = [*self._shards.get(place, ()), *([rest[place]] if rest else ())]
+            yield self._key(place), join_shard(chunks, self._chunk_shape[0] // self._unit)
 
-    def _chunks(self, first: int, rows: np.ndarray) -> Iterator[Put]:
-        """Split whole chunk rows along the other axes, pad what sticks out, and encode."""
-        number = first // self._chunk_shape[0]
+    def _collect(self, rows: np.ndarray) -> int:
+        """Copy rows into the buffer; returns how many it holds now."""
+        if self._buffer is None:
+            self._buffer = np.empty((self._unit, *rows.shape[1:]), self._dtype)
+        self._buffer[self._in_buffer : self._in_buffer + len(rows)] = rows
+        self._in_buffer += len(rows)
+        return self._in_buffer
+
+    def _encoded(self, rows: np.ndarray) -> Iterator[Put]:
+        """Encode what is encoded together, and hand out the chunks that are whole."""
+        for place, part in self._parts(rows):
+            encoded = self._encoder.encode(part)
+            if self.spec.inner_rows is None:
+                yield self._key(place), encoded
+                continue
+            shard = self._shards.setdefault(place, [])
+            shard.append(encoded)
+            if len(shard) * self._unit == self._chunk_shape[0]:
+                yield self._key(place), join_shard(self._shards.pop(place), len(shard))
+
+    def _parts(self, rows: np.ndarray) -> Iterator[tuple[Place, np.ndarray]]:
+        """Split rows along the other axes as chunks are, and pad what sticks out."""
         width = self._chunk_shape[1:]
         counts = [-(-length // size) for length, size in zip(rows.shape[1:], width, strict=True)]
         for place in itertools.product(*(range(n) for n in counts)):
             part = rows[(slice(None), *(slice(i * n, (i + 1) * n) for i, n in zip(place, width, strict=True)))]
             if part.shape[1:] != width:
-                whole = np.full(self._chunk_shape, self.spec.fill_value, self._dtype)
+                whole = np.full((len(rows), *width), self.spec.fill_value, self._dtype)
                 whole[tuple(slice(0, n) for n in part.shape)] = part
                 part = whole
-            key = "/".join([self.spec.path, "c", str(number), *map(str, place)])
-            yield key, self._encoder.encode(part)
+            yield place, part
+
+    def _key(self, place: Place) -> str:
+        """Key of the chunk that holds the last row."""
+        number = (self.n_rows - 1) // self._chunk_shape[0]
+        return "/".join([self.spec.path, "c", str(number), *map(str, place)])
 
     def _widen(self, rows: np.ndarray) -> np.ndarray:
         """Pad rows and buffer to the same number of whole chunks along the second axis."""

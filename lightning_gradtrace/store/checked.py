@@ -30,6 +30,7 @@ class CheckedArray:
         self.chunks: tuple[int, ...] = array.shards or array.chunks
         self.dims: tuple[str, ...] = tuple(array.metadata.dimension_names or ())  # type: ignore[union-attr, arg-type]
         self.attrs: dict[str, Any] = dict(array.attrs)
+        self.fill_value: Any = array.fill_value
 
     def __len__(self) -> int:
         """Number of rows."""
@@ -51,12 +52,16 @@ class CheckedArray:
             return np.empty((*chosen.shape, *self.shape[1:]), self.dtype)[(slice(None), *rest)]
         order = np.unique(chosen)
         runs = np.split(order, np.flatnonzero(np.diff(order) > 1) + 1)
-        found = [read_rows(self._group, self._path, int(run[0]), int(run[-1]) + 1) for run in runs]
+        found = [self.read(int(run[0]), int(run[-1]) + 1) for run in runs]
         joined = found[0] if len(found) == 1 else np.concatenate(found)
         if isinstance(rows, slice) and len(order) == len(joined) and (rows.step or 1) > 0:
             return joined[(slice(None), *rest)]
         at = np.searchsorted(order, chosen)
         return joined[at][rest] if not chosen.ndim else joined[at][(slice(None), *rest)]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Read neighbouring rows, shape (stop - start, ...)."""
+        return read_rows(self._group, self._path, start, stop)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Read everything."""

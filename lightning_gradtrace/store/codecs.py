@@ -1,8 +1,7 @@
 """Codecs and metadata documents of the arrays: lossless, checksummed, all of them in the Zarr 3 specification.
 
-Codecs outside the specification (numcodecs' delta, shuffle, pcodec) make zarr warn every reader, so none is used.
-The defaults are measured on sorted rows of 1000 out of 720,000 entries: byte or bit shuffle and Zstandard level 1, at
-about 300 MB/s per core; higher levels win under 2 % and cost a factor of three.
+Codecs outside the specification (numcodecs' delta, shuffle, pcodec) make zarr warn every reader, so none is used. The
+defaults are chosen from the table in docs/performance.md, which `python -m benchmarks.store` measures on real shifts.
 """
 
 from __future__ import annotations
@@ -14,12 +13,18 @@ import numpy as np
 from numcodecs import Blosc, VLenUTF8, Zstd
 
 from lightning_gradtrace.store.schema import ON_OPEN, ArraySpec
-from lightning_gradtrace.store.sharding import inner_chunks, join_shard, shard_document, with_checksum
+from lightning_gradtrace.store.sharding import shard_document, with_checksum
 
 BLOCK_BYTES = 2**20
-"""Shuffling acts on blocks of this size: large ones give Zstandard long planes of similar bytes."""
+"""Shuffling acts on blocks of this size: large ones give the compressor long planes of similar bits or bytes."""
 
-_SHUFFLE = {"index": "bitshuffle", "float": "shuffle", "plain": "shuffle"}
+_BLOSC = {
+    "index": {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": BLOCK_BYTES},
+    "float": {"cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": BLOCK_BYTES},
+    "fast": {"cname": "lz4", "clevel": 1, "shuffle": "bitshuffle", "blocksize": BLOCK_BYTES},
+    "small": {"cname": "zstd", "clevel": 5, "shuffle": "shuffle", "blocksize": BLOCK_BYTES},
+    "plain": {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": 0},
+}
 _ITEM_BYTES = {
     "int32": 4,
     "uint32": 4,
@@ -46,18 +51,11 @@ def _inner_documents(spec: ArraySpec) -> list[dict[str, Any]]:
     if spec.dtype == "str":
         compressor: dict[str, Any] = {"name": "zstd", "configuration": {"level": 3, "checksum": False}}
         return [{"name": "vlen-utf8", "configuration": {}}, compressor, {"name": "crc32c"}]
-    blosc = {
-        "typesize": _ITEM_BYTES.get(spec.dtype, 8),
-        "cname": "zstd",
-        "clevel": 1,
-        "shuffle": _SHUFFLE[spec.codec],
-        "blocksize": BLOCK_BYTES if spec.codec in ("index", "float") else 0,
-    }
-    return [
-        {"name": "bytes", "configuration": {"endian": "little"}},
-        {"name": "blosc", "configuration": blosc},
-        {"name": "crc32c"},
-    ]
+    numbers = {"name": "bytes", "configuration": {"endian": "little"}}
+    if spec.codec == "none":
+        return [numbers, {"name": "crc32c"}]
+    blosc = {"typesize": _ITEM_BYTES.get(spec.dtype, 8), **_BLOSC[spec.codec]}
+    return [numbers, {"name": "blosc", "configuration": blosc}, {"name": "crc32c"}]
 
 
 def array_document(spec: ArraySpec, n_rows: int, tail: tuple[int, ...] | None = None) -> dict[str, Any]:
@@ -105,24 +103,23 @@ class ChunkEncoder:
 
     def __init__(self, spec: ArraySpec) -> None:
         self._text = spec.dtype == "str"
-        self._inner_shape = spec.inner_shape
         self._dtype = np.dtype(object) if self._text else np.dtype(spec.dtype).newbyteorder("<")
         configurations = {document["name"]: document.get("configuration", {}) for document in _inner_documents(spec)}
+        self._compressor: Any = None
         if self._text:
-            self._compressor: Any = Zstd(level=configurations["zstd"]["level"])
-        else:
+            self._compressor = Zstd(level=configurations["zstd"]["level"])
+        elif "blosc" in configurations:
             blosc = configurations["blosc"]
             shuffle = {"shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}[blosc["shuffle"]]
             self._compressor = Blosc(blosc["cname"], blosc["clevel"], shuffle, blosc["blocksize"])
 
-    def encode(self, chunk: np.ndarray) -> bytes:
-        """Encode one chunk, of full shape, with its checksum; a chunk of a sharded array becomes a shard."""
-        if self._inner_shape is not None:
-            return join_shard(self._encode(part) for part in inner_chunks(chunk, self._inner_shape))
-        return self._encode(chunk)
+    def encode(self, chunk: np.ndarray) -> list[bytes]:
+        """Encode one chunk, of full shape, with its checksum; of a sharded array one inner chunk.
 
-    def _encode(self, chunk: np.ndarray) -> bytes:
+        Returns:
+            Parts of the object, which are never joined: copying them takes longer than adding up their checksums.
+        """
         plain: Any = np.ascontiguousarray(chunk, self._dtype)
         if self._text:
             plain = VLenUTF8().encode(plain.ravel())
-        return with_checksum(bytes(self._compressor.encode(plain)))
+        return with_checksum(plain.tobytes() if self._compressor is None else bytes(self._compressor.encode(plain)))

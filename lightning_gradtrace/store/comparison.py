@@ -132,9 +132,17 @@ def _array_differences(spec: ArraySpec, old: dict[str, Any] | None) -> list[str]
         "row shape": (old["shape"][1:], new["shape"][1:]),
         "chunks": (old["chunk_grid"], new["chunk_grid"]),
         "attributes": (old["attributes"], new["attributes"]),
-        "codecs": ([codec["name"] for codec in old["codecs"]], [codec["name"] for codec in new["codecs"]]),
+        "codecs": (_codec_names(old["codecs"]), _codec_names(new["codecs"])),
     }
     return [f"{what} of `{spec.path}` was {was}, is {now}" for what, (was, now) in pairs.items() if was != now]
+
+
+def _codec_names(codecs: list[dict[str, Any]]) -> list[str]:
+    """Name codecs, those inside shards too; their settings may change, since chunks tell them."""
+    names = []
+    for codec in codecs:
+        names += [codec["name"], *_codec_names(codec.get("configuration", {}).get("codecs", []))]
+    return names
 
 
 def _shape(text: str) -> tuple[int, ...]:

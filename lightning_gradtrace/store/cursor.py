@@ -32,6 +32,10 @@ class Cursor:
         """Return the cursor as numbers and text, which every checkpoint can hold."""
         return {"rows": dict(self.rows), "widths": dict(self.widths), "run_id": self.run_id}
 
+    def of_root(self) -> Cursor:
+        """Return the place in the root of a trace of several ranks, which has no rows of its own."""
+        return Cursor(dict.fromkeys(("step", "occurrence", "sample", "snapshot"), 0), {}, self.run_id)
+
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Cursor:
         """Read what `state` returned.

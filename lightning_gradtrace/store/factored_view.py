@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from typing_extensions import override
 
-from lightning_gradtrace.store.record_view import ByParameter, Rows, read_rows
+from lightning_gradtrace.store.checked import CheckedArray
+from lightning_gradtrace.store.record_view import ByParameter, Rows, array_of
 from lightning_gradtrace.store.schema import escape
+from lightning_gradtrace.store.target import StoreError
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
@@ -45,8 +48,56 @@ class FactoredParameter:
             KeyError: if the record holds no such occurrence.
         """
         wanted = np.atleast_1d(np.asarray(occurrence, np.int64))
-        found = np.stack([self._shift(int(i)) for i in wanted]) if len(wanted) else np.empty((0, *self.shape))
+        steps = self._steps(wanted)
+        parts = [*self._products(wanted), *self._look_ups(wanted)]
+        place, rows = self._find("factored_dense", wanted)
+        written = [(place, self._read("factored_dense", "shift", rows))] if len(place) else []
+        kinds = [values.dtype for _, values in (*parts, *written)]
+        found = np.zeros((len(wanted), *self.shape), np.result_type(*kinds) if kinds else np.float32)
+        for place, values in parts:
+            found[place] += values
+        if parts:
+            self._scale(found, steps, np.unique(np.concatenate([place for place, _ in parts])))
+        for place, values in written:
+            found[place] += values
         return found[0] if np.ndim(occurrence) == 0 else found
+
+    def inner(self, occurrence: Any, directions: np.ndarray) -> np.ndarray:
+        """Return the inner products of shifts with directions, without writing the shifts out where they have factors.
+
+        Args:
+            occurrence: numbers of occurrences.
+            directions: shape (m, *shape of the parameter).
+
+        Returns:
+            ``<s[i], D>``, shape (n, m), float64.
+
+        Raises:
+            KeyError: if the record holds no such occurrence.
+        """
+        wanted = np.atleast_1d(np.asarray(occurrence, np.int64))
+        steps, aims = self._steps(wanted), np.asarray(directions, np.float64)
+        found = np.zeros((len(wanted), len(aims)))
+        place, rows = self._find("factored_dense", wanted)
+        if len(place):
+            written = self._read("factored_dense", "shift", rows)
+            found[place] += written.reshape(len(place), -1) @ aims.reshape(len(aims), -1).T
+        for step in np.unique(steps):
+            here = np.flatnonzero(steps == step)
+            outer, looked_up = (self._find(part, wanted[here]) for part in ("factored", "factored_rows"))
+            if not len(outer[0]) and not len(looked_up[0]):
+                continue
+            scaled = aims.copy()  # <scale * g, D> = <g, scale * D>
+            self._scale(scaled, np.full(len(scaled), step), np.arange(len(scaled)))
+            if len(outer[0]):
+                left, right = (self._read("factored", name, outer[1]) for name in ("cotangent", "input"))
+                for number, matrix in enumerate(self._as_matrices(scaled)):
+                    found[here[outer[0]], number] += ((left @ matrix) * right).sum((1, 2))
+            if len(looked_up[0]):
+                row, value = (self._read("factored_rows", name, looked_up[1]) for name in ("row", "value"))
+                for number, aim in enumerate(scaled):
+                    found[here[looked_up[0]], number] += (aim[row] * value).sum((1, 2))
+        return found
 
     def by_position(self, occurrence: int) -> np.ndarray:
         """Split the shift of one occurrence by the position of use; the parts add up to `shifts`.
@@ -65,40 +116,45 @@ class FactoredParameter:
             KeyError: if the record holds no such occurrence.
             ValueError: if this occurrence was kept as a written-out shift, which has no positions.
         """
-        step = self._step(occurrence)
-        if self._row("factored_dense", occurrence) is not None:
+        wanted = np.array([occurrence])
+        step = self._steps(wanted)
+        if len(self._find("factored_dense", wanted)[0]):
             raise ValueError(
                 f"the shift of `{self._name}` by occurrence {occurrence} was kept written out, where positions can't "
                 "be told apart: it was smaller than its factors, or has none. Record with Factored(form='factors')"
             )
         parts = [np.empty((0, *self.shape), np.float32)]
-        outer = self._outer(occurrence)
-        if outer is not None:
-            parts.append(self._in_order(outer[0][:, :, None] * outer[1][:, None, :]))
-        looked_up = self._looked_up(occurrence)
-        if looked_up is not None:
-            row, value = looked_up
+        _, rows = self._find("factored", wanted)
+        if len(rows):
+            length = int(self._read("factored", "length", rows)[0])
+            left, right = (self._read("factored", name, rows)[0, :length] for name in ("cotangent", "input"))
+            parts.append(self._in_order(left[:, :, None] * right[:, None, :]))
+        _, rows = self._find("factored_rows", wanted)
+        if len(rows):
+            length = int(self._read("factored_rows", "length", rows)[0])
+            row, value = (self._read("factored_rows", name, rows)[0, :length] for name in ("row", "value"))
             part = np.zeros((len(row), *self.shape), value.dtype)
             part[np.arange(len(row)), row] = value
             parts.append(part)
-        return self._scaled(np.concatenate(parts), step)
+        found = np.concatenate(parts)
+        self._scale(found, np.repeat(step, len(found)), np.arange(len(found)))
+        return found
 
-    def _shift(self, occurrence: int) -> np.ndarray:
-        step = self._step(occurrence)
-        written = self._row("factored_dense", occurrence)
-        outer, looked_up = self._outer(occurrence), self._looked_up(occurrence)
-        total = None if written is None else np.asarray(self._array("factored_dense", "shift")[written])
-        if outer is not None or looked_up is not None:
-            gradient: Any = 0
-            if outer is not None:
-                gradient = self._in_order((outer[0].T @ outer[1])[None])[0]
-            if looked_up is not None:
-                row, value = looked_up
-                gradient = np.broadcast_to(gradient, self.shape).astype(value.dtype)
-                np.add.at(gradient, row, value)
-            shift = self._scaled(gradient, step)
-            total = shift if total is None else total + shift
-        return np.zeros(self.shape, np.float32) if total is None else total
+    def _products(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield which of the wanted occurrences have factors, and their products (n, *shape)."""
+        place, rows = self._find("factored", wanted)
+        if len(place):  # padding is zero in both factors
+            left, right = (self._read("factored", name, rows) for name in ("cotangent", "input"))
+            yield place, self._in_order(np.swapaxes(left, 1, 2) @ right)
+
+    def _look_ups(self, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield which of the wanted occurrences looked rows up, and what that moved, (n, *shape)."""
+        place, rows = self._find("factored_rows", wanted)
+        if len(place):
+            row, value = (self._read("factored_rows", name, rows) for name in ("row", "value"))
+            part = np.zeros((len(place), *self.shape), value.dtype)
+            np.add.at(part, (np.arange(len(place))[:, None], row), value)
+            yield place, part
 
     def _in_order(self, matrices: np.ndarray) -> np.ndarray:
         """See matrices (n, rows, columns) in the shape of the parameter, (n, *shape)."""
@@ -108,47 +164,54 @@ class FactoredParameter:
         split = matrices.reshape(-1, *attrs["sizes"])
         return split.transpose(0, *(axis + 1 for axis in attrs["order"]))
 
-    def _step(self, occurrence: int) -> int:
-        """Return the step of an occurrence that the record holds."""
+    def _as_matrices(self, values: np.ndarray) -> np.ndarray:
+        """See values in the shape of the parameter (n, *shape) as the matrices of `_in_order`."""
+        attrs = self._array("factored", "input").attrs
+        if "order" not in attrs:
+            return values.reshape(len(values), self.shape[0], -1)
+        split = values.transpose(0, *(1 + axis for axis in np.argsort(attrs["order"])))
+        size = self._array("factored", "cotangent").shape[-1]
+        return split.reshape(len(values), size, -1)
+
+    def _steps(self, wanted: np.ndarray) -> np.ndarray:
+        """Return the steps of occurrences that the record holds."""
         steps = self._trace.occurrences["step"].to_numpy()
         known = Rows(self._trace, "factored_steps", "step")
-        if not 0 <= occurrence < len(steps) or known.find(steps[[occurrence]])[0] < 0:
+        inside = (wanted >= 0) & (wanted < len(steps))
+        inside[inside] = known.find(steps[wanted[inside]]) >= 0
+        if not inside.all():
             raise KeyError(
-                f"occurrence {occurrence} is not in the Factored record, which holds {len(known.labels)} steps of the "
-                f"{len(steps)} occurrences' trace"
+                f"occurrence {wanted[~inside][0]} is not in the Factored record, which holds {len(known.labels)} steps "
+                f"of the {len(steps)} occurrences' trace"
             )
-        return int(steps[occurrence])
+        return steps[wanted]
 
-    def _outer(self, occurrence: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Cotangents (position, out) and inputs (position, in) of an occurrence."""
-        row = self._row("factored", occurrence)
-        if row is None:
-            return None
-        length = int(self._array("factored", "length")[row])
-        left, right = (_wide(self._array("factored", name)[row])[:length] for name in ("cotangent", "input"))
-        return left, right
+    def _scale(self, gradient: np.ndarray, steps: np.ndarray, place: np.ndarray) -> None:
+        """Turn gradients (n, *shape) at some places into shifts."""
+        for step in np.unique(steps[place]):
+            here = place[steps[place] == step]
+            label = np.array([step])
+            _, row = self._find("factored_scale", label, "step")
+            if not len(row):
+                raise StoreError(
+                    f"`factored_scale` holds no scale of `{self._name}` at step {step}: the trace is damaged"
+                )
+            number = self._read("factored_scale", "scale", row)[0]
+            gradient[here] *= gradient.dtype.type(number)
+            _, row = self._find("factored_gain", label, "step")
+            if len(row):
+                gradient[here] *= self._read("factored_gain", "gain", row)[0]
 
-    def _looked_up(self, occurrence: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Rows (position) and their cotangents (position, features) of an occurrence."""
-        row = self._row("factored_rows", occurrence)
-        if row is None:
-            return None
-        length = int(self._array("factored_rows", "length")[row])
-        values = _wide(self._array("factored_rows", "value")[row])[:length]
-        return np.asarray(self._array("factored_rows", "row")[row])[:length], values
+    def _find(self, part: str, labels: np.ndarray, axis: str = "occurrence") -> tuple[np.ndarray, np.ndarray]:
+        """Return which of some occurrences or steps have a row in a part, and these rows."""
+        if not self._trace.has(f"{part}/{escape(self._name)}"):
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        rows = self._rows(part, axis).find(labels)
+        place = np.flatnonzero(rows >= 0)
+        return place, rows[place]
 
-    def _scaled(self, gradient: np.ndarray, step: int) -> np.ndarray:
-        number = read_rows(self._array("factored_scale", "scale"), self._rows("factored_scale", "step").of(step))[0]
-        scaled = gradient * gradient.dtype.type(number)
-        gain = self._row("factored_gain", step, "step")
-        return scaled if gain is None else scaled * np.asarray(self._array("factored_gain", "gain")[gain])
-
-    def _row(self, part: str, label: int, axis: str = "occurrence") -> int | None:
-        """Return the row of a part, None if it has none."""
-        if f"{part}/{escape(self._name)}" not in self._trace.group:
-            return None
-        row = int(self._rows(part, axis).find(np.array([label]))[0])
-        return None if row < 0 else row
+    def _read(self, part: str, name: str, rows: np.ndarray) -> np.ndarray:
+        return _wide(self._array(part, name)[rows])
 
     def _rows(self, part: str, axis: str = "occurrence") -> Rows:
         key = f"_rows_{part}"
@@ -157,8 +220,8 @@ class FactoredParameter:
         rows: Rows = self.__dict__[key]
         return rows
 
-    def _array(self, part: str, name: str) -> Any:
-        return self._trace.checked(f"{part}/{escape(self._name)}/{name}")
+    def _array(self, part: str, name: str) -> CheckedArray:
+        return array_of(self._trace, f"{part}/{escape(self._name)}/{name}")
 
 
 def _wide(values: Any) -> np.ndarray:

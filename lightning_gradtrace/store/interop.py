@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradtrace.store.record_view import Rows
 from lightning_gradtrace.store.schema import AXES
 
 if TYPE_CHECKING:
@@ -31,26 +32,42 @@ def to_xarray(trace: Trace) -> xr.DataTree:
     Raises:
         ImportError: if xarray is not installed.
     """
-    if importlib.util.find_spec("xarray") is None:
-        raise ImportError("`to_xarray` needs xarray, which is not installed: pip install 'lightning-gradtrace[xarray]'")
+    need_xarray()
     import xarray as xr
 
     chunks: dict[str, int] | None = {} if importlib.util.find_spec("dask") is not None else None
     store: Any = trace.store  # xarray hands it on to zarr, though its signature doesn't say so
     datasets = xr.open_groups(store, engine="zarr", chunks=chunks, zarr_format=3)
-    occurrences = trace.occurrences
-    for path, dataset in datasets.items():
-        group, committed = path.strip("/"), trace.committed
-        rows = {axis: committed.get(group, committed[axis]) for axis in AXES if axis in dataset.dims}
-        dataset = dataset.isel({axis: slice(0, n) for axis, n in rows.items()})
-        if path not in ("/occurrences", "/steps"):
-            if "occurrence" in dataset.dims:
-                of_row = occurrences.iloc[trace.row_labels(group, "occurrence")]
-                columns = {name: ("occurrence", of_row[name].to_numpy()) for name in _COORDINATES}
-                dataset = dataset.assign_coords(
-                    {name: column for name, column in columns.items() if name not in dataset}
-                )
-            if "step" in dataset.dims and "step" not in dataset.coords:
-                dataset = dataset.assign_coords(step=trace.row_labels(group, "step"))
-        datasets[path] = dataset
-    return xr.DataTree.from_dict(datasets)
+    return xr.DataTree.from_dict({path: with_coordinates(trace, path, one) for path, one in datasets.items()})
+
+
+def need_xarray() -> None:
+    """Raise if xarray is not installed.
+
+    Raises:
+        ImportError: it is not; the message says how to install it.
+    """
+    if importlib.util.find_spec("xarray") is None:
+        raise ImportError("`to_xarray` needs xarray, which is not installed: pip install 'lightning-gradtrace[xarray]'")
+
+
+def with_coordinates(trace: Trace, path: str, dataset: xr.Dataset) -> xr.Dataset:
+    """Cut a group of a trace to its committed rows, and say which steps and occurrences these belong to.
+
+    Args:
+        trace: the trace.
+        path: of the group.
+        dataset: its arrays.
+    """
+    group, committed = path.strip("/"), trace.committed
+    rows = {axis: committed.get(group, committed[axis]) for axis in AXES if axis in dataset.dims}
+    dataset = dataset.isel({axis: slice(0, n) for axis, n in rows.items()})
+    if path in ("/occurrences", "/steps"):
+        return dataset
+    if "occurrence" in dataset.dims:
+        of_row = trace.occurrences.iloc[Rows(trace, group).labels]
+        columns = {name: ("occurrence", of_row[name].to_numpy()) for name in _COORDINATES}
+        dataset = dataset.assign_coords({name: column for name, column in columns.items() if name not in dataset})
+    if "step" in dataset.dims and "step" not in dataset.coords:
+        dataset = dataset.assign_coords(step=Rows(trace, group, "step").labels)
+    return dataset

@@ -13,10 +13,10 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, ZipStore
 
+from lightning_gradtrace.store.durable import DurableLocalStore
 from lightning_gradtrace.store.schema import ENCODING_TYPE, ENCODING_VERSION
 from lightning_gradtrace.store.target import (
     ROOT,
-    DurableLocalStore,
     StoreError,
     Target,
     describe,
@@ -125,7 +125,6 @@ def writable_store(target: Target) -> Store:
         path = Path(name.removeprefix("file://"))
         if path.exists() and not path.is_dir():
             raise StoreError(f"`{name}` exists and is a file, expected a directory or nothing; {_HELP}")
-        path.mkdir(parents=True, exist_ok=True)
         return DurableLocalStore(path)
     except (OSError, ImportError, ValueError) as error:
         raise StoreError(_not_writable(name, error)) from error

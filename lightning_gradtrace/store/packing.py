@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from zarr.core.sync import sync
 
+from lightning_gradtrace.store.parts import PARTS
 from lightning_gradtrace.store.target import ROOT, StoreError, read_key
 
 if TYPE_CHECKING:
@@ -41,9 +42,10 @@ def pack(trace: Trace, path: str | os.PathLike[str], *, overwrite: bool = False)
         with partial.open("wb") as file:
             with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
                 # The root first read, last written: what it promises is in the store before.
-                root = read_key(trace.store, ROOT)
+                roots = [ROOT, *(f"{PARTS}/{rank}/{ROOT}" for rank in range(trace.attrs.get("ranks", 0)))]
+                first = {key: read_key(trace.store, key) for key in roots}
                 for key in sync(_keys(trace, sorted(trace.group.group_keys()))):
-                    data = root if key == ROOT else read_key(trace.store, key)
+                    data = first[key] if key in first else read_key(trace.store, key)
                     if data is None:
                         raise StoreError(f"`{key}` disappeared while the trace was packed; pack it when it is complete")
                     archive.writestr(key, data)

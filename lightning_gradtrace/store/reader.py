@@ -45,7 +45,10 @@ def open_trace(target: Target) -> Trace:
     Raises:
         StoreError: if there is no trace, or one of a newer format.
     """
-    return Trace(target)
+    from lightning_gradtrace.store.merged import MergedTrace
+
+    trace = Trace(target)
+    return MergedTrace(target) if "ranks" in trace.attrs else trace
 
 
 class Trace(TraceArrays):
@@ -77,6 +80,11 @@ class Trace(TraceArrays):
         return self._name
 
     @property
+    def parts(self) -> list[Trace]:
+        """The traces that the ranks of the training wrote; this one alone if there was one process."""
+        return [self]
+
+    @property
     def n_steps(self) -> int:
         """Number of recorded optimizer steps."""
         return self._committed["step"]
@@ -95,7 +103,7 @@ class Trace(TraceArrays):
     def records(self) -> list[str]:
         """Groups of the records that the trace holds."""
         fixed = {spec.group.partition("/")[0] for spec in CORE_SPECS}
-        groups = {"factored" if name in FACTORED_GROUPS else name for name in self._group.group_keys()}
+        groups = {"factored" if name in FACTORED_GROUPS else name for name in self.groups()}
         return sorted(groups - fixed)
 
     def row_labels(self, group: str, axis: str) -> np.ndarray:
@@ -285,7 +293,7 @@ class Trace(TraceArrays):
         """
         steps = self.weight_steps
         path = f"weights/values/{escape(param)}"
-        if not len(steps) or path not in self._group:
+        if not len(steps) or not self.has(path):
             raise KeyError(
                 f"no weights of `{param}` in this trace, which has {len(steps)} snapshots; "
                 "record them with weights_every_n_steps"

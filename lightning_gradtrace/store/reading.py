@@ -22,6 +22,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
+from lightning_gradtrace.store.sharding import ABSENT
 from lightning_gradtrace.store.target import StoreError, key_exists
 
 AT_ONCE = 16
@@ -30,7 +31,7 @@ AT_ONCE = 16
 MAX_TEXT_BYTES = 2**28
 """Decoded size over which a chunk of text is refused."""
 
-_NUMBERS = ("bytes", "blosc", "crc32c")
+_NUMBERS = (("bytes", "blosc", "crc32c"), ("bytes", "crc32c"))
 _TEXT = ("vlen-utf8", "zstd", "crc32c")
 
 Place = tuple[int, ...]
@@ -163,10 +164,10 @@ def decode_chunk(group: zarr.Group, path: str, array: zarr.Array, place: Place, 
     documents = [codec.to_dict() for codec in array.metadata.codecs]  # type: ignore[union-attr]
     names = tuple(str(document["name"]) for document in documents)
     try:
-        if names == _NUMBERS and documents[0].get("configuration") == {"endian": "little"}:
-            return _decode_numbers(data, array)
-        if names == ("sharding_indexed",) and _inner_names(documents[0]) == _NUMBERS:
-            return _decode_shard(data, array)
+        if names in _NUMBERS and documents[0].get("configuration") == {"endian": "little"}:
+            return _decode_numbers(data, array, names)
+        if names == ("sharding_indexed",) and (inner := _inner_names(documents[0])) in _NUMBERS:
+            return _decode_shard(data, array, inner, place[0] * chunk_shape(array)[0])
         if names == _TEXT and _is_text(array):
             return _decode_text(data, array)
         region = chunk_region(array, place)
@@ -178,18 +179,26 @@ def decode_chunk(group: zarr.Group, path: str, array: zarr.Array, place: Place, 
         raise StoreError(f"{where} can't be read: {type(error).__name__}: {error}") from error
 
 
-def _decode_numbers(data: bytes, array: zarr.Array) -> np.ndarray:
-    packed = _checked(data)
-    out = np.empty(array.chunks, np.dtype(array.dtype).newbyteorder("<"))
+def _decode_numbers(data: bytes, array: zarr.Array, names: tuple[str, ...]) -> np.ndarray:
+    content = _checked(data)
+    dtype = np.dtype(array.dtype).newbyteorder("<")
+    expected = math.prod(array.chunks) * dtype.itemsize
+    if "blosc" not in names:
+        if len(content) != expected:
+            raise ValueError(f"it has {len(content)} bytes, expected {expected}")
+        out = np.frombuffer(content, dtype).reshape(array.chunks)
+        return out.astype(dtype.newbyteorder("="), copy=False)
     # The header says how much memory decoding takes; it must be that of the chunk.
-    nbytes, blocksize, cbytes = (int.from_bytes(packed[at : at + 4], "little") for at in (4, 8, 12))
-    if len(packed) < 16 or nbytes != out.nbytes or cbytes != len(packed) or blocksize > max(nbytes, 1):
-        raise ValueError(f"its header promises {nbytes} bytes, expected {out.nbytes}")
-    Blosc().decode(packed, out)
-    return out.astype(out.dtype.newbyteorder("="), copy=False)
+    nbytes, blocksize, cbytes = (int.from_bytes(content[at : at + 4], "little") for at in (4, 8, 12))
+    if len(content) < 16 or nbytes != expected or cbytes != len(content) or blocksize > max(nbytes, 1):
+        raise ValueError(f"its header promises {nbytes} bytes, expected {expected}")
+    out = np.empty(array.chunks, dtype)
+    Blosc().decode(content, out)
+    return out.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _inner_names(document: Any) -> tuple[str, ...]:
+    """Name the codecs of a shard's inner chunks, none of them if the shard isn't one of this package."""
     configuration = document["configuration"]
     index = [codec["name"] for codec in configuration["index_codecs"]]
     if index != ["bytes", "crc32c"] or configuration.get("index_location", "end") != "end":
@@ -197,7 +206,8 @@ def _inner_names(document: Any) -> tuple[str, ...]:
     return tuple(codec["name"] for codec in configuration["codecs"])
 
 
-def _decode_shard(data: bytes, array: zarr.Array) -> np.ndarray:
+def _decode_shard(data: bytes, array: zarr.Array, names: tuple[str, ...], first_row: int) -> np.ndarray:
+    """Decode a shard whose first row is `first_row`; inner chunks without rows of the array may be absent."""
     out = np.empty(chunk_shape(array), array.dtype)
     counts = [n // size for n, size in zip(out.shape, array.chunks, strict=True)]
     size = 16 * math.prod(counts) + 4
@@ -205,10 +215,13 @@ def _decode_shard(data: bytes, array: zarr.Array) -> np.ndarray:
         raise ValueError(f"the shard has {len(data)} bytes, its index alone takes {size}")
     index = np.frombuffer(_checked(data[-size:]), "<u8").reshape(-1, 2).tolist()
     for place, (offset, nbytes) in zip(places(counts), index, strict=True):
+        region = tuple(slice(i * n, (i + 1) * n) for i, n in zip(place, array.chunks, strict=True))
+        if offset == nbytes == ABSENT and first_row + region[0].start >= array.shape[0]:
+            out[region] = array.fill_value
+            continue
         if offset + nbytes > len(data) - size:
             raise ValueError(f"the inner chunk {'/'.join(map(str, place))} is not in the shard")
-        region = tuple(slice(i * n, (i + 1) * n) for i, n in zip(place, array.chunks, strict=True))
-        out[region] = _decode_numbers(data[offset : offset + nbytes], array)
+        out[region] = _decode_numbers(data[offset : offset + nbytes], array, names)
     return out
 
 
@@ -294,4 +307,4 @@ def _read_file(store: LocalStore, key: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StoreError(f"`{store}` can't be read: {type(error).__name__}: {error}") from error
+        raise StoreError(f"`{key}` of `{store}` can't be read: {type(error).__name__}: {error}") from error

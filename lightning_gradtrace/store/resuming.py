@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, get_args
 
 import numpy as np
 import zarr
@@ -24,7 +24,7 @@ from lightning_gradtrace.store.comparison import differences, find_trace
 from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.opening import remove_groups
 from lightning_gradtrace.store.reading import read_rows
-from lightning_gradtrace.store.schema import AXES, ArraySpec, unescape
+from lightning_gradtrace.store.schema import AXES, ArraySpec, Codec, unescape
 from lightning_gradtrace.store.target import StoreError
 
 
@@ -138,7 +138,6 @@ def _spec_of(path: str, document: Mapping[str, Any], own_rows: bool, grows: bool
     """
     attributes = dict(document["attributes"])
     chunks = document["chunk_grid"]["configuration"]["chunk_shape"]
-    blosc: dict[str, Any] = next((c["configuration"] for c in document["codecs"] if c["name"] == "blosc"), {})
     fill = document["fill_value"]
     spec = ArraySpec(
         path,
@@ -147,19 +146,20 @@ def _spec_of(path: str, document: Mapping[str, Any], own_rows: bool, grows: bool
         "str" if document["data_type"] == "string" else document["data_type"],
         attributes.pop("long_name", ""),
         attributes.pop("units", ""),
-        "index" if blosc.get("shuffle") == "bitshuffle" else "float" if blosc.get("blocksize") else "plain",
-        chunks[0],
-        own_rows,
-        grows,
-        math.nan if fill == "NaN" else fill,
+        chunk_rows=chunks[0],
+        own_rows=own_rows,
+        grows=grows,
+        fill=math.nan if fill == "NaN" else fill,
         attrs=attributes,
     )
-    if array_document(spec, document["shape"][0], tuple(document["shape"][1:])) != document:
-        raise StoreError(
-            f"`{path}` was written by another version of this package, which stored it otherwise; expected the version "
-            "that began the trace: resume with that one, or give `GradTrace` a new path"
-        )
-    return spec
+    for codec in get_args(Codec):
+        found = replace(spec, codec=codec)
+        if array_document(found, document["shape"][0], tuple(document["shape"][1:])) == document:
+            return found
+    raise StoreError(
+        f"`{path}` was written by another version of this package, which stored it otherwise; expected the version "
+        "that began the trace: resume with that one, or give `GradTrace` a new path"
+    )
 
 
 def _restore_array(array: ArrayBuffer, group: zarr.Group, n_rows: int, tail: tuple[int, ...]) -> None:

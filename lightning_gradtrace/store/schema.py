@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 ENCODING_TYPE = "gradtrace"
-ENCODING_VERSION = "1.0"
+ENCODING_VERSION = "1.1"
 
 AXES = ("step", "occurrence", "sample", "snapshot")
 """Axes that grow while a run is recorded; the first axis of every recorded array is one of them."""
@@ -25,6 +25,7 @@ MAX_CHUNK_BYTES = 64_000_000
 """Raw size over which one row is split into several chunks."""
 
 Scalar = float | int | bool | str
+Codec = Literal["index", "float", "fast", "small", "none", "plain"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class ArraySpec:
         dtype: name of a NumPy dtype, or "str".
         long_name: what the numbers mean.
         units: their unit; empty where there is none.
-        codec: "index" for row-wise ascending integers, "float" for floats that fill their mantissa, else "plain".
+        codec: "index" for row-wise ascending integers, "float" for many floats; "fast" and "small" take less time or
+            less room than it, "none" doesn't compress; else "plain".
         chunk_rows: rows per chunk; None chooses chunks of about `CHUNK_BYTES`.
         own_rows: whether not every step or occurrence has a row; then the array ``<group>/<axis>`` beside it lists the
             steps or occurrences that have one (docs/store-format.md, "Rows of a record").
@@ -59,7 +61,7 @@ class ArraySpec:
     dtype: str
     long_name: str
     units: str = ""
-    codec: Literal["index", "float", "plain"] = "plain"
+    codec: Codec = "plain"
     chunk_rows: int | None = None
     own_rows: bool = False
     grows: bool = False
@@ -213,7 +215,10 @@ WEIGHT_STEP_SPEC = ArraySpec(
     "weights/step", ("snapshot",), (), "int64", "step before which the snapshot was taken", chunk_rows=4096
 )
 
-CORE_SPECS = (*PARAM_SPECS, *STEP_SPECS, *OCCURRENCE_SPECS, *INPUT_SPECS, VOCAB_SPEC, WEIGHT_STEP_SPEC)
+RANK_SPEC = ArraySpec("ranks/rank", ("rank",), (), "int32", "rank that wrote the part `ranks/<rank>`", chunk_rows=4096)
+"""Only at the root of a trace that several ranks wrote (docs/store-format.md, "Several ranks")."""
+
+CORE_SPECS = (*PARAM_SPECS, *STEP_SPECS, *OCCURRENCE_SPECS, *INPUT_SPECS, VOCAB_SPEC, WEIGHT_STEP_SPEC, RANK_SPEC)
 """The fixed arrays of a trace. Records add theirs; `weight_spec` declares those of the weight snapshots."""
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import google_crc32c
 import numpy as np
+
+ABSENT = 2**64 - 1
+"""Offset and length of an inner chunk that a shard doesn't hold."""
 
 _INDEX_CODECS = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
 
@@ -31,23 +33,25 @@ def shard_document(inner_shape: tuple[int, ...], codecs: list[dict[str, Any]]) -
     return {"name": "sharding_indexed", "configuration": configuration}
 
 
-def inner_chunks(shard: np.ndarray, inner_shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """Yield the inner chunks of a shard in the order of its index."""
-    counts = [n // size for n, size in zip(shard.shape, inner_shape, strict=True)]
-    for place in itertools.product(*(range(n) for n in counts)):
-        yield shard[tuple(slice(i * n, (i + 1) * n) for i, n in zip(place, inner_shape, strict=True))]
+def join_shard(chunks: Sequence[list[bytes]], n_chunks: int) -> list[bytes]:
+    """Append the index to encoded inner chunks: offset and length of each, and a checksum of them.
+
+    Args:
+        chunks: the first inner chunks of a shard, in parts.
+        n_chunks: how many there are in a whole shard; the last ones are absent, which stands for padding.
+
+    Returns:
+        The shard in parts.
+    """
+    index = np.full((n_chunks, 2), ABSENT, "<u8")
+    offset = 0
+    for number, chunk in enumerate(chunks):
+        length = sum(map(len, chunk))
+        index[number] = offset, length
+        offset += length
+    return [*(part for chunk in chunks for part in chunk), *with_checksum(index.tobytes())]
 
 
-def join_shard(chunks: Iterable[bytes]) -> bytes:
-    """Join encoded inner chunks and append the index: offset and length of each, and a checksum of them."""
-    parts, index, offset = [], [], 0
-    for chunk in chunks:
-        index.append((offset, len(chunk)))
-        parts.append(chunk)
-        offset += len(chunk)
-    return b"".join([*parts, with_checksum(np.array(index, "<u8").tobytes())])
-
-
-def with_checksum(data: bytes) -> bytes:
+def with_checksum(data: bytes) -> list[bytes]:
     """Append the crc32c of some bytes, as the codec ``crc32c`` does."""
-    return data + int(google_crc32c.value(data)).to_bytes(4, "little")
+    return [data, int(google_crc32c.value(data)).to_bytes(4, "little")]

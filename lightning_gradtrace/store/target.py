@@ -1,25 +1,24 @@
-"""Where a trace lives: path, URL or zarr Store; whole-file writes that survive a crash."""
+"""Where a trace lives: path, URL or zarr Store; reading and putting whole objects."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import json
 import logging
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import FsspecStore, LocalStore
+from zarr.storage import FsspecStore
+
+from lightning_gradtrace.store.durable import DurableLocalStore
 
 Target = str | os.PathLike[str] | Store
 
@@ -31,54 +30,12 @@ RETRY_SECONDS = (0.2, 1.0, 5.0)
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 _log = logging.getLogger(__name__)
 
-Put = tuple[str, bytes]
-"""Key and content of an object of a store."""
+Put = tuple[str, list[bytes]]
+"""Key of an object of a store, and its content in parts."""
 
 
 class StoreError(RuntimeError):
     """A trace can't be written or read."""
-
-
-class DurableLocalStore(LocalStore):
-    """A directory whose files are on the disk, not only in the page cache, before they take their name.
-
-    After a power loss each file is therefore either the old or the new one. Names of new files are made durable by
-    `sync_directories`, which the writer calls before it moves the commit mark.
-    """
-
-    def __init__(self, root: Path | str, *, read_only: bool = False) -> None:
-        """Use the directory `root`."""
-        super().__init__(root, read_only=read_only)
-        self._touched: set[Path] = set()
-
-    def write(self, key: str, data: bytes) -> None:
-        """Write one file and wait until it is on the disk."""
-        path = self.root / key
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._touched.update([path.parent.parent, path.parent.parent.parent])
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        self._touched.add(path.parent)
-
-    def sync_directories(self) -> None:
-        """Make the names of all files written since the last call durable, where the system can."""
-        touched, self._touched = self._touched, set()
-        for directory in touched:
-            with contextlib.suppress(OSError):
-                descriptor = os.open(directory, os.O_RDONLY)
-                try:
-                    os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
 
 
 def describe(target: Target) -> str:
@@ -111,11 +68,19 @@ def read_key(store: Store, key: str) -> bytes | None:
 
 
 def put_all(store: Store, puts: Iterable[Put]) -> None:
-    """Put objects, each of them atomically and in no order; returns when all are in the store."""
+    """Put objects, each of them atomically and in no order; they are in the store for sure after `settle`.
+
+    Files of a local directory are on their way to the disk when this returns, so that the next ones can be encoded
+    meanwhile. Objects of other stores are there.
+    """
+    if isinstance(store, DurableLocalStore):
+        for key, parts in puts:
+            store.submit(key, parts)
+        return
     remote = isinstance(store, FsspecStore)
 
-    async def put(key: str, data: bytes) -> None:
-        buffer = default_buffer_prototype().buffer.from_bytes(data)
+    async def put(key: str, parts: list[bytes]) -> None:
+        buffer = default_buffer_prototype().buffer.from_bytes(b"".join(parts))
         for seconds in RETRY_SECONDS if remote else ():
             try:
                 return await store.set(key, buffer)
@@ -128,25 +93,23 @@ def put_all(store: Store, puts: Iterable[Put]) -> None:
                 await asyncio.sleep(seconds)
         await store.set(key, buffer)
 
-    async def gather(tasks: list[Put]) -> None:
-        await asyncio.gather(*(put(key, data) for key, data in tasks))
+    async def gather() -> None:
+        await asyncio.gather(*(put(key, parts) for key, parts in tasks))
 
     tasks = list(puts)
-    if not tasks:
-        return
-    if not isinstance(store, DurableLocalStore):
-        sync(gather(tasks))
-    elif len(tasks) == 1:
-        store.write(*tasks[0])
-    else:
-        # Waiting for the disk is what takes long, and the system can wait for many files at once.
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda put: store.write(*put), tasks))
+    if tasks:
+        sync(gather())
+
+
+def settle(store: Store) -> None:
+    """Wait until everything that was put is in the store: in a local directory on the disk, names included."""
+    if isinstance(store, DurableLocalStore):
+        store.settle()
 
 
 def json_put(key: str, document: dict[str, Any]) -> Put:
     """Make a JSON document an object to put."""
-    return key, json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+    return key, [json.dumps(document, separators=(",", ":"), allow_nan=False).encode()]
 
 
 def key_exists(store: Store, key: str) -> bool:

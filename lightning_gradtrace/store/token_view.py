@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lightning_gradtrace.store.record_view import Rows, read_rows
+from lightning_gradtrace.store.record_view import Rows, array_of, read_rows
 from lightning_gradtrace.store.views import chosen_steps
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class TokenGradsView:
     @property
     def k(self) -> int:
         """Entries kept per loss token."""
-        return int(self._trace.array(f"{self.group}/index").shape[2])
+        return int(array_of(self._trace, f"{self.group}/index").shape[2])
 
     def tokens(self, steps: int | Iterable[int] | slice | None = None) -> pd.DataFrame:
         """Tabulate the loss tokens whose shifts were kept.
@@ -56,6 +56,22 @@ class TokenGradsView:
         columns |= {"loss_token": place, "occurrence": occurrence, "n_chosen": self._read("n_chosen", kept)[row]}
         return pd.DataFrame(columns)
 
+    def shifts(self, steps: int | Iterable[int] | slice | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Read what was kept of each loss token, in the order of `tokens`.
+
+        Args:
+            steps: number of a step, several of them, or a slice of them; None for all, which must fit into memory.
+
+        Returns:
+            Global entry numbers and shifts, shape (loss token, k) each.
+
+        Raises:
+            KeyError: if the trace has no such step.
+        """
+        kept = self._kept(steps)
+        at = np.nonzero(self._read("position", kept) >= 0)
+        return self._read("index", kept)[at].astype(np.int64), self._read("shift", kept)[at]
+
     def frame(self, steps: int | Iterable[int] | slice | None = None) -> pd.DataFrame:
         """Tabulate what was kept.
 
@@ -69,13 +85,12 @@ class TokenGradsView:
         Raises:
             KeyError: if the trace has no such step.
         """
-        tokens, kept = self.tokens(steps), self._kept(steps)
-        at = np.searchsorted(kept, tokens["occurrence"].to_numpy()), tokens["loss_token"].to_numpy()
+        tokens, (entry, shift) = self.tokens(steps), self.shifts(steps)
         repeated = tokens.loc[tokens.index.repeat(self.k), ["step", "slot", "sample_id", "position", "token"]]
-        entries = self._trace.entries(self._read("index", kept)[at].reshape(-1).astype(np.int64))
+        entries = self._trace.entries(entry.reshape(-1))
         frame = repeated.reset_index(drop=True)
         frame["param"], frame["index"] = entries["param"].array, entries["index"].to_numpy()
-        frame["shift"] = self._read("shift", kept)[at].reshape(-1)
+        frame["shift"] = shift.reshape(-1)
         frame["occurrence"] = np.repeat(tokens["occurrence"].to_numpy(), self.k)
         return frame
 
@@ -85,4 +100,4 @@ class TokenGradsView:
         return self._rows.labels[np.isin(of_row, chosen_steps(self._trace, steps))]
 
     def _read(self, name: str, occurrences: np.ndarray) -> np.ndarray:
-        return read_rows(self._trace.array(f"{self.group}/{name}"), self._rows.of(occurrences))
+        return read_rows(array_of(self._trace, f"{self.group}/{name}"), self._rows.of(occurrences))

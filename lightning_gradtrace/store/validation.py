@@ -23,6 +23,7 @@ MAX_RAW_CHUNK_BYTES = 2**30
 """Raw size over which a chunk is refused; chunks of this package hold at most 64 MB."""
 
 MAX_ARRAYS = 100_000
+MAX_RANKS = 10_000
 _LARGEST = 2**62
 _MOST_AXES = 32
 
@@ -39,6 +40,9 @@ def check_root(document: dict[str, Any]) -> None:
     committed = document["attributes"].get("committed")
     if not isinstance(committed, dict) or not all(map(_is_length, [*committed.values(), *map(committed.get, AXES)])):
         raise ValueError(f"`committed` is {_short(committed)}, expected a number of rows for each of {', '.join(AXES)}")
+    ranks = document["attributes"].get("ranks", 1)
+    if not _is_length(ranks) or not 1 <= ranks <= MAX_RANKS:
+        raise ValueError(f"`ranks` is {_short(ranks)}, expected a number of processes from 1 to {MAX_RANKS}")
     consolidated = document.get("consolidated_metadata")
     members = consolidated.get("metadata") if isinstance(consolidated, dict) else None
     if not isinstance(members, dict) or len(members) > MAX_ARRAYS:

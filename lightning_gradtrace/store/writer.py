@@ -15,6 +15,7 @@ from lightning_gradtrace.store.attributes import plain_attributes
 from lightning_gradtrace.store.background import BackgroundThread
 from lightning_gradtrace.store.commit import create_trace
 from lightning_gradtrace.store.cursor import Cursor
+from lightning_gradtrace.store.durable import DurableLocalStore
 from lightning_gradtrace.store.lock import DirectoryLock
 from lightning_gradtrace.store.opening import writable_store
 from lightning_gradtrace.store.params import params_arrays, params_digest
@@ -24,25 +25,30 @@ from lightning_gradtrace.store.schema import (
     ENCODING_TYPE,
     ENCODING_VERSION,
     PARAM_SPECS,
+    RANK_SPEC,
     VOCAB_SPEC,
     ArraySpec,
 )
-from lightning_gradtrace.store.target import DurableLocalStore, StoreError, Target, describe
+from lightning_gradtrace.store.target import StoreError, Target, describe
 
 COMMIT_BYTES = 8_000_000
-"""Raw bytes after which what was appended becomes visible."""
+"""Raw bytes after which what was appended becomes visible, unless commits then took more than `COMMIT_SHARE`."""
 
 COMMIT_SECONDS = 30.0
-"""Time after which what was appended becomes visible, however little it is."""
+"""Time after which what was appended becomes visible, however little or much it is."""
 
-_RESERVED = ("encoding-type", "encoding-version", "params_digest", "complete", "end_reason", "committed")
+COMMIT_SHARE = 0.05
+"""Part of the time that commits may take: they wait for the disk some hundred times, however much is committed."""
+
+_RESERVED = ("encoding-type", "encoding-version", "params_digest", "complete", "end_reason", "committed", "ranks")
 
 
 class TraceWriter:
     """Writes one trace; every `append_step` is one atomic unit.
 
     Appending checks names and shapes, queues the arrays and returns. A background thread compresses them, puts whole
-    chunks as they fill, and commits after `COMMIT_BYTES` or `COMMIT_SECONDS`. A run that is killed loses what came
+    chunks as they fill, and commits after `COMMIT_BYTES` or `COMMIT_SECONDS`, but spends at most `COMMIT_SHARE` of its
+    time on commits. A run that is killed loses what came
     after the last commit and no more. An exception in the thread is raised by the next call of any method.
 
     Arrays handed over belong to the writer: don't change them afterwards.
@@ -58,8 +64,10 @@ class TraceWriter:
         vocab: text of each token id.
         commit_bytes: see `COMMIT_BYTES`.
         commit_seconds: see `COMMIT_SECONDS`.
+        commit_share: see `COMMIT_SHARE`; 1 commits whenever there are `commit_bytes`.
         resume: go on with the trace that is there from this place, as `cursor` gave it; later rows are removed, and
             `overwrite` has no meaning.
+        n_ranks: number of ranks that write parts below this trace, which then has no rows of its own; None for none.
 
     Raises:
         StoreError: if the target holds something already, is being written by another run, or can't be written; if
@@ -80,7 +88,9 @@ class TraceWriter:
         vocab: Sequence[str] | None = None,
         commit_bytes: int = COMMIT_BYTES,
         commit_seconds: float = COMMIT_SECONDS,
+        commit_share: float = COMMIT_SHARE,
         resume: Cursor | None = None,
+        n_ranks: int | None = None,
     ) -> None:
         reserved = [name for name in _RESERVED if name in attrs]
         if reserved:
@@ -92,20 +102,23 @@ class TraceWriter:
         self._n_occurrences = 0
         self._raised = False
         self._closed = self._ended = False
-        self._commit_bytes, self._commit_seconds = commit_bytes, commit_seconds
+        self._commit_bytes, self._commit_seconds, self._commit_share = commit_bytes, commit_seconds, commit_share
 
         self._run_id = attrs.get("run_id") if resume is None else resume.run_id
         self._weights: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] | None = None
         self._stored_samples = np.empty(0, np.int64)
-        fixed = [*PARAM_SPECS, *self._rows.specs, *([VOCAB_SPEC] if vocab is not None else [])]
+        once = {} if vocab is None else {VOCAB_SPEC: np.array(list(vocab), object)}
+        once |= {} if n_ranks is None else {RANK_SPEC: np.arange(n_ranks, dtype=RANK_SPEC.dtype)}
+        fixed = [*PARAM_SPECS, *self._rows.specs, *once]
         root = {"encoding-type": ENCODING_TYPE, "encoding-version": ENCODING_VERSION, **attrs}
         root |= {"params_digest": params_digest(table), "complete": False, "end_reason": None}
+        root |= {} if n_ranks is None else {"ranks": n_ranks}
         store = writable_store(target)
         self._lock = DirectoryLock(store.root) if isinstance(store, DurableLocalStore) else None
         try:
             if resume is None:
-                texts = {} if vocab is None else {VOCAB_SPEC.path: np.array(list(vocab), object)}
-                self._committer = create_trace(store, self._name, root, fixed, {**table, **texts}, overwrite)
+                tables = table | {spec.path: rows for spec, rows in once.items()}
+                self._committer = create_trace(store, self._name, root, fixed, tables, overwrite)
             else:
                 self._committer, restored = resume_trace(store, self._name, root, fixed, table, resume)
                 self._n_occurrences = resume.rows.get("occurrence", 0)
@@ -308,7 +321,7 @@ class TraceWriter:
         self._committer.append_weights(step, values)
 
     def _commit_if_due(self) -> None:
-        pending = self._committer.pending_bytes
-        overdue = time.monotonic() - self._committer.last_commit >= self._commit_seconds
-        if pending >= self._commit_bytes or (pending and overdue):
+        pending, since = self._committer.pending_bytes, time.monotonic() - self._committer.last_commit
+        pause = self._committer.seconds_of_commit * (1 / self._commit_share - 1)
+        if pending and (since >= self._commit_seconds or (pending >= self._commit_bytes and since >= pause)):
             self._committer.commit()

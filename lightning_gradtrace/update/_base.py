@@ -44,18 +44,19 @@ class UpdateRule(ABC):
 
     Attributes:
         optimizers: the classes that it explains; see `lightning_gradtrace.update.rule_for` for their subclasses.
+        carried: names in the optimizer's state of what carries earlier steps into the next; `remember` copies them for
+            the ledger.
         caution: what a user should know before trusting the shifts, said once as a warning; None for nothing.
         tolerance: residual up to which a float32 ledger counts as closed, rounding of the weights aside.
         half_tolerance: the same where layers compute their gradients in half precision. An optimizer that lifts small
             entries of the gradient lifts their rounding errors with them.
-        carried: name of the tensor in the optimizer's state that carry comes from, None for none.
     """
 
     optimizers: ClassVar[tuple[type[Optimizer], ...]] = ()
+    carried: ClassVar[tuple[str, ...]] = ()
     caution: ClassVar[str | None] = None
     tolerance: ClassVar[float] = 1e-3
     half_tolerance: ClassVar[float] = 0.2
-    carried: ClassVar[str | None] = None
 
     def remember(
         self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
@@ -69,10 +70,9 @@ class UpdateRule(ABC):
             ledger: whether carry will be asked for, so that copies of the state are worth their memory.
 
         Returns:
-            Anything, handed to `split`. By default "carried": a copy of the tensor that carry comes from, None without
-            a ledger or before there is one.
+            Anything, handed to `split`: here, copies of what is `carried`, by name, None where there is none.
         """
-        return {} if self.carried is None else {"carried": copy_of(state, self.carried, ledger)}
+        return {name: copy_of(state, name, ledger) for name in self.carried}
 
     def overwrites_gradient(self, group: Mapping[str, Any]) -> bool:
         """Say whether a step may write into the gradients, so that a copy is needed of what it began with.

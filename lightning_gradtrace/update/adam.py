@@ -19,11 +19,8 @@ class AdamRule(UpdateRule):
     With L2 decay ``e = c g + w W``; decoupled, ``-lr w W`` is a term of its own (docs/concepts.md, 3).
     """
 
-    optimizers: ClassVar = (
-        torch.optim.Adam,
-        torch.optim.AdamW,
-    )
-    carried: ClassVar = "exp_avg"
+    optimizers: ClassVar = (torch.optim.Adam, torch.optim.AdamW)
+    carried: ClassVar = ("exp_avg",)
 
     @override
     def split(
@@ -41,4 +38,4 @@ class AdamRule(UpdateRule):
         unit = denominator.reciprocal_().mul_(number(group["lr"]) / bias_correction(beta1, state, in_tensors))
         kept = unit * number(beta1) if before is not None else 0.0
         decoupled = group.get("decoupled_weight_decay", False)
-        return divide(group, unit * (1 - number(beta1)), before, memory["carried"], kept, decoupled)
+        return divide(group, unit * (1 - number(beta1)), before, memory["exp_avg"], kept, decoupled)

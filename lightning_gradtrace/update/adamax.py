@@ -19,7 +19,7 @@ class AdamaxRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.Adamax,)
-    carried: ClassVar = "exp_avg"
+    carried: ClassVar = ("exp_avg",)
 
     @override
     def split(
@@ -34,4 +34,4 @@ class AdamaxRule(UpdateRule):
         rate = number(group["lr"]) / bias_correction(beta1, state, group["capturable"])
         unit = wide(state["exp_inf"]).reciprocal().mul_(rate)
         kept = unit * beta1 if before is not None else 0.0
-        return divide(group, unit * (1 - beta1), before, memory["carried"], kept)
+        return divide(group, unit * (1 - beta1), before, memory["exp_avg"], kept)

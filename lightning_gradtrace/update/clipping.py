@@ -11,22 +11,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+# Entries that are compared at a time on a CPU, so that what is compared stays in its cache.
+_CHUNK = 1 << 16
 # Two gradients are called proportional when they differ by less than this part of the larger, elementwise.
 _PROPORTIONAL = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 
-def copy_gradients(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Return dense copies of gradients; those of one dtype and device lie in one block of memory, in order."""
-    copies: dict[int, Tensor] = {}
-    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for i, gradient in enumerate(gradients):
-        kinds.setdefault((gradient.dtype, gradient.device), []).append(i)
-    for members in kinds.values():
-        flat = torch.cat([dense(gradients[i]).flatten() for i in members])
-        sizes = [gradients[i].shape.numel() for i in members]
-        for i, part in zip(members, flat.split(sizes), strict=True):
-            copies[i] = part.view(gradients[i].shape)
-    return [copies[i] for i in range(len(gradients))]
+def copy_gradient(gradient: Tensor, spare: Tensor | None = None) -> Tensor:
+    """Return a dense copy of a gradient, in ``spare`` if that is like it: fresh memory costs more than the copy."""
+    found = dense(gradient)
+    if spare is None or (spare.shape, spare.dtype, spare.device) != (found.shape, found.dtype, found.device):
+        return found.clone()
+    return spare.copy_(found)
 
 
 def dense(gradient: Tensor) -> Tensor:
@@ -47,11 +43,9 @@ def clip_factors(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[floa
         each column or (towards zero, as by value clipping or a mask) each entry was scaled; None if the change can't be
         told as factors: something was added.
     """
-    if before and len({(g.dtype, g.device) for g in (*before, *after)}) == 1:
-        # Norm clipping gives all gradients one factor; finding that in one go costs a tenth of going one by one.
-        factor = _common_factor(torch.cat([g.flatten() for g in before]), torch.cat([g.flatten() for g in after]))
-        if factor is not None:
-            return [factor] * len(before)
+    factor = _common_factor(before, after)  # norm clipping gives all gradients one factor
+    if factor is not None:
+        return [factor] * len(before)
     return [_factor(b.detach(), a.detach()) for b, a in zip(before, after, strict=True)]
 
 
@@ -62,22 +56,39 @@ def projection(before: Tensor, after: Tensor) -> float:
     return float(torch.dot(before, after)) / square if square else 1.0
 
 
-def _common_factor(before: Tensor, after: Tensor) -> float | None:
-    """Return c if ``after = c * before`` up to rounding, None if there is no such number."""
-    dtype = torch.promote_types(before.dtype, torch.float32)
-    tolerance = _PROPORTIONAL.get(before.dtype, 1e-2)
-    before, after = before.detach().to(dtype), after.detach().to(dtype)
-    square = float(torch.dot(before, before))
+def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> float | None:
+    """Return c if ``after = c * before`` for all of them up to rounding, None if there is no such number."""
+    if len({(g.dtype, g.device) for g in (*before, *after)}) != 1:
+        return None
+    if all(torch.equal(b, a) for b, a in zip(before, after, strict=True)):
+        return 1.0
+    tolerance = _PROPORTIONAL.get(before[0].dtype, 1e-2)
+    wide = torch.promote_types(before[0].dtype, torch.float32)
+    flat = ([g.detach().flatten().to(wide) for g in gradients if g.numel()] for gradients in (before, after))
+    pairs = list(zip(*flat, strict=True))
+    squares = torch.stack([torch.stack([torch.dot(b, b), torch.dot(a, b)]) for b, a in pairs])
+    square, cross = squares.double().sum(0).tolist()
     if not square:
-        return 1.0 if not bool(after.any()) else None
-    factor = float(torch.dot(after, before)) / square
-    difference = float(torch.sub(after, before, alpha=factor).abs_().max())
-    largest = float(after.abs().max())
+        return None
+    factor = cross / square
+    difference, largest = _largest_difference(pairs, factor)
     return factor if difference <= tolerance * largest else None  # False if anything is not finite
 
 
+def _largest_difference(pairs: Sequence[tuple[Tensor, Tensor]], factor: float) -> tuple[float, float]:
+    """Return the largest entry of ``|after - factor * before|`` and of ``|after|``, without a large temporary."""
+    size = _CHUNK if pairs[0][0].device.type == "cpu" else max(len(b) for b, _ in pairs)
+    spare = pairs[0][0].new_empty(size)
+    found = []
+    for pair in pairs:
+        for b, a in zip(*(t.split(size) for t in pair), strict=True):
+            found.append(torch.stack([*torch.sub(a, b, alpha=factor, out=spare[: len(b)]).aminmax(), *a.aminmax()]))
+    difference, largest = torch.stack(found).abs().amax(0).view(2, 2).amax(1).tolist()
+    return difference, largest
+
+
 def _factor(before: Tensor, after: Tensor) -> float | Tensor | None:
-    common = _common_factor(before.flatten(), after.flatten())
+    common = _common_factor([before], [after])
     if common is not None:
         return common
     tolerance = _PROPORTIONAL.get(before.dtype, 1e-2)

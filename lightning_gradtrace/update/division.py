@@ -15,7 +15,7 @@ from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.update._base import Split, UpdateRule
 from lightning_gradtrace.update._generic import GenericRule
 from lightning_gradtrace.update._registry import rule_for
-from lightning_gradtrace.update.clipping import clip_factors, copy_gradients, dense, projection
+from lightning_gradtrace.update.clipping import clip_factors, copy_gradient, dense, projection
 from lightning_gradtrace.update.ledger import Balance, Entry, balance
 from lightning_gradtrace.update.preconditioned import precondition
 
@@ -53,7 +53,8 @@ class StepDivision:
     Attributes:
         optimizer: the optimizer.
         ledger: whether the residual is wanted; costs copies of the tracked weights.
-        loss_scale: factor by which the cotangents exceed the true gradients (fp16 AMP), 1 otherwise.
+        loss_scale: factor by which the cotangents exceed the true gradients: the scale of fp16 AMP times the number of
+            ranks that gradients are averaged over, 1 otherwise.
         unexplained: parameters whose gradients something other than a factor changed before the step; after `complete`.
     """
 
@@ -95,9 +96,9 @@ class StepDivision:
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         moving = {name: p for name, p in tracked.items() if id(p) in groups and p.grad is not None}
         gradients = dict(reference or {})
-        now = [name for name in moving if name not in gradients]
-        copies = copy_gradients([p.grad for name in now if (p := moving[name]).grad is not None])
-        gradients.update(zip(now, copies, strict=True))
+        gradients.update(
+            {n: copy_gradient(p.grad) for n, p in moving.items() if n not in gradients and p.grad is not None}
+        )
         for name, tensor in moving.items():
             if tensor.is_complex():
                 raise ValueError(
@@ -175,11 +176,21 @@ class StepDivision:
 
     def entries(self, total: Callable[[str], Tensor | None]) -> Iterator[Entry]:
         """Yield the ledger's lines, one parameter after the other; see `balance`."""
-        for name, p in self._parameters.items():
-            assert p.weights is not None
-            shifts, split = total(name), self._split(p, p.weights)
-            shifts = torch.zeros_like(p.weights) if shifts is None else shifts
-            yield Entry(p.weights, p.tensor.detach(), shifts, split.carry, split.decay)
+        for name in self._parameters:
+            yield self.entry(name, total(name))
+
+    def entry(self, name: str, shifts: Tensor | None) -> Entry:
+        """Return one parameter's line in the ledger.
+
+        Args:
+            name: a parameter that the step has a gradient of.
+            shifts: sum of its shifts over all occurrences, None for no shifts.
+        """
+        p = self._parameters[name]
+        assert p.weights is not None
+        split = self._split(p, p.weights)
+        shifts = torch.zeros_like(p.weights) if shifts is None else shifts
+        return Entry(p.weights, p.tensor.detach(), shifts, split.carry, split.decay, name)
 
     def _split(self, p: _Parameter, before: Tensor | None) -> Split:
         return self._rule.split(p.group, self.optimizer.state.get(p.tensor, {}), p.memory, p.seen, before)

@@ -19,6 +19,7 @@ class Entry:
         shifts: sum of the shifts over all occurrences.
         carry: contribution of the optimizer's memory, None for nothing.
         decay: contribution of weight decay, None for nothing.
+        name: of the parameter.
     """
 
     before: Tensor
@@ -26,6 +27,7 @@ class Entry:
     shifts: Tensor
     carry: Tensor | None = None
     decay: Tensor | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,24 +45,41 @@ class Balance:
     rounding: float = float("nan")
 
 
-def balance(entries: Iterable[Entry]) -> Balance:
-    """Add up a ledger over all entries, with Frobenius norms, in float64, one parameter at a time.
+@dataclass
+class Ledger:
+    """Adds up the lines of a step, with Frobenius norms, in float64, one parameter at a time.
 
     In low precision the weights themselves are rounded when they are stored: where they move little, that, and no
     fault of the division, is what is left.
     """
-    missing = change = unit = 0.0
-    for entry in entries:
+
+    _missing: float = 0.0
+    _change: float = 0.0
+    _unit: float = 0.0
+
+    def add(self, entry: Entry) -> None:
+        """Add the line of one more parameter."""
         moved = entry.after.double() - entry.before  # a new tensor: what follows changes it in place
-        change += _square(moved)
+        self._change += _square(moved)
         for part in (entry.shifts, entry.carry, entry.decay):
             if part is not None:
                 moved.sub_(part)
-        missing += _square(moved)
-        unit += (torch.finfo(entry.after.dtype).eps / 2) ** 2 * _square(entry.after)
-    if change == 0:
-        return Balance(float("inf") if missing else missing)
-    return Balance((missing / change) ** 0.5, (unit / change) ** 0.5)
+        self._missing += _square(moved)
+        self._unit += (torch.finfo(entry.after.dtype).eps / 2) ** 2 * _square(entry.after)
+
+    def balance(self) -> Balance:
+        """Return the outcome so far."""
+        if self._change == 0:
+            return Balance(float("inf") if self._missing else self._missing)
+        return Balance((self._missing / self._change) ** 0.5, (self._unit / self._change) ** 0.5)
+
+
+def balance(entries: Iterable[Entry]) -> Balance:
+    """Add up a ledger over all entries."""
+    ledger = Ledger()
+    for entry in entries:
+        ledger.add(entry)
+    return ledger.balance()
 
 
 def _square(tensor: Tensor) -> float:

@@ -28,7 +28,7 @@ class MuonRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.Muon,)
-    carried: ClassVar = "momentum_buffer"
+    carried: ClassVar = ("momentum_buffer",)
     caution: ClassVar = (
         "the orthogonalised step of `Muon` is not linear in the samples: it is divided by holding its matrix at the "
         "value of the step. Muon iterates in bfloat16, and what it makes of its own rounding errors belongs to no "
@@ -57,8 +57,8 @@ class MuonRule(UpdateRule):
         split.left, split.right = (None, matrix.T) if tall else (matrix, None)
         if before is not None:
             split.decay = wide(before) * (-number(group["lr"]) * number(group["weight_decay"]))
-            if memory["carried"] is not None:
-                kept = wide(memory["carried"]) * (-rate * momentum * (momentum if nesterov else 1.0))
+            if memory["momentum_buffer"] is not None:
+                kept = wide(memory["momentum_buffer"]) * (-rate * momentum * (momentum if nesterov else 1.0))
                 split.carry = kept @ matrix.T if tall else matrix @ kept
         return split
 

@@ -20,7 +20,7 @@ class NAdamRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.NAdam,)
-    carried: ClassVar = "exp_avg"
+    carried: ClassVar = ("exp_avg",)
 
     @override
     def split(
@@ -46,4 +46,4 @@ class NAdamRule(UpdateRule):
         )
         fresh = unit * (direct + through_moment * (1 - beta1))
         kept = unit * (through_moment * beta1) if before is not None else 0.0
-        return divide(group, fresh, before, memory["carried"], kept, group["decoupled_weight_decay"])
+        return divide(group, fresh, before, memory["exp_avg"], kept, group["decoupled_weight_decay"])

@@ -28,7 +28,7 @@ class RAdamRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.RAdam,)
-    carried: ClassVar = "exp_avg"
+    carried: ClassVar = ("exp_avg",)
 
     @override
     def split(
@@ -50,4 +50,4 @@ class RAdamRule(UpdateRule):
             unit = denominator.reciprocal_().mul_(unit * rectified * correction**0.5)
         kept = unit * beta1 if before is not None else 0.0
         decoupled = group["decoupled_weight_decay"]
-        return divide(group, unit * (1 - beta1), before, memory["carried"], kept, decoupled)
+        return divide(group, unit * (1 - beta1), before, memory["exp_avg"], kept, decoupled)

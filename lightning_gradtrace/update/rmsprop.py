@@ -20,7 +20,7 @@ class RMSpropRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.RMSprop,)
-    carried: ClassVar = "momentum_buffer"
+    carried: ClassVar = ("momentum_buffer",)
 
     @override
     def split(
@@ -37,4 +37,4 @@ class RMSpropRule(UpdateRule):
             variance = variance.addcmul(mean, mean, value=-1)
         fresh = variance.sqrt().add_(number(group["eps"])).reciprocal_().mul_(rate)
         momentum = number(group["momentum"])
-        return divide(group, fresh, before, memory["carried"] if momentum > 0 else None, rate * momentum)
+        return divide(group, fresh, before, memory["momentum_buffer"] if momentum > 0 else None, rate * momentum)

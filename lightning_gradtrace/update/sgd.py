@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.update._base import Split, UpdateRule, divide, number
+from lightning_gradtrace.update._base import Split, UpdateRule, copy_of, divide, number
 
 
 class SGDRule(UpdateRule):
@@ -20,7 +20,6 @@ class SGDRule(UpdateRule):
 
     optimizers: ClassVar = (torch.optim.SGD,)
     half_tolerance: ClassVar = 5e-2
-    carried: ClassVar = "momentum_buffer"
 
     @override
     def overwrites_gradient(self, group: Mapping[str, Any]) -> bool:
@@ -30,8 +29,7 @@ class SGDRule(UpdateRule):
     def remember(
         self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
     ) -> dict[str, Any]:
-        first = state.get("momentum_buffer") is None
-        return {"first": first, **super().remember(parameter, group, state, ledger)}
+        return {"first": state.get("momentum_buffer") is None, "buffer": copy_of(state, "momentum_buffer", ledger)}
 
     @override
     def split(
@@ -47,5 +45,5 @@ class SGDRule(UpdateRule):
             return divide(group, rate, before)
         k = 1.0 if memory["first"] else 1.0 - number(group["dampening"])
         if group["nesterov"]:
-            return divide(group, rate * (1.0 + momentum * k), before, memory["carried"], rate * momentum**2)
-        return divide(group, rate * k, before, memory["carried"], rate * momentum)
+            return divide(group, rate * (1.0 + momentum * k), before, memory["buffer"], rate * momentum**2)
+        return divide(group, rate * k, before, memory["buffer"], rate * momentum)

@@ -19,7 +19,7 @@ class SparseAdamRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.SparseAdam,)
-    carried: ClassVar = "exp_avg"
+    carried: ClassVar = ("exp_avg",)
 
     @override
     def split(
@@ -37,4 +37,4 @@ class SparseAdamRule(UpdateRule):
         named[tuple(gradient.coalesce().indices())] = rate
         unit = named.div_(second.sqrt().add_(number(group["eps"])))
         kept = unit * beta1 if before is not None else 0.0
-        return divide(group, unit * (1 - beta1), before, memory["carried"], kept)
+        return divide(group, unit * (1 - beta1), before, memory["exp_avg"], kept)

@@ -163,7 +163,7 @@ def test_wrong_arguments_are_refused():
         neuron_ablation(trace, model.head, table, entries)
     with pytest.raises(ValueError, match=r"has shape \(5, 8\) in `TinyLM`, but \(5, 6\) in the trace"):
         neuron_ablation(trace, TinyLM(width=8), table[table["param"] == "hidden.weight"], entries)
-    with pytest.raises(ValueError, match=r"`neurons` lacks the columns \['tokens'\]"):
+    with pytest.raises(ValueError, match="but lacks `tokens`; pass rows of `neurons` or `components`"):
         neuron_ablation(trace, model, table.drop(columns="tokens"), entries)
     with pytest.raises(ValueError, match="`n_samples` is 0, expected 1 or more"):
         neuron_ablation(trace, model, table, entries, n_samples=0)

@@ -15,16 +15,17 @@ from lightning_gradtrace.analysis import (
     count_flips,
     frequency_control,
     neuron_ablation,
-    neuron_control,
     neurons,
     notable_tokens,
     null_control,
     null_tokens,
+    peer_control,
     permuted_links,
     pool_controls,
     random_control,
 )
 from lightning_gradtrace.analysis.flips import sample_flips
+from lightning_gradtrace.analysis.switches import neuron_switch
 from tests.analysis.models import TOPICS, WORDS, PlantedLM, TinyLM, planted_world
 from tests.analysis.test_ablation import tiny_case
 from tests.analysis.traces import random_trace, write_trace
@@ -49,7 +50,7 @@ def measure(table, name):
     return table[table["measure"] == name].reset_index(drop=True)
 
 
-@pytest.mark.parametrize("control", [random_control, neuron_control, partial(null_control, find_tokens=find_tokens)])
+@pytest.mark.parametrize("control", [random_control, peer_control, partial(null_control, find_tokens=find_tokens)])
 def test_controls_find_the_planted_effect(control):
     trace, predictor, table = planted()
     found = control(trace, predictor, table, ENTRIES)
@@ -132,7 +133,7 @@ def test_random_samples_are_none_of_the_attributed_ones():
     found = random_control(trace, predictor, table, entries)
     for place, row in table.iterrows():
         own = {ids.index(s) for s in of_neuron.loc[of_neuron["place"] == place, "sample_id"]}
-        seen = set(predictor._known[row["param"], row["neuron"], row["axis"]])
+        seen = set(predictor._known[neuron_switch(row["param"], row["neuron"], row["axis"]).name])
         others = seen - own
         size = min(len(own), 20 - len(own))
         part = found.iloc[4 * place : 4 * place + 4]
@@ -160,7 +161,7 @@ def test_neuron_to_which_every_sample_is_attributed_has_no_random_control():
 def test_values_are_those_of_the_ablation_summary():
     model, trace, entries, table, *_ = tiny_case()
     summary = neuron_ablation(trace, model, table, entries)
-    found = neuron_control(trace, model, table, entries, n_neurons=2)
+    found = peer_control(trace, model, table, entries, n_peers=2)
     assert measure(found, "flip_rate")["value"].tolist() == summary["flip_rate"].tolist()
     for name, column in (("notable_flip_rate", "notable_flip_rate"), ("token_share", "share")):
         np.testing.assert_allclose(measure(found, name)["value"], summary[column])
@@ -170,7 +171,7 @@ def test_neuron_control_averages_other_neurons_on_the_same_samples():
     model, trace, entries, table, *_ = tiny_case()
     row = table[table["param"] == "hidden.weight"].head(1)
     param, neuron, axis = row[["param", "neuron", "axis"]].iloc[0]
-    everyone = neuron_control(trace, model, row, entries, n_neurons=100, n_resamples=50)
+    everyone = peer_control(trace, model, row, entries, n_peers=100, n_resamples=50)
     size = 6 if axis == "in" else 5
     assert (everyone["n_control"] == size - 1).all()
     others = pd.concat([row.assign(neuron=n, tokens=row["tokens"]) for n in range(size) if n != neuron])
@@ -314,7 +315,7 @@ def test_model_is_left_as_it_was():
     trace, _, table = planted()
     model = PlantedLM().train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for control in (random_control, neuron_control, frequency_control, null_control):
+    for control in (random_control, peer_control, frequency_control, null_control):
         control(trace, model, table.head(1), ENTRIES, n_samples=5, n_resamples=20)
     assert model.training
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
@@ -322,7 +323,7 @@ def test_model_is_left_as_it_was():
 
 def test_same_seed_gives_the_same_table():
     trace, predictor, table = planted()
-    for control in (random_control, neuron_control, frequency_control, null_control):
+    for control in (random_control, peer_control, frequency_control, null_control):
         one, other = (control(trace, predictor, table, ENTRIES, n_samples=9, seed=3, n_resamples=20) for _ in range(2))
         pd.testing.assert_frame_equal(one, other)
 
@@ -334,9 +335,9 @@ def test_wrong_arguments_are_refused():
     for control in (null_control, lambda t, p, n, e, **o: null_tokens(t, e, n, **o)):
         with pytest.raises(ValueError, match="`n_permutations` is 0, expected 1 or more"):
             control(trace, predictor, table, ENTRIES, n_permutations=0)
-    with pytest.raises(ValueError, match="`n_neurons` is 0, expected 1 or more"):
-        neuron_control(trace, predictor, table, ENTRIES, n_neurons=0)
-    with pytest.raises(ValueError, match='`by` is \'word\', expected "neuron" or "token"'):
+    with pytest.raises(ValueError, match="`n_peers` is 0, expected 1 or more"):
+        peer_control(trace, predictor, table, ENTRIES, n_peers=0)
+    with pytest.raises(ValueError, match='`by` is \'word\', expected "component" or "token"'):
         frequency_control(trace, predictor, table, ENTRIES, by="word")
     with pytest.raises(ValueError, match=r"`max_ratio` 0.5, expected 1 or more each"):
         frequency_control(trace, predictor, table, ENTRIES, max_ratio=0.5)

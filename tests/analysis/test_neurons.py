@@ -166,5 +166,5 @@ def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match=r"so 3 rows \(0 to 2\), but `neuron` is 3"):
         neuron_samples(raw.trace, range(5), "a.weight", 3, "out")
     twice = neurons(raw.trace, range(5), notable)
-    with pytest.raises(ValueError, match="`neurons` names some neurons twice"):
+    with pytest.raises(ValueError, match="the table names some neurons twice"):
         attributed_samples(raw.trace, range(5), pd.concat([twice, twice]))

@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lightning_gradtrace.analysis import _access, _token_counts, frequent_entries, notable_tokens, permuted_links
+from lightning_gradtrace.analysis import (
+    _access,
+    _sample_counts,
+    _token_counts,
+    frequent_entries,
+    notable_tokens,
+    permuted_links,
+)
 from tests.analysis.traces import SHAPES, random_trace, write_trace
 
 
@@ -68,8 +75,7 @@ def test_permuted_links_equal_brute_force():
 def test_groups_buffers_and_searching_change_nothing(monkeypatch):
     raw = random_trace()
     whole = notable_tokens(raw.trace, range(30), min_count=2)
-    monkeypatch.setattr(_token_counts, "_GROUP_BYTES", 4 * 9 * 7)
-    monkeypatch.setattr(_token_counts, "_BUFFER", 1)
+    monkeypatch.setattr(_sample_counts, "_TABLE_BYTES", 15 * 7)
     monkeypatch.setattr(_token_counts, "_ROWS", 3)
     monkeypatch.setattr(_access, "_TABLE_LIMIT", 0)
     assert notable_tokens(raw.trace, range(30), min_count=2).equals(whole)

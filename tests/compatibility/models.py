@@ -85,7 +85,7 @@ class Encoder(WithLosses):
         self.head = nn.Linear(WIDTH, VOCAB)
 
     def logits(self, x: Tensor) -> Tensor:
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=self.head.weight.dtype)
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device, self.head.weight.dtype)
         return self.head(self.encoder(self.embedding(x.T), mask)).transpose(0, 1)
 
 
@@ -100,8 +100,8 @@ class EncoderDecoder(WithLosses):
         self.head = nn.Linear(WIDTH, VOCAB)
 
     def logits(self, x: Tensor) -> Tensor:
-        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=self.head.weight.dtype)
-        h = self.embedding(x) + self.positions(torch.arange(x.shape[1]))
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device, self.head.weight.dtype)
+        h = self.embedding(x) + self.positions(torch.arange(x.shape[1], device=x.device))
         return self.head(self.transformer(h.flip(1), h, tgt_mask=mask))
 
 
@@ -154,7 +154,7 @@ class Research(WithLosses):
         q = torch.einsum("btd,hde->bhte", normal, self.W_Q) + self.b_Q[:, None, :]
         k, v = (torch.einsum("btd,hde->bhte", normal, W) for W in (self.W_K, self.W_V))
         scores = torch.einsum("bhqe,bhke->bhqk", q, k) / 2
-        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)
         pattern = scores.masked_fill(future, float("-inf")).softmax(-1)
         mixed = torch.einsum("bhqk,bhke->bhqe", pattern, v)
         return (h + torch.einsum("bhqe,hed->bqd", mixed, self.W_O)) @ self.W_U

@@ -7,6 +7,7 @@ import torch
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, SumShare
 from lightning_gradtrace.record import (
     Dense,
+    Division,
     Factored,
     Norms,
     ParameterInfo,
@@ -27,6 +28,7 @@ def all_specs() -> list[ArraySpec]:
     """Return the fixed arrays, those of both TopK records, and one weight snapshot of a matrix."""
     infos = [ParameterInfo("<param>", (100, 100), 0)]
     kept = (TopK(9), TopK(9, per="step"), TokenGrads(k=9), Dense(), Sketch(9), Norms())
+    kept += (Division(bases={"<param>": torch.eye(100)}),)
     records = [spec for record in kept for spec in record.specs(infos)]
     return [*CORE_SPECS, *records, *factored_specs(), weight_spec("<param>", (3, 2), "float32")]
 
@@ -61,6 +63,9 @@ def codec_table() -> str:
     kinds = {
         "index": ("index", "uint32"),
         "float": ("float", "float32"),
+        "fast": ("fast", "float32"),
+        "small": ("small", "float32"),
+        "none": ("none", "float32"),
         "plain": ("plain", "int64"),
         "plain, strings": ("plain", "str"),
     }

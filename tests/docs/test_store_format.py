@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import zarr
 
+from lightning_gradtrace.store.durable import UNDER_WAY_BYTES
 from lightning_gradtrace.store.schema import AXES, CHUNK_BYTES, ENCODING_TYPE, ENCODING_VERSION, MAX_CHUNK_BYTES
-from lightning_gradtrace.store.writer import COMMIT_BYTES, COMMIT_SECONDS, TraceWriter
+from lightning_gradtrace.store.writer import COMMIT_BYTES, COMMIT_SECONDS, COMMIT_SHARE, TraceWriter
 from tests.docs.format_tables import PAGE, TABLES
 from tests.docs.pages import ROOT, between, blocks
 from tests.synthetic import write_trace
@@ -26,6 +27,8 @@ def test_the_text_names_the_constants_of_the_code() -> None:
     assert f"`encoding-type` MUST be `{ENCODING_TYPE}`" in text
     assert "axes " + ", ".join(f"`{axis}`" for axis in AXES[:-1]) + f" and `{AXES[-1]}`" in text
     assert f"after {COMMIT_BYTES // 10**6} MB of raw rows, after {COMMIT_SECONDS:.0f} seconds" in text
+    assert f"commits take {COMMIT_SHARE:.0%} of the writer's time".replace("%", " %") in text
+    assert f"at most {UNDER_WAY_BYTES // 2**20} MiB of files are on their way" in text
     assert f"about {CHUNK_BYTES // 10**6} MB" in text and f"rows over {MAX_CHUNK_BYTES // 10**6} MB are split" in text
     queue = TraceWriter.__init__.__kwdefaults__["queue_bytes"]
     assert f"holds at most {queue // 2**20} MiB" in text

@@ -13,9 +13,8 @@ from hydra.utils import instantiate
 from examples.mechanisms.__main__ import run, train
 from examples.mechanisms.addition import ModularAddition
 from examples.mechanisms.addition_study import half_way
-from examples.mechanisms.heads_study import best_head, rise, switched_off
-from examples.mechanisms.names import NAMES, Names
-from examples.mechanisms.nesting import KINDS, Nesting
+from examples.mechanisms.again import main as again
+from examples.mechanisms.heads_study import best_head, main_change, rise, switched_off
 from examples.mechanisms.repeats import Repeats
 from examples.mechanisms.study import Claim
 from examples.mechanisms.task import TaskData
@@ -24,11 +23,13 @@ from examples.models import CircuitModel
 from examples.models.circuit_model import IGNORE
 from examples.train import CONF
 
+TABLES = ["callbacks.tables.every_n_steps=2", "learning_coefficient.n_draws=2"]
 SMALL = {
     "induction": ["data.n_samples=640", "task.n_tokens=12", "task.context=12", "measure_every_n_steps=2"],
     "brackets": ["data.n_samples=640", "+task.context=16", "measure_every_n_steps=2"],
+    "brackets_text": ["+task.context=12", "+task.stride=100", "trainer.max_epochs=1", "measure_every_n_steps=2"],
     "names": ["data.n_samples=640", "measure_every_n_steps=2"],
-    "grokking": ["data.full_batches=6", "task.p=7", "model.hidden=16", "measure_every_n_steps=1"],
+    "grokking": ["data.full_batches=6", "task.p=7", "model.hidden=16", "measure_every_n_steps=1", *TABLES],
 }
 
 
@@ -38,12 +39,17 @@ def test_an_experiment_runs_with_its_controls_and_checks_its_claims(experiment: 
     small.append("callbacks.progress.refresh_rate=0")
     with initialize_config_dir(CONF, version_base="1.3"):
         cfg = compose("mechanisms", [f"experiment={experiment}", f"run_dir={tmp_path}", *small])
+    if "brackets" in experiment:
+        cfg.callbacks.gradtrace.record[1].schedule.n = 2
     finished = run(cfg)
     claims = pd.read_csv(tmp_path / "claims.csv")
     assert len(claims) >= 5
     assert (claims["holds"] == [c.holds for c in map(_claim, claims.to_dict("records"))]).all()
     assert finished.trace.verify().ok
     assert finished.trace.n_steps > 1
+    (tmp_path / "claims.csv").unlink()
+    again([str(tmp_path)])
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "claims.csv"), claims)
     for control in cfg.controls:
         assert (tmp_path / control / "measures.csv").exists()
         assert not (tmp_path / control / "trace.zarr").exists()
@@ -87,56 +93,6 @@ def test_repeats_repeat_with_their_period_and_the_others_do_not() -> None:
             assert not any(torch.equal(row[p:], row[:-p]) for p in range(4, 13))
 
 
-def test_brackets_close_the_innermost_open_one() -> None:
-    task = Nesting(context=30)
-    data = task.sequences(200, seed=1)
-    closer = {kind[0]: kind[1] for kind in KINDS}
-    outer = []
-    for row in torch.cat([data.tokens, data.targets[:, -1:]], 1):
-        stack, found = [], False
-        for number, token in enumerate(row.tolist()):
-            word = task.words[token]
-            if word in closer:
-                stack.append(word)
-            elif word in closer.values():
-                found |= len(stack) >= 2 and number > 0
-                assert closer[stack.pop()] == word
-        outer.append(found)
-    assert outer == data.patterns["closes_outer"].tolist()
-    assert 0 < sum(outer) < 200
-
-
-def test_the_bracket_to_be_closed_is_where_a_stack_has_it() -> None:
-    task = Nesting(context=25, n_held_out=40)
-    match, closes = task.matching_positions()
-    text = task._held_out
-    for row in range(40):
-        stack: list[int] = []
-        for position, token in enumerate(text[row, :-1].tolist()):
-            if token in task.opening:
-                stack.append(position)
-            elif token in task.closing:
-                stack.pop()
-            assert match[row, position].item() == (stack[-1] if stack else 0)
-            assert closes[row, position].item() == (int(text[row, position + 1]) in task.closing)
-
-
-def test_held_out_names_are_told_of_and_never_asked_about() -> None:
-    task = Names(n_held_out_names=8)
-    data = task.sequences(600, seed=2)
-    strange = {task.words.index(name) for name in NAMES[-8:]}
-    asked, told = set(), set()
-    for tokens, targets, asks in zip(data.tokens, data.targets, data.patterns["asks"], strict=True):
-        words = [task.words[t] for t in tokens.tolist()]
-        (asked if asks else told).update(tokens.tolist())
-        if asks:
-            first, second, subject = words[1], words[3], words[9]
-            assert task.words[targets[13]] == ({first, second} - {subject}).pop()
-            assert (targets[14:] == IGNORE).all()
-    assert not asked & strange
-    assert strange <= told
-
-
 def test_modular_addition_splits_all_pairs_and_answers_right() -> None:
     task = ModularAddition(p=11, fraction=0.3)
     assert sorted([*task.train.tolist(), *task.test.tolist()]) == list(range(121))
@@ -167,6 +123,9 @@ def test_series_know_when_they_rose() -> None:
     assert rise(series, 0.1, 0.9) == slice(30, 40)
     assert half_way(series) == 30
     assert half_way(pd.Series([1.0, 5.0, 4.0, 1.0, 0.0], index=range(5))) == 3
+    late = pd.Series([0.0, 0.01, 0.0, 0.01, 0.5, 0.9, 1.0, *(1 + 0.01 * n for n in range(20))])
+    assert main_change(late.to_frame("score"), "score") in (4, 5, 6)
+    assert main_change(pd.DataFrame({"score": [1.0] * 9}), "score") == 0
     measures = pd.DataFrame({"score.0.1": [0, 0.2], "score.1.0": [0.3, 0.7], "other": [1, 2]})
     assert best_head(measures, "score") == (1, 0)
 

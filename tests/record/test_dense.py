@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pytest
 import zarr
@@ -70,14 +71,15 @@ def test_one_file_holds_many_occurrences_that_are_read_alone(tmp_path: Path) -> 
     spec = next(s for s in Dense().specs(make_infos(shapes={"w": (200, 200)})))
     assert spec.inner_shape == (1, 200, 200) and spec.chunk_shape == (25, 200, 200)
     steps = [make_step(number, [5], [3]) for number in range(4)]
-    trace = record_steps(tmp_path / "a.zarr", [Dense()], steps, commit_bytes=1)  # the shard is written again every step
+    trace = record_steps(
+        tmp_path / "a.zarr", [Dense()], steps, commit_bytes=1, commit_share=1
+    )  # the shard is written again every step
     array = zarr.open_array(tmp_path / "a.zarr" / "dense" / "outer" / "shift", mode="r")
     assert array.shards is not None and array.shards[0] > array.chunks[0]
     np.testing.assert_array_equal(array[:20], np.asarray(trace.dense["outer"]))
 
 
 def test_the_array_serves_xarray_and_dask(tmp_path: Path) -> None:
-    dask_array = pytest.importorskip("dask.array")
     steps = [make_step(number, [2, 3], [4, 2]) for number in range(2)]
     trace = record_steps(tmp_path / "a.zarr", [Dense(schedule=lambda step: step == 1)], steps)
     lazy = trace.dense["outer"].to_xarray()
@@ -85,7 +87,7 @@ def test_the_array_serves_xarray_and_dask(tmp_path: Path) -> None:
     assert lazy["occurrence"].values.tolist() == trace.dense["outer"].occurrence.tolist() == [5, 6, 7, 8, 9]
     assert lazy["step"].values.tolist() == [1] * 5
     np.testing.assert_array_equal(lazy.sel(occurrence=7).values, trace.dense["outer"].shifts(7))
-    total = dask_array.from_array(trace.dense["outer"]).sum().compute()
+    total = da.from_array(trace.dense["outer"]).sum().compute()
     np.testing.assert_allclose(total, np.asarray(trace.dense["outer"]).sum(), rtol=1e-5)
 
 

@@ -34,6 +34,10 @@ def test_every_shift_is_rebuilt(tmp_path_factory, form, lengths, gains, dtype) -
         assert found.shape == expected.shape
         tolerance = 1e-5 if dtype == "float32" else 1e-12
         np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * max(1, np.abs(expected).max()))
+        aims = np.random.default_rng(0).normal(size=(2, *expected.shape[1:]))
+        inner = np.tensordot(expected, aims, [range(1, expected.ndim), range(1, expected.ndim)])
+        found = trace.factored[name].inner(np.arange(trace.n_occurrences), aims)
+        np.testing.assert_allclose(found, inner, rtol=tolerance, atol=30 * tolerance * max(1, np.abs(inner).max()))
 
 
 def test_positions_add_up_to_the_shift(tmp_path: Path) -> None:
@@ -91,7 +95,7 @@ def test_factors_in_half_precision_lose_nothing(tmp_path: Path) -> None:
 def test_longer_sequences_leave_earlier_rows_as_they_were(tmp_path: Path) -> None:
     """The axis of positions grows by whole chunks; short rows have none there, and that is no damage."""
     steps = [make_step(number, [3], [length]) for number, length in enumerate((2, 40, 3))]
-    trace = record_steps(tmp_path / "a.zarr", [Factored("factors")], steps, commit_bytes=1)
+    trace = record_steps(tmp_path / "a.zarr", [Factored("factors")], steps, commit_bytes=1, commit_share=1)
     assert trace.verify().ok, str(trace.verify())
     assert trace.array("factored/outer/input").shape == (9, 40, 9)
     assert trace.array("factored/outer/length")[:].tolist() == [2] * 3 + [40] * 3 + [3] * 3

@@ -30,7 +30,13 @@ def is_even(step: int) -> bool:
     return step % 2 == 0
 
 
-SCHEDULES = [EveryNSteps(3, first=1), StepRanges([(0, 2), (4, None)]), LogSpaced(2), Predicate(is_even)]
+SCHEDULES = [
+    EveryNSteps(3, first=1),
+    EveryNSteps(4, first=1, width=2),
+    StepRanges([(0, 2), (4, None)]),
+    LogSpaced(2),
+    Predicate(is_even),
+]
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
@@ -97,7 +103,7 @@ def test_a_training_captures_only_steps_that_a_record_wants(tmp_path: Path) -> N
     assert sorted(set(trace.topk.frame()["step"])) == [0, 4, 8]
     assert sorted(set(trace.occurrences["step"].iloc[trace.norms.occurrence])) == [3, 4]
     described = trace.attrs["records"]
-    assert described["topk"]["schedule"] == {"kind": "every_n_steps", "n": 4, "first": 0}
+    assert described["topk"]["schedule"] == {"kind": "every_n_steps", "n": 4, "first": 0, "width": 1}
     assert described["topk"]["arguments"] == {"k": 5, "per": "sample", "prune": True}
     assert described["norms"] == {
         "record": "Norms",
@@ -118,6 +124,7 @@ def test_log_spaced_steps_do_not_depend_on_the_order_of_questions(per_decade: in
     ("make_schedule", "message"),
     [
         (lambda: EveryNSteps(0), r"`EveryNSteps\(n=0\)`: expected a whole number of steps, at least 1"),
+        (lambda: EveryNSteps(2, width=3), r"`EveryNSteps\(n=2, width=3\)`: expected a width of at most n steps"),
         (lambda: EveryNSteps(2, first=-1), r"`EveryNSteps\(first=-1\)`"),
         (lambda: StepRanges([]), "expected at least one pair"),
         (lambda: StepRanges([(3, 3)]), "start below stop, that rise and don't overlap"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share
-from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK, selection
+from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK, forming, gathering
 
 SHAPES = {"outer": (5, 4), "bias": (7,), "scaled": (6, 3), "embedding": (9, 2), "heads": (2, 3, 4), "kernel": (4, 2, 3)}
 
@@ -82,11 +82,15 @@ def sorted_per_step(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray,
     prune=st.booleans(),
     per=st.sampled_from(["sample", "step"]),
     workspace=st.sampled_from([1, 50, 1 << 18]),
+    on_device=st.booleans(),
 )
-def test_selection_equals_sorting_over_consecutive_steps(seed, k, sizes, whole, prune, per, workspace) -> None:
+def test_selection_equals_sorting_over_consecutive_steps(
+    seed, k, sizes, whole, prune, per, workspace, on_device
+) -> None:
     record = TopK(k, per=per, prune=prune)
     record.specs(make_infos())
-    before, selection.WORKSPACE = selection.WORKSPACE, workspace
+    record._searcher.on_device = on_device
+    before, forming.WORKSPACE = forming.WORKSPACE, workspace
     try:
         for number, rate in enumerate((1.0, 0.5, 0.0, 2.0)):  # a rate of zero makes every shift a tie
             step = make_step(seed + number, sizes, 1 + number, whole, rate)
@@ -104,13 +108,13 @@ def test_selection_equals_sorting_over_consecutive_steps(seed, k, sizes, whole, 
                 np.testing.assert_allclose(rows["topk_step/shift"][0, :m], shift, rtol=1e-5, atol=1e-30)
                 assert (rows["topk_step/occurrence"][0, m:] == -1).all()
     finally:
-        selection.WORKSPACE = before
+        forming.WORKSPACE = before
 
 
 @pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("trim", [1, 4])
 def test_selection_equals_sorting_at_the_size_of_a_real_layer(prune: bool, trim: int, monkeypatch) -> None:
-    monkeypatch.setattr(selection, "TRIM", trim)
+    monkeypatch.setattr(gathering, "TRIM", trim)
     infos = [ParameterInfo("a", (96, 64), 0), ParameterInfo("b", (64, 128), 96 * 64)]
     record = TopK(50, prune=prune)
     record.specs(infos)
@@ -127,8 +131,8 @@ def test_selection_equals_sorting_at_the_size_of_a_real_layer(prune: bool, trim:
 def test_pruning_leaves_out_most_entries_when_few_rows_matter(monkeypatch) -> None:
     """The bound does its work: with one strong row per sample, almost nothing else is formed."""
     formed = []
-    original = selection._at_least
-    monkeypatch.setattr(selection, "_at_least", lambda v, *a: formed.append(v.numel()) or original(v, *a))
+    original = forming.at_least
+    monkeypatch.setattr(forming, "at_least", lambda v, *a, **o: formed.append(v.numel()) or original(v, *a, **o))
     info = ParameterInfo("a", (100, 80), 0)
     record = TopK(20)
     record.specs([info])
@@ -188,8 +192,8 @@ def test_arguments_out_of_range_are_refused(arguments: dict, message: str) -> No
 
 def test_an_outer_product_in_another_shape_is_pruned_as_its_matrix(monkeypatch) -> None:
     formed = []
-    original = selection._at_least
-    monkeypatch.setattr(selection, "_at_least", lambda v, *a: formed.append(v.numel()) or original(v, *a))
+    original = forming.at_least
+    monkeypatch.setattr(forming, "at_least", lambda v, *a, **o: formed.append(v.numel()) or original(v, *a, **o))
     info = ParameterInfo("heads", (5, 80, 20), 0)
     record = TopK(20)
     record.specs([info])

@@ -19,14 +19,19 @@ import sys
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import google_crc32c
 import numpy as np
+import torch
+from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
-from lightning_gradtrace.store import StoreError, open_trace
-from tests.synthetic import write_trace
+from lightning_gradtrace import Dense, Factored, GradTrace, Norms, Sketch, TokenGrads, TopK, Trace, open_trace
+from lightning_gradtrace.record import Gains, LogSpaced, Record, StepRanges
+from lightning_gradtrace.store import StoreError
+from tests.test_callback import VOCAB, fit, make
 
 MEMORY = 1_500_000_000
 """Bytes of address space that reading may take beyond what the process has at the start."""
@@ -131,18 +136,38 @@ def mutate_objects(objects: Objects, rng: random.Random) -> None:
 MUTATIONS = (mutate_document, mutate_document, mutate_bytes, mutate_content, mutate_objects)
 
 
+def record(*records: Record) -> MemoryStore:
+    """Record a small training of a table, a matrix and a bias, so that there are shares of every form."""
+    store = MemoryStore()
+    model = make()
+    model.configure_optimizers = lambda: torch.optim.AdamW(model.parameters(), lr=0.1)  # type: ignore[method-assign]
+    words = [f"word{i}" for i in range(VOCAB)]
+    tracked = ["embedding.weight", "encoder.layers.0.linear1.*"]
+    recorder = GradTrace(store, list(records), tracked, vocab=words, weights_every_n_steps=4)
+    fit(model, recorder, max_epochs=None, max_steps=6)
+    return store
+
+
+def bases() -> list[MemoryStore]:
+    """Record traces that hold every kind of record, with schedules of every kind among them."""
+    return [
+        record(TopK(5), TopK(7, per="step", schedule=2)),
+        record(Dense(), Norms(schedule=LogSpaced(3)), TokenGrads(k=3, slots=2, schedule=lambda step: step == 1)),
+        record(Factored("factors", schedule=StepRanges([(0, 2), (4, None)]))),
+        record(Dense(keep_bits=7, schedule=3), Sketch(4), Gains()),
+    ]
+
+
 def read_everything(store: MemoryStore) -> None:
     """Open a trace and read all of it, in every way that tables and analyses do."""
     trace = open_trace(store)
     repr(trace)
+    trace._repr_html_()
     str(trace.verify())
     trace.steps, trace.occurrences  # noqa: B018
     for record in trace.records:
-        if record in ("topk", "topk_step"):
-            view = trace.using(record).topk
-            for block in view.blocks(100_000):
-                trace.entries(block.entry)
-            view.frame()
+        if record in READERS:
+            READERS[record](trace)
     ids, _ = trace.tokens()
     if len(ids):
         trace.inputs(ids[:3])
@@ -154,16 +179,62 @@ def read_everything(store: MemoryStore) -> None:
                 trace.weights(name, int(step))
 
 
+def _read_topk(trace: Trace, record: str) -> None:
+    view = trace.using(record).topk
+    for block in view.blocks(100_000):
+        trace.entries(block.entry)
+    view.frame()
+
+
+def _read_dense(trace: Trace) -> None:
+    for array in trace.dense.values():
+        array.shifts(array.occurrence[:2])
+        array[:]
+
+
+def _read_factored(trace: Trace) -> None:
+    for found in trace.factored.values():
+        found.shifts(found.occurrence[:2])
+        for occurrence in found.occurrence[:1]:
+            with contextlib.suppress(ValueError):  # what was kept written out has no positions
+                found.by_position(int(occurrence))
+
+
+def _read_sketch(trace: Trace) -> None:
+    some = trace.sketch.occurrence[:3]
+    trace.sketch.inner(some, some)
+    trace.sketch.similarity(some, some)
+
+
+def _read_gains(trace: Trace) -> None:
+    for name in trace.group["gains"]:
+        trace.read(f"gains/{name}/gain")
+
+
+READERS: dict[str, Callable[[Trace], Any]] = {
+    "topk": lambda trace: _read_topk(trace, "topk"),
+    "topk_step": lambda trace: _read_topk(trace, "topk_step"),
+    "dense": _read_dense,
+    "factored": _read_factored,
+    "sketch": _read_sketch,
+    "norms": lambda trace: trace.norms.total(),
+    "token_grads": lambda trace: trace.token_grads.frame(),
+    "gains": _read_gains,
+}
+
+
 def fuzz(n_stores: int, seed: int = 0, first: int = 0) -> Counter[str]:
     """Try mutated stores and count how they end: "refused" with a StoreError, or "read".
 
     Raises:
         AssertionError: with the numbers of the stores, if anything else happens.
     """
-    base = MemoryStore()
-    write_trace(base, per="both", chunk_rows=5, weight_steps=(0, 5), n_steps=6)
-    original = {key: value.to_bytes() for key, value in base._store_dict.items()}
-    read_everything(base)
+    made = bases()
+    originals = [{key: value.to_bytes() for key, value in base._store_dict.items()} for base in made]
+    for base in made:
+        read_everything(base)
+    assert {kind for base in made for kind in open_trace(base).records} == set(READERS)
+    buffer = default_buffer_prototype().buffer
     outcomes: Counter[str] = Counter()
     watching, failures = [False], list[str]()
 
@@ -181,12 +252,12 @@ def fuzz(n_stores: int, seed: int = 0, first: int = 0) -> Counter[str]:
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     for number in range(first, first + n_stores):
         rng = random.Random(seed * 1_000_003 + number)
-        objects = dict(original)
+        objects = dict(originals[number % len(originals)])
         for _ in range(rng.choice([1, 1, 2, 3])):
             # What an earlier mutation has made unreadable can't be changed any further.
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
                 rng.choice(MUTATIONS)(objects, rng)
-        buffers = {key: type(base._store_dict["zarr.json"]).from_bytes(data) for key, data in objects.items()}
+        buffers = {key: buffer.from_bytes(data) for key, data in objects.items()}
         signal.alarm(SECONDS)
         watching[0] = True
         try:
@@ -197,13 +268,17 @@ def fuzz(n_stores: int, seed: int = 0, first: int = 0) -> Counter[str]:
             outcomes["refused"] += 1
         except BaseException as error:
             watching[0] = False
-            where = traceback.extract_tb(error.__traceback__)[-3:]
+            frames = traceback.extract_tb(error.__traceback__)
+            where = [frame for frame in frames if "gradtrace" in frame.filename or "tests" in frame.filename][-4:]
             places = " < ".join(f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in reversed(where))
             failures.append(f"store {number} of seed {seed}: {type(error).__name__}: {str(error)[:200]} ({places})")
+            print(failures[-1], flush=True)
             del error
         finally:
             watching[0] = False
             signal.alarm(0)
+        if (number - first + 1) % 500 == 0:
+            print(f"{number - first + 1} stores: {dict(outcomes)}, {len(failures)} others", flush=True)
     assert not failures, "\n".join(failures)
     return outcomes
 

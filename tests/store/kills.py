@@ -35,7 +35,7 @@ for line in sys.stdin:
     child = os.fork()
     if child == 0:
         options = {"per": "both", "batch": 3, "n_samples": 7, "n_steps": 100_000}
-        write_trace(path, chunk_rows=16, writer={"commit_bytes": 2000}, **options)
+        write_trace(path, chunk_rows=16, writer={"commit_bytes": 2000, "commit_share": 1}, **options)
         os._exit(0)
     print(child, flush=True)
     os.waitpid(child, 0)

@@ -46,7 +46,7 @@ class Journal(MemoryStore):
 def test_trace_cut_off_after_any_put_holds_whole_steps(order):
     journal = Journal()
     options = {**OPTIONS, "n_steps": 4}
-    write_trace(journal, chunk_rows=4, weight_steps=(0, 3), writer={"commit_bytes": 800}, **options)
+    write_trace(journal, chunk_rows=4, weight_steps=(0, 3), writer={"commit_bytes": 800, "commit_share": 1}, **options)
     steps = list(Synthetic(**options).steps())
     puts = journal.puts
     if order != "as written":
@@ -83,7 +83,7 @@ def test_killed_run_leaves_a_trace_of_whole_steps(tmp_path):
 
 def test_reader_of_a_running_trace_keeps_what_it_opened(tmp_path):
     journal = Journal()
-    write_trace(journal, **OPTIONS, n_steps=6, chunk_rows=50, writer={"commit_bytes": 600})
+    write_trace(journal, **OPTIONS, n_steps=6, chunk_rows=50, writer={"commit_bytes": 600, "commit_share": 1})
     steps = list(Synthetic(**OPTIONS, n_steps=6).steps())
     live = MemoryStore()
     traces = []

@@ -126,7 +126,7 @@ def test_target_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def refuse(*args, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lightning_gradtrace.store.target.DurableLocalStore.write", refuse)
+    monkeypatch.setattr("lightning_gradtrace.store.durable.DurableLocalStore.write", refuse)
     with pytest.raises(StoreError, match=r"a\.zarr` can't be written: PermissionError: .*Permission denied"):
         write_trace(tmp_path / "a.zarr")
 

@@ -48,6 +48,7 @@ class Run:
             "attrs": ATTRS,
             "vocab": self.content.vocab,
             "commit_bytes": 1500,
+            "commit_share": 1,
         }
         self.writer = TraceWriter(target, **(settings | options))
         self.seen = set(self.writer.stored_samples.tolist())

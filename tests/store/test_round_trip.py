@@ -33,7 +33,11 @@ OPTIONS = {
 def test_trace_holds_what_was_appended_whatever_the_chunks_and_commits(options, chunk_rows, commit_bytes):
     content = Synthetic(per="both", **options)
     trace = write_trace(
-        MemoryStore(), per="both", chunk_rows=chunk_rows, writer={"commit_bytes": commit_bytes}, **options
+        MemoryStore(),
+        per="both",
+        chunk_rows=chunk_rows,
+        writer={"commit_bytes": commit_bytes, "commit_share": 1},
+        **options,
     )
     steps = list(content.steps())
     assert trace.n_steps == len(steps) == len(trace.steps)

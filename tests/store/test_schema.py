@@ -8,7 +8,7 @@ from zarr.core.metadata.v3 import ArrayV3Metadata
 from lightning_gradtrace.store.codecs import array_document
 from lightning_gradtrace.store.schema import AXES, CORE_SPECS, MAX_CHUNK_BYTES, ArraySpec, weight_spec
 
-FIXED_AXES = ("param", "token")
+FIXED_AXES = ("param", "token", "rank")
 
 
 def test_paths_are_unique():

@@ -12,10 +12,10 @@ import pandas as pd
 
 from lightning_gradtrace.analysis._access import IntArray
 from lightning_gradtrace.analysis._bootstrap import FloatArray, Interval, bootstrap, ratio
-from lightning_gradtrace.analysis._study import KEYS
+from lightning_gradtrace.analysis._components import KEYS, kind_of
 from lightning_gradtrace.analysis.flips import FLIPS, NOTABLE, NOTABLE_FLIPS, POSITIONS, count_flips, sample_flips
 
-COLUMNS = [*KEYS, "control", "measure", "value", "control_value", "effect", "low", "high", "n", "n_control"]
+COLUMNS = ["control", "measure", "value", "control_value", "effect", "low", "high", "n", "n_control"]
 
 # Ratios of sums over samples: columns of `sample_flips`.
 RATIOS = {
@@ -99,6 +99,6 @@ def row(
     }
 
 
-def table(rows: list[dict[str, Any]], extra: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the rows as a control table, with its columns also where there are no rows."""
-    return pd.DataFrame(rows, columns=[*COLUMNS[:4], *extra, *COLUMNS[4:]])
+def table(rows: list[dict[str, Any]], components: pd.DataFrame, extra: Sequence[str] = ()) -> pd.DataFrame:
+    """Return the rows as a control table of components, with its columns also where there are no rows."""
+    return pd.DataFrame(rows, columns=[*KEYS[kind_of(components)], *extra, *COLUMNS])

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 def frequency_control(
     trace: Trace,
     model: nn.Module | Predictor,
-    neurons: pd.DataFrame,
+    components: pd.DataFrame,
     entries: Entries,
     *,
-    by: str = "neuron",
+    heads: pd.DataFrame | None = None,
+    by: str = "component",
     n_matches: int = 5,
     max_ratio: float = 2.0,
     min_count: int = 5,
@@ -51,38 +52,39 @@ def frequency_control(
     Args:
         trace: an open trace with a `TopK` record and inputs.
         model: the trained model, or a `Predictor` to share predictions between calls.
-        neurons: rows of the table of `neurons`.
-        entries: the kept entries that `neurons` was made from.
-        by: "neuron" averages over a neuron's notable tokens; "token" returns each of them.
+        components: rows of `neurons` or of `components` (heads, parts of heads, entries).
+        entries: the kept entries that they were made from.
+        heads: for heads, the table of `attention_heads`.
+        by: "component" averages over a component's notable tokens; "token" returns each of them.
         n_matches: at most so many controls per notable token; a token may be a control of several.
         max_ratio: largest quotient between the counts of a notable token and its control.
         min_count: smallest count(t) of a token on either side.
-        n_samples: at most so many samples per neuron.
+        n_samples: at most so many samples per component.
         batch_size: samples at once (a `Predictor` has its own).
         forward: as in `flip_table` (a `Predictor` has its own).
         seed: of all draws.
         confidence: of the intervals.
-        n_resamples: bootstrap resamples, of the samples (matches stay) and, by neuron, of its notable tokens too.
+        n_resamples: bootstrap resamples, of the samples (matches stay) and, by component, of its notable tokens too.
 
     Returns:
         The columns of `random_control`, with `control` "frequency", `measure` "proportion", `value` the (mean)
-        proportion of notable tokens, `control_value` that of their controls. By neuron one row each; `n` notable
+        proportion of notable tokens, `control_value` that of their controls. By component one row each; `n` notable
         tokens that take part, `n_control` distinct control tokens; the interval is NaN with fewer than two. By token
-        one row per notable token that takes part, with `token`, `text`, `count` after `neuron`; `n` is the number of
-        samples, `n_control` that of controls.
+        one row per notable token that takes part, with `token`, `text`, `count` after what names it; `n` is the number
+        of samples, `n_control` that of controls.
 
     Raises:
         ValueError: `by` is neither, a threshold is out of range, or as in `neuron_ablation`.
     """
-    if by not in ("neuron", "token"):
-        raise ValueError(f'`by` is {by!r}, expected "neuron" or "token"')
+    if by not in ("component", "token"):
+        raise ValueError(f'`by` is {by!r}, expected "component" or "token"')
     if n_matches < 1 or max_ratio < 1:
         raise ValueError(f"`n_matches` is {n_matches} and `max_ratio` {max_ratio}, expected 1 or more each")
     predictor = predictor_of(trace, model, batch_size, forward)
     options = {"confidence": confidence, "n_resamples": n_resamples}
     rows: list[dict[str, Any]] = []
-    for study in studies(trace, predictor, neurons, entries, n_samples=n_samples, seed=seed):
-        pred, ablated = predictor(study.rows), predictor(study.rows, study.neuron)
+    for study in studies(trace, predictor, components, entries, heads=heads, n_samples=n_samples, seed=seed):
+        pred, ablated = predictor(study.rows), predictor(study.rows, study.switch)
         counts = count_flips(pred, ablated).set_index("token")["count"]
         matches = _match(counts[counts >= min_count], study, n_matches, max_ratio)
         tokens = np.unique(np.array([*matches, *(m for found in matches.values() for m in found)], dtype=np.int64))
@@ -91,14 +93,14 @@ def frequency_control(
         others = np.zeros((tokens.size, own.size))
         for place, found in enumerate(matches.values()):
             others[np.searchsorted(tokens, found), place] = 1.0
-        if by == "neuron":
-            rows.append(_of_neuron(study, flips, count, own, others, options))
+        if by == "component":
+            rows.append(_of_component(study, flips, count, own, others, options))
             continue
         for place, token in enumerate(matches):
             one = _of_token(study, flips, count, own[[place]], others[:, [place]], options)
             text = _access.words(trace.vocab, np.array([token]))[0]
             rows.append({**one, "token": token, "text": text, "count": int(counts[token])})
-    return table(rows, ["token", "text", "count"] if by == "token" else [])
+    return table(rows, components, ["token", "text", "count"] if by == "token" else [])
 
 
 def _match(counts: pd.Series[int], study: Study, n_matches: int, max_ratio: float) -> dict[int, IntArray]:
@@ -141,7 +143,7 @@ def _of_token(
     return row(study.keys, "frequency", "proportion", float(value[0, 0]), float(control[0, 0]), found, sizes)
 
 
-def _of_neuron(
+def _of_component(
     study: Study,
     flips: npt.NDArray[np.int64],
     count: npt.NDArray[np.int64],

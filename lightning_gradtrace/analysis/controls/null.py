@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,10 +10,10 @@ import pandas as pd
 
 from lightning_gradtrace.analysis._access import Entries, IntArray, entry_numbers
 from lightning_gradtrace.analysis._bootstrap import FloatArray, Interval
-from lightning_gradtrace.analysis._grid import places
+from lightning_gradtrace.analysis._components import Components, tokens_of
 from lightning_gradtrace.analysis._study import Study, predictor_of, studies
+from lightning_gradtrace.analysis.components import with_tokens
 from lightning_gradtrace.analysis.controls._compare import Group, compare_groups, row, table
-from lightning_gradtrace.analysis.neurons import with_tokens
 from lightning_gradtrace.analysis.tokens import notable_tokens
 
 if TYPE_CHECKING:
@@ -75,31 +75,34 @@ def permuted_links(trace: Trace, seed: int = 0, within: str = "trace") -> IntArr
 def null_tokens(
     trace: Trace,
     entries: Entries,
-    neurons: pd.DataFrame,
+    components: pd.DataFrame,
     *,
+    heads: pd.DataFrame | None = None,
     find_tokens: FindTokens = notable_tokens,
     n_permutations: int = 20,
     within: str = "trace",
     seed: int = 0,
     confidence: float = 0.95,
 ) -> pd.DataFrame:
-    """Compare the notable tokens of each neuron with those found under permuted links; needs no model.
+    """Compare the notable tokens of each neuron, head or entry with those found under permuted links; needs no model.
 
     Args:
         trace: an open trace with a `TopK` record and inputs.
         entries: the kept entries.
-        neurons: rows of the table of `neurons`; its tokens are found anew, with `find_tokens`.
+        components: rows of `neurons` or of `components`; their tokens are found anew, with `find_tokens`.
+        heads: for heads, the table of `attention_heads`.
         find_tokens: the method, called as `find_tokens(trace, entries, links=links)`; for other thresholds
-            `functools.partial(notable_tokens, min_count=5)`.
+            `functools.partial(notable_tokens, min_count=5)`, for the words of heads as wholes
+            `functools.partial(notable_tokens, by="head", heads=heads)`.
         n_permutations: how many; each costs as much as finding the tokens once.
         within: as in `permuted_links`.
         seed: of the permutations.
         confidence: of the intervals.
 
     Returns:
-        Three rows per neuron, columns of `random_control`, `control` "null", `control_value` the mean over the
+        Three rows per component, columns of `random_control`, `control` "null", `control_value` the mean over the
         permutations. Measures: `n_notable` (number of notable tokens), `log2_relative` (mean log2 relative frequency
-        over its entries and notable tokens, NaN where there are none), `overlap` (share of the neuron's true notable
+        over its entries and notable tokens, NaN where there are none), `overlap` (share of the true notable
         tokens that are found; 1 for the truth, by chance for the null). `low` and `high` come from the distribution
         over permutations, not from a bootstrap: `value` minus its upper and lower quantile, so that the interval
         holds 0 if the truth lies where the permutations lie; with few permutations it is as coarse as they are.
@@ -109,19 +112,19 @@ def null_tokens(
         ValueError: `n_permutations` below 1, or as in `notable_tokens` and `permuted_links`.
     """
     _check_permutations(n_permutations)
-    true_table = find_tokens(trace, entries)
-    true = with_tokens(trace, entries, true_table, neurons)
-    values = _measure(trace, entries, true_table, true, true)
+    numbers = entry_numbers(trace, entries)
+    named = Components(trace, components, heads)
+    truth = named.placed(find_tokens(trace, entries), numbers)
+    true_tokens = tokens_of(truth, len(named))[0]
+    values = _measure(truth, true_tokens)
     controls = []
     for number in range(n_permutations):
         notable = find_tokens(trace, entries, links=permuted_links(trace, seed + number, within))
-        found = with_tokens(trace, entries, notable, neurons)
-        controls.append(_measure(trace, entries, notable, found, true))
+        controls.append(_measure(named.placed(notable, numbers), true_tokens))
     null = np.stack(controls)
     rows = []
     tail = (1 - confidence) / 2
-    for place, neuron in enumerate(neurons.to_dict("records")):
-        keys = {key: neuron.get(key, "") for key in ("param", "module", "axis", "neuron")}
+    for place, component in enumerate(named):
         for column, measure in enumerate(("n_notable", "log2_relative", "overlap")):
             value = values[place, column]
             chance = null[:, place, column]
@@ -131,16 +134,19 @@ def null_tokens(
                 low, high = value - np.quantile(chance, [1 - tail, tail])
                 mean = chance.mean()
             found_interval = Interval(float(value - mean), float(low), float(high))
-            rows.append(row(keys, "null", measure, float(value), float(mean), found_interval, (1, chance.size)))
-    return table(rows)
+            rows.append(
+                row(component.keys, "null", measure, float(value), float(mean), found_interval, (1, chance.size))
+            )
+    return table(rows, components)
 
 
 def null_control(
     trace: Trace,
     model: nn.Module | Predictor,
-    neurons: pd.DataFrame,
+    components: pd.DataFrame,
     entries: Entries,
     *,
+    heads: pd.DataFrame | None = None,
     find_tokens: FindTokens = notable_tokens,
     n_permutations: int = 1,
     within: str = "trace",
@@ -153,19 +159,20 @@ def null_control(
 ) -> pd.DataFrame:
     """Run the whole pipeline, ablation included, on permuted links and compare its overlap with the true one.
 
-    Under the null a neuron keeps its number of occurrences, gets other samples and whatever notable tokens these
-    share, and is ablated on them. The overlap of flipped and notable tokens that this gives is chance: both kinds
-    are frequent tokens. Each permutation uses as many samples as the truth.
+    Under the null a neuron (or head, or entry) keeps its number of occurrences, gets other samples and whatever
+    notable tokens these share, and is ablated on them. The overlap of flipped and notable tokens that this gives is
+    chance: both kinds are frequent tokens. Each permutation uses as many samples as the truth.
 
     Args:
         trace: an open trace with a `TopK` record and inputs.
         model: the trained model, or a `Predictor` to share predictions between calls.
-        neurons: rows of the table of `neurons`, its tokens found with `find_tokens`.
+        components: rows of `neurons` or of `components`, their tokens found with `find_tokens`.
         entries: the kept entries.
-        find_tokens: as in `null_tokens`; must be what `neurons` was made with.
-        n_permutations: how many; each costs one search for tokens and one ablation of every neuron.
+        heads: for heads, the table of `attention_heads`.
+        find_tokens: as in `null_tokens`; must be what `components` was made with.
+        n_permutations: how many; each costs one search for tokens and one ablation of every component.
         within: as in `permuted_links`.
-        n_samples: at most so many samples per neuron and permutation.
+        n_samples: at most so many samples per component and permutation.
         batch_size: samples at once (a `Predictor` has its own).
         forward: as in `flip_table` (a `Predictor` has its own).
         seed: of all draws.
@@ -173,22 +180,23 @@ def null_control(
         n_resamples: bootstrap resamples of the samples.
 
     Returns:
-        Four rows per neuron, with the measures and columns of `random_control`; `control` is "null", `n_control` the
-        number of samples over all permutations, `control_value` of `token_share` the mean over permutations. A
-        neuron without notable tokens under the null has a `notable_share` of 0 there and no `notable_flip_rate`.
+        Four rows per component, with the measures and columns of `random_control`; `control` is "null", `n_control` the
+        number of samples over all permutations, `control_value` of `token_share` the mean over permutations. One
+        without notable tokens under the null has a `notable_share` of 0 there and no `notable_flip_rate`.
 
     Raises:
         ValueError: `n_permutations` below 1, or as in `neuron_ablation` and `permuted_links`.
     """
     _check_permutations(n_permutations)
     predictor = predictor_of(trace, model, batch_size, forward)
-    truth = list(studies(trace, predictor, neurons, entries, n_samples=n_samples, seed=seed))
+    truth = list(studies(trace, predictor, components, entries, heads=heads, n_samples=n_samples, seed=seed))
     chance: list[list[Group]] = [[] for _ in truth]
     sizes = [study.rows.size for study in truth]
     for number in range(n_permutations):
         links = permuted_links(trace, seed + number, within)
-        found = with_tokens(trace, entries, find_tokens(trace, entries, links=links), neurons)
-        permuted = studies(trace, predictor, found, entries, n_samples=n_samples, seed=seed + number, links=links)
+        found = with_tokens(trace, entries, find_tokens(trace, entries, links=links), components, heads)
+        options: dict[str, Any] = {"heads": heads, "n_samples": n_samples, "seed": seed + number, "links": links}
+        permuted = studies(trace, predictor, found, entries, **options)
         for place, study in enumerate(permuted):
             sizes[place] = min(sizes[place], study.rows.size)
             chance[place].append(_group(predictor, study, min(study.rows.size, truth[place].rows.size)))
@@ -206,29 +214,23 @@ def null_control(
             n_resamples=n_resamples,
             rng=study.rng,
         )
-    return table(rows)
+    return table(rows, components)
 
 
 def _group(predictor: Predictor, study: Study, size: int) -> Group:
     chosen = study.rows[:size]
-    return Group.of(predictor(chosen), predictor(chosen, study.neuron), study.tokens)
+    return Group.of(predictor(chosen), predictor(chosen, study.switch), study.tokens)
 
 
-def _measure(
-    trace: Trace, entries: Entries, notable: pd.DataFrame, found: pd.DataFrame, true: pd.DataFrame
-) -> FloatArray:
-    """Return (neuron, 3): number of notable tokens, mean log2 relative frequency, share of the true tokens found."""
-    values = np.full((len(found), 3), np.nan)
-    numbers = entry_numbers(trace, entries)
-    for axis in dict.fromkeys(found["axis"]):
-        entry, place = places(trace, numbers, found, axis)
-        table = notable[["entry", "relative"]].merge(pd.DataFrame({"entry": entry, "place": place}))
-        mean = np.log2(table["relative"]).groupby(table["place"]).mean()
-        values[mean.index.to_numpy(), 1] = mean.to_numpy()
-    for at, (tokens, true_tokens) in enumerate(zip(found["tokens"], true["tokens"], strict=True)):
+def _measure(placed: pd.DataFrame, true_tokens: Sequence[tuple[int, ...]]) -> FloatArray:
+    """Return (component, 3): number of notable tokens, mean log2 relative frequency, share of the true tokens found."""
+    values = np.full((len(true_tokens), 3), np.nan)
+    mean = np.log2(placed["relative"]).groupby(placed["place"]).mean()
+    values[mean.index.to_numpy(), 1] = mean.to_numpy()
+    for at, (tokens, true) in enumerate(zip(tokens_of(placed, len(true_tokens))[0], true_tokens, strict=True)):
         values[at, 0] = len(tokens)
-        if true_tokens:
-            values[at, 2] = len(set(tokens) & set(true_tokens)) / len(true_tokens)
+        if true:
+            values[at, 2] = len(set(tokens) & set(true)) / len(true)
     return values
 
 

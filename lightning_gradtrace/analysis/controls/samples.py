@@ -1,4 +1,4 @@
-"""Random control: the same neuron on samples drawn at random from the training data."""
+"""Random control: the same neuron, head or entry on samples drawn at random from the training data."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 def random_control(
     trace: Trace,
     model: nn.Module | Predictor,
-    neurons: pd.DataFrame,
+    components: pd.DataFrame,
     entries: Entries,
     *,
+    heads: pd.DataFrame | None = None,
     n_samples: int = 2000,
     batch_size: int = 32,
     forward: Forward | None = None,
@@ -31,11 +32,11 @@ def random_control(
     confidence: float = 0.95,
     n_resamples: int = 999,
 ) -> pd.DataFrame:
-    """Compare a neuron's flips on its attributed samples with its flips on as many random samples.
+    """Compare a component's flips on its attributed samples with its flips on as many random samples.
 
     Random samples are drawn without replacement from the training data outside *all* attributed samples of the
-    neuron, so no sample is in both groups. Where fewer are left, both groups shrink to that number (`n`,
-    `n_control`); a neuron to which every sample is attributed has no control and gets NaN.
+    component, so no sample is in both groups. Where fewer are left, both groups shrink to that number (`n`,
+    `n_control`); one to which every sample is attributed has no control and gets NaN.
 
     Attributed samples contain the notable tokens more often, by construction. A larger `notable_share` on them says
     only that these words are predicted there more often; `notable_flip_rate`, per position at which they are
@@ -44,8 +45,9 @@ def random_control(
     Args:
         trace: an open trace with a `TopK` record and inputs.
         model: the trained model, or a `Predictor` to share predictions between calls.
-        neurons: rows of the table of `neurons`.
-        entries: the kept entries that `neurons` was made from.
+        components: rows of `neurons` or of `components` (heads, parts of heads, entries).
+        entries: the kept entries that they were made from.
+        heads: for heads, the table of `attention_heads`.
         n_samples: at most so many samples per group.
         batch_size: samples at once (a `Predictor` has its own).
         forward: as in `flip_table` (a `Predictor` has its own).
@@ -54,27 +56,28 @@ def random_control(
         n_resamples: bootstrap resamples; the unit is the sample, as positions of one text depend on each other.
 
     Returns:
-        Four rows per neuron: `param`, `module`, `axis`, `neuron`, `control` ("random"), `measure`, `value`
-        (attributed), `control_value` (random), `effect` (their difference), `low`, `high`, `n`, `n_control` (samples).
+        Four rows per component: what names it (neurons: `param`, `module`, `axis`, `neuron`), `control` ("random"),
+        `measure`, `value` (attributed), `control_value` (random), `effect` (their difference), `low`, `high`, `n`,
+        `n_control` (samples).
         Measures: `flip_rate` (flipped / all positions), `notable_flip_rate` (flipped / all positions with a notable
         token in {pred, ablated}), `notable_share` (flipped positions with a notable token / flipped positions),
         `token_share` (the post's: distinct notable flipped / distinct flipped tokens; no interval, since resampling
-        samples biases numbers of distinct tokens: pool it over neurons with `pool_controls`).
+        samples biases numbers of distinct tokens: pool it with `pool_controls`).
 
     Raises:
         ValueError: as in `neuron_ablation`.
     """
     predictor = predictor_of(trace, model, batch_size, forward)
     rows = []
-    for study in studies(trace, predictor, neurons, entries, n_samples=n_samples, seed=seed):
+    for study in studies(trace, predictor, components, entries, heads=heads, n_samples=n_samples, seed=seed):
         others = np.setdiff1d(np.arange(len(predictor.tokens)), study.attributed)
         size = min(study.rows.size, others.size)
         drawn = study.rows[:size]
         others = study.rng.choice(others, size=size, replace=False)
         group, other = (
-            Group.of(predictor(chosen), predictor(chosen, study.neuron), study.tokens) for chosen in (drawn, others)
+            Group.of(predictor(chosen), predictor(chosen, study.switch), study.tokens) for chosen in (drawn, others)
         )
         rows += compare_groups(
             study.keys, "random", group, other, confidence=confidence, n_resamples=n_resamples, rng=study.rng
         )
-    return table(rows)
+    return table(rows, components)

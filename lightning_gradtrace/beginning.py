@@ -1,0 +1,78 @@
+"""A run begins: what can be recorded by several processes, and where each of them writes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_gradtrace.ranks import Ranks
+from lightning_gradtrace.store.cursor import Cursor
+from lightning_gradtrace.store.parts import PartWriter, part_target
+from lightning_gradtrace.store.writer import TraceWriter
+
+
+def check_strategy(strategy: Any, n_processes: int) -> None:
+    """Refuse strategies of several processes of which it isn't known what they do to gradients.
+
+    Args:
+        strategy: Lightning's strategy.
+        n_processes: number of processes.
+
+    Raises:
+        ValueError: names the strategy, and those that can be recorded.
+    """
+    kinds = {kind.__name__ for kind in type(strategy).__mro__}
+    averages = "DDPStrategy" in kinds and getattr(strategy, "_model_averager", None) is None
+    if n_processes > 1 and not averages:
+        raise ValueError(
+            f"GradTrace: the strategy `{type(strategy).__name__}` with {n_processes} processes can't be recorded: "
+            "expected one that averages the gradients of all processes in every step, which is `ddp` (also "
+            "`ddp_spawn`, `ddp_fork`, `ddp_notebook`) without a model averager. Use one of these, or `devices=1`."
+        )
+
+
+def open_writer(
+    ranks: Ranks, target: Any, attrs: dict[str, Any], overwrite: bool, resume: Mapping[str, Any], **options: Any
+) -> TraceWriter:
+    """Open the writer of this process, all ranks together: if one can't write, none begins.
+
+    With several ranks, rank 0 makes the root first, so that the place is known to be free; then every rank makes its
+    part.
+
+    Args:
+        ranks: the processes that record.
+        target: where the trace goes, the same on all ranks.
+        attrs: root attributes.
+        overwrite: whether a trace that is there may be replaced.
+        resume: what the checkpoint holds of this rank; empty for a new trace.
+        options: further arguments of `TraceWriter`.
+
+    Raises:
+        StoreError: the target can't be written.
+        RankError: another rank can't begin.
+    """
+    cursor = Cursor.from_state(resume) if resume else None
+    if ranks.size == 1:
+        return TraceWriter(target, attrs=attrs, overwrite=overwrite, resume=cursor, **options)
+    attrs = attrs | {"run_id": ranks.together(lambda: attrs["run_id"])[0]}
+    opened: list[TraceWriter] = []
+
+    def open_root() -> None:
+        if ranks.rank == 0:
+            at = None if cursor is None else cursor.of_root()
+            root = TraceWriter(target, attrs=attrs, overwrite=overwrite, resume=at, n_ranks=ranks.size, **options)
+            opened.append(root)
+
+    def open_part() -> None:
+        part = PartWriter(part_target(target, ranks.rank), attrs=attrs | {"rank": ranks.rank}, resume=cursor, **options)
+        part.root = opened[0] if opened else None
+        opened.append(part)
+
+    try:
+        ranks.together(open_root)
+        ranks.together(open_part)
+    except BaseException as error:
+        if opened:
+            opened[-1].close(complete=False, end_reason=f"{type(error).__name__}: {error}")
+        raise
+    return opened[-1]

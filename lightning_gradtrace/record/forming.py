@@ -1,0 +1,230 @@
+"""Forms the entries of one share block by block and hands on those that reach the threshold of their occurrence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gradtrace.capture.contraction import OuterView
+from lightning_gradtrace.capture.shares import OuterShare, Share
+from lightning_gradtrace.record._base import ParameterShifts
+from lightning_gradtrace.record.bounds import OuterBounds, Stairs, typical_size
+from lightning_gradtrace.record.candidates import Candidates
+from lightning_gradtrace.record.comparison import at_least, product_of
+
+# Entries formed at a time (or one row of one sample, or one sample of a share without factors, if that is larger). On a
+# CPU they stay in the cache of a core until they are compared; a GPU wants few and large pieces.
+WORKSPACE = 1 << 18
+DEVICE_WORKSPACE = 1 << 26
+# Columns of a block at most: a product of few rows and many columns is slower than one of a like number of both.
+WIDTH = 1024
+# Stairs are formed instead of everything where that takes less than this part of the time.
+WORTH_SORTING = 0.8
+# Picking an entry's scale out of its matrix takes as long as forming an entry of so many positions.
+PICKING = 40
+
+
+@dataclass
+class Task:
+    """One share to search: a parameter in one micro-batch.
+
+    Attributes:
+        parameter: the parameter; the matrix of an `OuterView` in its place.
+        share: its share.
+        samples: its occurrences within the step.
+        bounds: Cauchy-Schwarz bounds, None if the share is no outer product.
+        view: how the share's matrix is arranged in the parameter; None if it is the parameter's own arrangement.
+        squares: squared typical size of the shifts of every sample.
+        prune: whether entries that the bounds exclude are left out.
+        on_device: whether to search in large pieces with torch where the share is, rather than on the host.
+    """
+
+    parameter: ParameterShifts
+    share: Share
+    samples: slice
+    bounds: OuterBounds | None
+    view: OuterView | None
+    squares: Tensor
+    prune: bool
+    on_device: bool
+
+    @classmethod
+    def of(cls, parameter: ParameterShifts, share: Share, samples: slice, prune: bool, on_device: bool | None) -> Task:
+        """Make the task of a share; without ``on_device`` it follows from where the share is."""
+        view = share if isinstance(share, OuterView) else None
+        if view is not None:  # searched as a matrix, with the parameter arranged to fit it
+            share, scale = view.matrix, parameter.scale
+            info = replace(parameter.info, shape=tuple(share.shape))
+            scale = view.as_matrix(scale) if isinstance(scale, Tensor) else scale
+            parameter = replace(parameter, info=info, scale=scale, shares=[])
+        bounds = OuterBounds.of(share, parameter.scale) if isinstance(share, OuterShare) else None
+        squares = typical_size(share, parameter.scale) if bounds is None else bounds.squares
+        if on_device is None:
+            on_device = squares.device.type != "cpu"
+        return cls(parameter, share, samples, bounds, view, squares, prune, on_device)
+
+    def summary(self) -> Tensor:
+        """Return `squares`, and a bound of all entries of every sample, where they are; shape (2, sample)."""
+        peaks = torch.full_like(self.squares, torch.inf) if self.bounds is None else self.bounds.peaks()
+        return torch.stack([self.squares, peaks])
+
+    def search(self, threshold: np.ndarray, peaks: np.ndarray, k: int) -> Iterator[Candidates]:
+        """Yield the entries at or above the threshold of their occurrence, and some below, in blocks.
+
+        Args:
+            threshold: one per occurrence of the step, inf for those that are not searched; it may rise between blocks.
+            peaks: bound of all entries of every sample of the share.
+            k: number of entries to select: on a device, an occurrence may leave out what its own k largest exclude.
+
+        Yields:
+            Candidates, sorted by occurrence.
+        """
+        own = threshold[self.samples]
+        wanted = np.isfinite(own)
+        if self.prune:
+            wanted &= ~(peaks < own)
+        samples = np.flatnonzero(wanted)
+        if not len(samples):
+            return
+        if self.bounds is None or self.on_device:
+            yield from self._written_out(samples, threshold, k)
+            return
+        left_out = [samples]
+        if self.prune:
+            left_out = []
+            r, c = self.bounds.reach(samples, own[samples])
+            for part in _chunks(samples, WORKSPACE // (r * c)):
+                stairs = Stairs.of(self.bounds, part, own[part])
+                if self._is_worth(stairs, own[part]):
+                    yield from self._on_stairs(stairs, part, threshold)
+                else:
+                    left_out.append(part)
+        if left_out:
+            yield from self._everything(np.concatenate(left_out), threshold)
+
+    def _is_worth(self, stairs: Stairs, limit: np.ndarray) -> bool:
+        """Say whether to form what is on the stairs rather than everything."""
+        assert isinstance(self.share, OuterShare)
+        positions = self.share.left.shape[1]
+        cost = positions + PICKING if isinstance(self.parameter.scale, Tensor) else positions
+        return stairs.area(limit) * cost < WORTH_SORTING * self.share.shape.numel() * positions
+
+    def _written_out(self, samples: np.ndarray, threshold: np.ndarray, k: int) -> Iterator[Candidates]:
+        """Write out whole samples."""
+        numel, scale = self.parameter.info.numel, self.parameter.scale
+        for part in _chunks(samples, (DEVICE_WORKSPACE if self.on_device else WORKSPACE) // max(1, numel)):
+            for run in np.split(part, np.flatnonzero(np.diff(part) > 1) + 1):
+                values = self.share.dense(slice(int(run[0]), int(run[-1]) + 1)).flatten(1)
+                factor = 1.0
+                if isinstance(scale, Tensor):
+                    values = values * scale.flatten()
+                else:
+                    factor = scale
+                position, shift = at_least(values, factor, threshold[self.samples][run], self.on_device, k)
+                sample, entry = np.divmod(position, numel)
+                yield self._candidates(run[sample], entry, shift)
+
+    def _everything(self, samples: np.ndarray, threshold: np.ndarray) -> Iterator[Candidates]:
+        """Form outer products block by block, the same block of all samples one after the other."""
+        share, scale = self.share, self.parameter.scale
+        assert isinstance(share, OuterShare)
+        n_rows, n_columns = share.shape
+        chunk = max(1, WORKSPACE // share.shape.numel())
+        for rows in _slices(n_rows, _height(chunk, n_columns)):
+            for columns in _slices(n_columns, WIDTH):
+                there = scale[rows, columns] if isinstance(scale, Tensor) else scale
+                for part in _chunks(samples, chunk):
+                    left, right = _of_samples(share.left, part), _of_samples(share.right, part)
+                    found = self._block(left[:, :, rows], right[:, :, columns], there, part, threshold)
+                    entry = (found.row + rows.start) * n_columns + found.column + columns.start
+                    yield self._candidates(part[found.sample], entry, found.shift)
+
+    def _on_stairs(self, stairs: Stairs, samples: np.ndarray, threshold: np.ndarray) -> Iterator[Candidates]:
+        """Form what is on the stairs, from the most promising rows to the least."""
+        share, scale = self.share, self.parameter.scale
+        assert isinstance(share, OuterShare)
+        left = _of_features(_of_samples(share.left, samples), stairs.rows)
+        right = _of_features(_of_samples(share.right, samples), stairs.columns)
+        rows = slice(0, 0)
+        while rows.stop < stairs.rows.shape[1]:
+            needed = stairs.columns_of(rows.stop, threshold[self.samples][samples])
+            if not needed:
+                return
+            rows = slice(rows.stop, rows.stop + _height(len(samples), needed))
+            for columns in _slices(needed, WIDTH):
+                r, c = stairs.rows[:, rows], stairs.columns[:, columns]
+                there = _picked(scale, r, c) if isinstance(scale, Tensor) else scale
+                found = self._block(left[:, :, rows], right[:, :, columns], there, samples, threshold)
+                entry = r[found.sample, found.row] * share.shape[1] + c[found.sample, found.column]
+                yield self._candidates(samples[found.sample], entry, found.shift)
+
+    def _block(
+        self, left: Tensor, right: Tensor, scale: float | Tensor, samples: np.ndarray, threshold: np.ndarray
+    ) -> _Found:
+        """Form one block of some samples and find what reaches the threshold."""
+        assert isinstance(self.share, OuterShare)
+        values = product_of(left.to(self.share.dtype), right.to(self.share.dtype))
+        factor = 1.0
+        if isinstance(scale, Tensor):
+            values.mul_(scale)
+        else:
+            factor = scale
+        position, shift = at_least(values.flatten(1), factor, threshold[self.samples][samples], on_device=False)
+        sample, place = np.divmod(position, values.shape[1] * values.shape[2])
+        return _Found(sample, *np.divmod(place, values.shape[2]), shift)
+
+    def _candidates(self, sample: np.ndarray, entry: np.ndarray, shift: np.ndarray) -> Candidates:
+        """Give samples and entries of the share their numbers in the step and in the model."""
+        entry = entry if self.view is None else self.view.index(entry)
+        return Candidates(sample + self.samples.start, entry + self.parameter.info.offset, shift)
+
+
+@dataclass
+class _Found:
+    """What was found in a block: number of the sample, row and column within it, and the shift."""
+
+    sample: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    shift: np.ndarray
+
+
+def _height(n_samples: int, n_columns: int) -> int:
+    """Return how many rows of so many samples fit into the workspace."""
+    return max(1, WORKSPACE // (n_samples * min(n_columns, WIDTH)))
+
+
+def _slices(n: int, size: int) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, min(n, start + size))
+
+
+def _picked(scale: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """Return the scale of some rows and columns of every sample."""
+    matrix = scale.numpy()
+    return torch.from_numpy(np.stack([matrix[r].take(c, axis=1) for r, c in zip(rows, columns, strict=True)]))
+
+
+def _chunks(samples: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Yield the samples a few at a time, at least one."""
+    size = max(1, size)
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
+
+
+def _of_samples(factor: Tensor, samples: np.ndarray) -> Tensor:
+    """Return some samples of a factor; neighbours are not copied."""
+    first, last = int(samples[0]), int(samples[-1])
+    if last - first + 1 == len(samples):
+        return factor[first : last + 1]
+    return factor[torch.from_numpy(samples)]
+
+
+def _of_features(factor: Tensor, features: np.ndarray) -> Tensor:
+    """Return some features of every sample: (sample, position, all), (sample, some) -> (sample, position, some)."""
+    index = torch.from_numpy(features)[:, None, :]
+    return factor.gather(2, index.expand(-1, factor.shape[1], -1))

@@ -1,0 +1,71 @@
+"""Collects candidates while the threshold that others have to reach rises with them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lightning_gradtrace.record.candidates import Candidates, kth_largest, magnitude
+
+# Candidates that compete are cut down to the k largest, and their threshold raised, once there are this many times k.
+TRIM = 2
+
+
+class Gathering:
+    """Candidates found so far, by group: those that compete with each other.
+
+    Attributes:
+        k: number of entries to select in every group.
+        pool: whether all occurrences are one group; if not, each is a group of its own.
+        threshold: what a new candidate has to reach, one per occurrence; inf for those that are not searched.
+    """
+
+    def __init__(self, k: int, threshold: np.ndarray, pool: bool) -> None:
+        self.k = k
+        self.pool = pool
+        self.threshold = threshold
+        n = 1 if pool else len(threshold)
+        self._parts: list[list[Candidates]] = [[] for _ in range(n)]
+        self._counts = [0] * n
+        self._trim_at = [TRIM * k] * n
+
+    def add(self, found: Candidates) -> None:
+        """Add candidates, sorted by occurrence."""
+        for one in [found] if self.pool else found.by_occurrence():
+            if not len(one.shift):
+                continue
+            group = 0 if self.pool else int(one.occurrence[0])
+            self._parts[group].append(one)
+            self._counts[group] += len(one.shift)
+            if self._counts[group] > self._trim_at[group]:
+                self._trim(group)
+
+    def _trim(self, group: int) -> None:
+        """Keep the k largest, and ties, of a group."""
+        every = Candidates.join(self._parts[group])
+        size = magnitude(every.shift)
+        least = kth_largest(every.shift, self.k)
+        keep = size >= least
+        kept = Candidates(every.occurrence[keep], every.entry[keep], every.shift[keep])
+        self._parts[group], self._counts[group] = [kept], len(kept.shift)
+        self._trim_at[group] = max(TRIM * self.k, 2 * len(kept.shift))  # ties can't be cut
+        if np.isfinite(least):
+            owners = slice(None) if self.pool else slice(group, group + 1)
+            searched = np.isfinite(self.threshold[owners])
+            raised = np.maximum(self.threshold[owners], least)
+            self.threshold[owners] = np.where(searched, raised, np.inf)
+
+    def drop(self, occurrences: np.ndarray) -> None:
+        """Forget the candidates of some occurrences (all of them, if they are one group): they are searched again."""
+        for group in (0,) if self.pool else np.flatnonzero(occurrences):
+            self._parts[group], self._counts[group], self._trim_at[group] = [], 0, TRIM * self.k
+
+    def counts(self) -> np.ndarray:
+        """Number of candidates in every occurrence's group."""
+        return np.full(len(self.threshold), self._counts[0]) if self.pool else np.array(self._counts)
+
+    def result(self) -> Candidates:
+        """Return all candidates, sorted by occurrence and entry; of a group of more than k the k largest and ties."""
+        for group, count in enumerate(self._counts):
+            if count > self.k:
+                self._trim(group)
+        return Candidates.join([part for parts in self._parts for part in parts]).sorted()

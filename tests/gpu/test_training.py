@@ -1,0 +1,130 @@
+"""A training on a CUDA device: the same trace as on the CPU, the same weights as without the callback."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_gradtrace import Dense, Factored, GradTrace, Norms, Sketch, TopK, Trace, open_trace
+from lightning_gradtrace.record import Record
+
+VOCAB, WIDTH, LENGTH = 40, 32, 12
+
+
+class LanguageModel(pl.LightningModule):
+    """A post-norm transformer, as the reference model is one."""
+
+    def __init__(self, dropout: float, adam: bool) -> None:
+        super().__init__()
+        self.adam = adam
+        self.embedding = nn.Embedding(VOCAB, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, WIDTH, dropout, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, VOCAB)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        mask = nn.Transformer.generate_square_subsequent_mask(LENGTH, self.device, self.head.weight.dtype)
+        return F.cross_entropy(
+            self.head(self.encoder(self.embedding(x), mask, is_causal=True)).flatten(0, 1), y.flatten()
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        if self.adam:
+            return torch.optim.AdamW(self.parameters(), 1e-3)
+        return torch.optim.SGD(self.parameters(), 1.0, momentum=0.5)
+
+
+def fit(accelerator: str, *callbacks: pl.Callback, adam: bool, dropout: float = 0.0, precision: str = "32-true"):
+    pl.seed_everything(4, verbose=False)
+    model = LanguageModel(dropout, adam)
+    tokens = torch.randint(VOCAB, (64, LENGTH + 1))
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        deterministic=True,
+        precision=precision,  # type: ignore[arg-type]
+        max_epochs=2,
+        gradient_clip_val=0.5,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        trainer.fit(model, DataLoader(TensorDataset(tokens[:, :-1], tokens[:, 1:]), 8))
+    return model
+
+
+def record(path: Path, accelerator: str, records: list[Record], **options) -> Trace:
+    fit(accelerator, GradTrace(path, records, ledger_every_n_steps=1), **options)
+    trace = open_trace(path)
+    assert trace.attrs["complete"]
+    assert trace.verify().ok
+    return trace
+
+
+@pytest.mark.parametrize("adam", [False, True], ids=["sgd", "adamw"])
+def test_the_trace_is_that_of_the_cpu(adam: bool, tmp_path: Path) -> None:
+    records = [TopK(50), TopK(200, per="step"), Dense(), Factored(), Sketch(16), Norms()]
+    settings = {"adam": adam, "precision": "64-true"}
+    cpu = record(tmp_path / "cpu.zarr", "cpu", records, **settings)
+    gpu = record(tmp_path / "gpu.zarr", "gpu", records, **settings)
+    for column in ("loss", "grad_norm", "clip_factor"):
+        np.testing.assert_allclose(gpu.steps[column], cpu.steps[column], rtol=1e-8)
+    assert (gpu.occurrences == cpu.occurrences).all(axis=None)
+    for name in cpu.params["param"]:
+        a, b = np.asarray(gpu.dense[name][:]), np.asarray(cpu.dense[name][:])
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7 * np.abs(b).max())
+    for one, other in zip(gpu.topk.blocks(), cpu.topk.blocks(), strict=True):
+        # Entries within rounding of the k-th place may differ between two devices, the sizes that were kept may not.
+        sizes = [np.sort(np.abs(block.shift), axis=-1) for block in (one, other)]
+        np.testing.assert_allclose(*sizes, rtol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_training_is_the_same_bit_for_bit_and_the_ledger_closes(precision: str, tmp_path: Path) -> None:
+    settings = {"adam": False, "dropout": 0.2, "precision": precision}
+    plain = fit("gpu", **settings)
+    path = tmp_path / "a.zarr"
+    traced = fit("gpu", GradTrace(path, TopK(50), ledger_every_n_steps=1), **settings)
+    for (name, a), (_, b) in zip(plain.named_parameters(), traced.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+    steps = open_trace(path).steps
+    applied = steps[~steps["skipped"]]
+    assert len(applied) > len(steps) / 2
+    assert (applied["residual"] < (1e-5 if precision == "32-true" else 1e-2)).all()
+
+
+class NoWaiting(pl.Callback):
+    """Lets nothing wait for the device from the forward pass to the end of the backward pass.
+
+    It stands before GradTrace, so that it has ended when the shares are taken.
+    """
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
+        if batch_idx:  # at the first batch uses are checked against autograd
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_forward_and_the_backward_pass_never_wait_for_the_device(tmp_path: Path) -> None:
+    """What the tape does in them is queued, as the training's own work is."""
+    try:
+        fit("gpu", NoWaiting(), GradTrace(tmp_path / "a.zarr", TopK(50), inputs=None), adam=False, dropout=0.2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(open_trace(tmp_path / "a.zarr").steps) == 16

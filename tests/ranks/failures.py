@@ -1,0 +1,208 @@
+"""What the ranks do when one of them fails, is killed, or goes on from a checkpoint."""
+
+from __future__ import annotations
+
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import BatchSampler, DataLoader
+
+from lightning_gradtrace import GradTrace, TopK
+from lightning_gradtrace.store import TraceWriter
+from tests.ranks.training import fit, make, trace_callback, weights
+from tests.test_callback import Model, Sentences
+
+FAILS_AT = 3
+N_BATCHES = 3
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", 0))
+
+
+def train(*callbacks: pl.Callback, **options: Any) -> dict[str, Any]:
+    model = make(Model)
+    fit(model, *callbacks, strategy=DDPStrategy(process_group_backend="gloo"), **options)
+    return {name: weight.numpy() for name, weight in weights(model).items()}
+
+
+# --- an error on one rank ------------------------------------------------------------------------------------------
+
+
+class _Fails:
+    """Calls a function, but fails on rank 1 when it is called for the n-th time."""
+
+    def __init__(self, function: Callable[..., Any], at: int) -> None:
+        self.function, self.left = function, at
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.left -= 1
+        if rank() == 1 and self.left < 0:
+            raise RuntimeError("out of luck")
+        return self.function(*args, **kwargs)
+
+
+def spoil(where: str) -> None:
+    """Let something fail on rank 1 in the step `FAILS_AT`."""
+    from lightning_gradtrace import over_ranks, tracer
+    from lightning_gradtrace.capture.arrival import BatchReader
+    from lightning_gradtrace.update.division import StepDivision
+
+    def replace(owner: Any, name: str, at: int = FAILS_AT) -> None:
+        fails = _Fails(getattr(owner, name), at)
+        setattr(owner, name, lambda *args, **kwargs: fails(*args, **kwargs))
+
+    if where == "batch":
+        replace(BatchReader, "read")
+    elif where == "backward":
+        replace(tracer.Tracer, "end_pass")
+    elif where == "before the step":
+        replace(tracer.Tracer, "before_step")
+    elif where == "after the step":
+        replace(StepDivision, "complete")
+    elif where == "sum":
+        replace(over_ranks, "total_share", 8 * FAILS_AT + 2)  # eight parameters in every step
+    elif where == "comparison":
+        replace(over_ranks, "sum_error", 8 * FAILS_AT + 7)
+    elif where == "record":
+        replace(TopK, "reduce", 2 * FAILS_AT)
+    else:
+        replace(TraceWriter, "append_step")
+
+
+def fail(folder: Path, where: str, on_error: str) -> Any:
+    """Train with a callback that fails on rank 1; weights, error and warnings."""
+    spoil(where)
+    found: dict[str, Any] = {}
+    path = folder / f"{where}-{on_error}.zarr"
+    trace = trace_callback(path, ledger_every_n_steps=1, on_error=on_error)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            found["weights"] = train(trace)
+        except Exception as error:
+            found["error"] = f"{type(error).__name__}: {error}"
+    found["warnings"] = [str(w.message) for w in caught if "stopped recording" in str(w.message)]
+    return found
+
+
+def plain(folder: Path) -> Any:
+    return train()
+
+
+def no_place(folder: Path) -> Any:
+    """Rank 1 can't write where it should."""
+    (folder / "file").write_text("in the way")
+    path = folder / "no-place.zarr" if rank() == 0 else folder / "file" / "a.zarr"
+    try:
+        train(trace_callback(path))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def taken(folder: Path) -> Any:
+    """Somebody's files are in the way of all ranks."""
+    if rank() == 0:
+        (folder / "taken.zarr").mkdir()
+        (folder / "taken.zarr" / "thesis.tex").write_text("dear")
+    try:
+        train(trace_callback(folder / "taken.zarr", overwrite=True))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+# --- a rank is killed ----------------------------------------------------------------------------------------------
+
+
+class Kill(pl.Callback):
+    """Ends a rank, or all of them, before a step."""
+
+    def __init__(self, step: int, how: Any) -> None:
+        self.step, self.how = step, how
+
+    def on_train_batch_start(self, trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            if isinstance(self.how, BaseException):
+                raise self.how
+            os.kill(os.getpid(), self.how)
+
+
+class Flush(pl.Callback):
+    """Makes everything visible before a step."""
+
+    def __init__(self, trace: GradTrace, step: int) -> None:
+        self.trace, self.step = trace, step
+
+    def on_train_batch_start(self, trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            assert self.trace._run is not None
+            self.trace._run.tracer.writer.flush()
+
+
+def killed(folder: Path) -> Any:
+    """Rank 1 is killed before step 4; rank 0 has committed every step then, rank 1 the first two."""
+    trace = trace_callback(folder / "killed.zarr")
+    train(trace, *([Flush(trace, 2), Kill(4, signal.SIGKILL)] if rank() == 1 else []))
+
+
+# --- a checkpoint --------------------------------------------------------------------------------------------------
+
+
+class Resumable(BatchSampler):
+    """Batches of this rank in an order that depends on the epoch alone, from any step on."""
+
+    def __init__(self, first_step: int = 0) -> None:
+        self.epoch, self.skip = divmod(first_step, N_BATCHES)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = torch.randperm(22, generator=torch.Generator().manual_seed(self.epoch)).tolist()[rank() :: 2]
+        batches = [order[i : i + 4] for i in range(0, len(order), 4)]
+        skip, self.skip, self.epoch = self.skip, 0, self.epoch + 1
+        yield from batches[skip:]
+
+    def __len__(self) -> int:
+        return N_BATCHES
+
+
+def stoppable(path: Path, *callbacks: pl.Callback, step: int = 0, **options: Any) -> None:
+    loader = DataLoader(Sentences(), batch_sampler=Resumable(step))
+    saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+    settings = {"use_distributed_sampler": False, "enable_checkpointing": saves, "max_epochs": 3}
+    records = [TopK(7), TopK(9, per="step", schedule=2)]
+    trace = GradTrace(path, records, ledger_every_n_steps=4, weights_every_n_steps=3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks")
+        warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+        train(trace, *callbacks, loader=loader, **settings, **options)
+
+
+def resumed(folder: Path) -> Any:
+    """Train to the end; and again, stop before step 7 and go on from the checkpoint of step 4."""
+    stoppable(folder / "whole.zarr")
+    saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    try:
+        stoppable(folder / "resumed.zarr", Kill(7, RuntimeError("stopped")), saver)
+    except RuntimeError as error:
+        assert "stopped" in str(error)
+    stoppable(folder / "resumed.zarr", step=4, ckpt_path=folder / "step=4.ckpt")
+
+
+def resumed_alone(folder: Path) -> Any:
+    """One process wants to go on from the checkpoint of two."""
+    try:
+        fit(make(Model), GradTrace(folder / "resumed.zarr"), ckpt_path=folder / "step=4.ckpt", max_epochs=3)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def forked(folder: Path) -> Any:
+    """Lightning starts the processes itself."""
+    fit(make(Model), trace_callback(folder / "forked.zarr"), strategy="ddp_fork")

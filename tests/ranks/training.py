@@ -1,0 +1,182 @@
+"""Trainings of two ranks, and the same trainings by one process on the same global batches."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+
+from lightning_gradtrace import Dense, Factored, GradTrace, Norms, TopK
+from tests.test_callback import N_SAMPLES, Model, Sentences
+
+BATCH, EPOCHS, RANKS, SEED = 5, 2, 2, 3
+
+
+class Joint(Model):
+    """One process that trains as several ranks do: its loss is the mean of the losses of their parts of a batch."""
+
+    def __init__(self, sizes: dict[int, list[int]] | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.sizes = sizes
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        sizes = [len(x) // RANKS] * RANKS if self.sizes is None else self.sizes[batch_idx]
+        self.first = torch.tensor([sum(sizes[:rank]) for rank, n in enumerate(sizes) for _ in range(n)])
+        weight = torch.tensor([1 / (RANKS * n) for n in sizes for _ in range(n)])
+        losses = F.cross_entropy(self(x).transpose(1, 2), y, reduction="none").mean(1)
+        return losses @ weight
+
+
+class Branches(Model):
+    """Three layers, of which a batch uses one or none: the loss does not reach every parameter on every rank."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.branches = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)])
+
+    def forward(self, tokens):
+        return self.head(self.branches[int(tokens[0, 0]) % 2](self.hidden(tokens)))
+
+    def hidden(self, tokens):
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        return self.encoder(self.embedding(tokens), mask, is_causal=True)
+
+
+class JointBranches(Joint, Branches):
+    def forward(self, tokens):
+        hidden = self.hidden(tokens)
+        odd = (tokens[self.first, 0] % 2 == 1)[:, None, None]
+        return self.head(torch.where(odd, self.branches[1](hidden), self.branches[0](hidden)))
+
+
+class Adam(Model):
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.02, weight_decay=0.1)
+
+
+class JointAdam(Joint, Adam):
+    pass
+
+
+class Listed(BatchSampler):
+    """Given batches in a given order."""
+
+    def __init__(self, batches: list[list[int]]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class Epochs(BatchSampler):
+    """Other batches in every epoch."""
+
+    def __init__(self, epochs: list[list[list[int]]]) -> None:
+        self.epochs, self.number = epochs, -1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self.number += 1
+        return iter(self.epochs[self.number])
+
+    def __len__(self) -> int:
+        return len(self.epochs[0])
+
+
+def of_ranks(epoch: int) -> list[list[list[int]]]:
+    """Batches of every rank as Lightning's DistributedSampler draws them."""
+    found = []
+    for rank in range(RANKS):
+        sampler = DistributedSampler(range(N_SAMPLES), RANKS, rank, shuffle=True, seed=SEED)
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        found.append([order[i : i + BATCH] for i in range(0, len(order), BATCH)])
+    return found
+
+
+def joined(epoch: int) -> list[list[int]]:
+    """Global batches: those of rank 0, then those of rank 1."""
+    return [[i for part in parts for i in part] for parts in zip(*of_ranks(epoch), strict=True)]
+
+
+def trace_callback(path: Path, **options: Any) -> GradTrace:
+    records = [TopK(11), TopK(17, per="step"), Dense(), Factored(schedule=2), Norms()]
+    return GradTrace(path, records, **{"ledger_every_n_steps": 2, "weights_every_n_steps": 3, **options})
+
+
+def fit(
+    model: pl.LightningModule, *callbacks: pl.Callback, loader: Any = None, strategy: Any = "auto", **options: Any
+) -> pl.Trainer:
+    """Train as one process, or as the rank that the environment says this one is."""
+    settings = {"max_epochs": EPOCHS, "gradient_clip_val": 0.3, "enable_checkpointing": False, **options}
+    resume = settings.pop("ckpt_path", None)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1 if strategy == "auto" else RANKS,
+        strategy=strategy,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        **settings,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        trainer.fit(model, DataLoader(Sentences(), BATCH, shuffle=True) if loader is None else loader, ckpt_path=resume)
+    return trainer
+
+
+def make(kind: type[Model], **settings: Any) -> Model:
+    pl.seed_everything(SEED, verbose=False)  # the seed of Lightning's DistributedSampler too
+    return kind(**{"dropout": 0.0, "momentum": 0.9, **settings})
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+# --- what the ranks do ---------------------------------------------------------------------------------------------
+
+
+def ddp(folder: Path, name: str, kind: type[Model], ddp_options: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Train with and without the callback; the weights of both."""
+    found = []
+    for callbacks in ([trace_callback(folder / f"{name}.zarr")], []):
+        model = make(kind, **options.get("model", {}))
+        strategy = DDPStrategy(process_group_backend="gloo", **ddp_options)
+        fit(model, *callbacks, strategy=strategy, loader=_loader(options), **options.get("trainer", {}))
+        found.append({name: w.numpy() for name, w in weights(model).items()})
+    return found
+
+
+def _loader(options: dict[str, Any]) -> Any:
+    batches = options.get("batches")
+    return None if batches is None else DataLoader(Sentences(), batch_sampler=Listed(batches[int(os.environ["RANK"])]))
+
+
+def single(folder: Path, name: str, kind: type[Model], options: dict[str, Any]) -> Any:
+    """Train as one process on the same global batches; the weights."""
+    batches = options.get("batches")
+    if batches is None:
+        loader = DataLoader(Sentences(), batch_sampler=Epochs([joined(epoch) for epoch in range(EPOCHS)]))
+        sizes = None
+    else:
+        pairs = list(zip(*batches, strict=True))
+        loader = DataLoader(Sentences(), batch_sampler=Listed([a + b for a, b in pairs]))
+        sizes = {i: [len(a), len(b)] for i, (a, b) in enumerate(pairs)}
+    model = make(kind, sizes=sizes, **options.get("model", {}))
+    fit(model, trace_callback(folder / f"{name}-single.zarr"), loader=loader, **options.get("trainer", {}))
+    return {name: w.numpy() for name, w in weights(model).items()}
