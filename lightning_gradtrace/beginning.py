@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_gradtrace.ranks import Ranks
+from lightning_gradtrace.record import Record
 from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.parts import PartWriter, part_target
 from lightning_gradtrace.store.writer import TraceWriter
 
 
-def check_strategy(strategy: Any, n_processes: int) -> None:
-    """Refuse strategies of several processes of which it isn't known what they do to gradients.
+def check_strategy(strategy: Any, n_processes: int, records: Sequence[Record] = ()) -> None:
+    """Refuse what can't be recorded by several processes: other strategies than DDP, and records of whole steps.
 
     Args:
         strategy: Lightning's strategy.
         n_processes: number of processes.
+        records: what is going to be kept.
 
     Raises:
-        ValueError: names the strategy, and those that can be recorded.
+        ValueError: names the strategy, and those that can be recorded; or the record.
     """
     kinds = {kind.__name__ for kind in type(strategy).__mro__}
     averages = "DDPStrategy" in kinds and getattr(strategy, "_model_averager", None) is None
@@ -28,6 +30,12 @@ def check_strategy(strategy: Any, n_processes: int) -> None:
             f"GradTrace: the strategy `{type(strategy).__name__}` with {n_processes} processes can't be recorded: "
             "expected one that averages the gradients of all processes in every step, which is `ddp` (also "
             "`ddp_spawn`, `ddp_fork`, `ddp_notebook`) without a model averager. Use one of these, or `devices=1`."
+        )
+    whole = [record for record in records if record.wants_ledger]
+    if n_processes > 1 and whole:
+        raise ValueError(
+            f"GradTrace: `{whole[0]!r}` divides the whole change of a step, and each of {n_processes} processes knows "
+            "the shifts of its own samples only. Leave this record out, or use `devices=1`."
         )
 
 

@@ -158,7 +158,7 @@ class GradTrace(Callback):
             return
         # Lightning loads a checkpoint after this hook; what an earlier fit left behind is none of this one's.
         self._state, self._resume = {}, {}
-        check_strategy(trainer.strategy, trainer.world_size)
+        check_strategy(trainer.strategy, trainer.world_size, self.records)
         check_not_compiled(pl_module)
         # A filter that matches nothing is said before any data is loaded.
         select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
