@@ -7,7 +7,6 @@ forward pass during backward; only optimizers must not be seen by it.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from lightning_gradtrace.ranks import Ranks, held_back
 from lightning_gradtrace.record import Schedule
 from lightning_gradtrace.step import Position
 from lightning_gradtrace.tracer import Tracer
+from lightning_gradtrace.update.nesting import before_use_of_gradients
 
 Rehearsal = Callable[[int, Any], None]
 
@@ -79,7 +79,8 @@ class Run:
         """Register hooks around the steps of all optimizers, until `close`."""
         for optimizer in self.optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(before))
-            self._hooks.append(optimizer.register_step_pre_hook(self._await_closure))
+            final = before_use_of_gradients(self.tracer.gradients_are_final)
+            self._hooks.append(optimizer.register_step_pre_hook(final))
             self._hooks.append(optimizer.register_step_post_hook(after))
 
     def begin_batch(self, batch: Any, number: int, step: int) -> None:
@@ -218,25 +219,6 @@ class Run:
             announce()
         if self._announced is not None:
             self._suspend()
-
-    def _await_closure(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Let the tracer look at the gradients when the step is about to use them: once its closure has run."""
-        closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None:
-            self.tracer.gradients_are_final()
-            return None
-
-        @functools.wraps(closure)
-        def watched(*inner: Any, **named: Any) -> Any:
-            result = closure(*inner, **named)
-            self.tracer.gradients_are_final()
-            return result
-
-        if len(args) > 1:
-            return (args[0], watched, *args[2:]), kwargs
-        return args, {**kwargs, "closure": watched}
 
     def step_ended(self, optimizer: Optimizer) -> None:
         """Record the optimizer step that was just made.

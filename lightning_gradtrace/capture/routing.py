@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from lightning_gradtrace.capture.batch import pieces
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
@@ -42,12 +43,13 @@ _BY_INDEX = {"index_select": (1, 0), "gather": (1, 0), "take_along_dim": (2, Non
 _BY_PLACE = {
     **{"select": (1, 0), "narrow": (1, 0), "unbind": (1, 0), "__iter__": (1, 0)},
     **{"split": (2, 0), "chunk": (2, 0), "tensor_split": (2, 0), "split_with_sizes": (2, 0)},
+    **{"flip": (1, None), "roll": (2, None)},
 }
 _ANYWHERE = names_of("masked_select _pack_padded_sequence")
 _PICKS = {"__getitem__", *_BY_INDEX, *_BY_PLACE, *_ANYWHERE}
 _MOVES = names_of(
     "view reshape flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze expand T mT t "
-    "repeat flip roll view_as tile swapdims moveaxis"
+    "repeat view_as tile swapdims moveaxis"
 )
 _KEEPS = names_of(
     "clone contiguous detach to float double half bfloat16 type dropout layer_norm rms_norm type_as normalize "
@@ -269,8 +271,11 @@ def _picks_samples(call: _Call, n_samples: int) -> bool:
     if name == "__getitem__":
         return _index_hits(call.args[1], shape, by_index, by_place)
     place, default = _BY_INDEX.get(name) or _BY_PLACE[name]
-    dim = call.argument(place, "dim", default)
-    return dim is None or dim % max(len(shape), 1) in (by_index if name in _BY_INDEX else by_place)
+    dim = call.argument(place, "dim", call.argument(place, "dims", default))
+    if name == "flip":  # its axes may stand one by one
+        dim = call.args[1:] or dim
+    hit = by_index if name in _BY_INDEX else by_place
+    return any(d is None or d % max(len(shape), 1) in hit for d in tree_leaves(dim, is_leaf=lambda one: one is None))
 
 
 def _index_hits(index: Any, shape: Sequence[int], by_index: set[int], by_place: set[int]) -> bool:

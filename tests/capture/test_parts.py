@@ -35,10 +35,16 @@ PARTS: dict[str, Run] = {
     "sums of loops": lambda m, x: torch.stack([net(m, one).sum() + m.bias.exp() for one in x]),
     "a layer that mixes a sample": lambda m, x: torch.stack([conv(m, one) for one in x]),
     "dot": lambda m, x: torch.stack([torch.dot(one.flatten()[:5], m.vector) for one in x]),
+    "flipped": lambda m, x: net(m, torch.flip(x, dims=[0])),
+    "flipped and back": lambda m, x: net(m, m.before(x.flip(0)).flip(0)),
+    "rolled": lambda m, x: net(m, m.before(x).roll(1, 0)),
     "unlike treatment": lambda m, x: torch.stack([net(m, one) * (i + 1) for i, one in enumerate(x)])[
         torch.tensor([2, 0, 3, 1])
     ],
 }
+
+ORDERS = {"flipped": [3, 2, 1, 0], "rolled": [3, 0, 1, 2], "unlike treatment": [2, 0, 3, 1]}
+"""Whose the rows of the output are."""
 
 
 def model() -> nn.Module:
@@ -64,7 +70,8 @@ def test_parts_of_a_batch_belong_to_their_samples(run: Run, positions: int | Non
         return run(m, x).sin().reshape(N, -1).sum(1) * weight
 
     shares = capture(m, x, lambda m, x: losses(m, x).sum()).shares
-    order = [2, 0, 3, 1] if run is PARTS["unlike treatment"] else list(range(N))  # whose every row of the loss is
+    name = next(name for name, found in PARTS.items() if found is run)
+    order = ORDERS.get(name, [0, 1, 2, 3])
     used = {name: p for name, p in m.named_parameters() if name in shares}
     assert used
     for name, g in per_sample_gradients(lambda i: losses(m, x)[order.index(i)], N, used).items():
