@@ -1,11 +1,12 @@
 """Time and memory of the analyses on a trace of the reference run's size and on larger ones.
 
-    python -m benchmarks.analysis --scales 1 2 4
+    python -m benchmarks.analysis --scales 1 10                # 15 GB of disk
+    python -m benchmarks.analysis --scales 1 10 --size 0.1     # the same comparison on a tenth of it
 
 Writes synthetic traces (292,800 occurrences x 1000 entries of 720,000 at scale 1; 58,560 texts of 35 tokens,
 vocabulary 28,782) through the store's writer into a temporary directory, measures "the notable tokens of 5000 entries
 and their neurons" in a process of its own, and removes them. A trace at scale s has s times the epochs over the same
-texts. Popular entries are selected more often: the 5000 most frequent ones get a fifth of all selections.
+texts. Popular entries are selected more often: the 5000 most frequent ones get a sixth of all selections.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def overview_tables(
         axis: "in" or "out".
         model: the trained model: neurons are switched off and compared with controls. None leaves this out.
         forward: as in `analysis.flip_table`.
-        n_ablated: so many neurons with notable tokens are switched off.
+        n_ablated: so many neurons with notable tokens are switched off, those with the largest evidence.
         max_sample_share: neurons to which a larger share of all samples is attributed are not switched off: hardly a
             sample is left to compare with.
         n_ablation_samples: at most so many samples for each.
@@ -124,7 +124,11 @@ def overview_tables(
         tables["phases"] = _phases(trace)
     if model is not None:
         few = neurons["n_samples"] <= max_sample_share * trace.occurrences["sample_id"].nunique()
-        chosen = neurons[(neurons["n_notable"] > 0) & few].head(n_ablated)
+        # the first ones of the page's list, which begins with the largest evidence
+        chosen = neurons[(neurons["n_notable"] > 0) & few]
+        if "evidence" in chosen:
+            chosen = chosen.sort_values("evidence", ascending=False, kind="stable", ignore_index=True)
+        chosen = chosen.head(n_ablated)
         predictor = analysis.Predictor(model, trace.tokens()[1], batch_size=batch_size, forward=forward)
         tables |= _ablations(trace, predictor, chosen, entries, find, n_ablation_samples, seed)
     return tables

@@ -160,7 +160,7 @@ function drawDetail() {
     return [text, number(value, 3), number(control, 3), signed(effect), low === null ? DASH : `${signed(low)} to ${signed(high)}`];
   })));
   if (side.children.length) box.append(el("h4", {}, "Switched off"), side);
-  else box.append(el("p", {class: "note"}, "Not switched off: give the report the model (--model) for its flips and controls."));
+  else box.append(el("p", {class: "note"}, "Not switched off. For flips and controls the report needs the model (--model); --ablate says of how many neurons."));
   if (n.x.length) drawSamples(box, n);
 }
 function flipTable(n) {
