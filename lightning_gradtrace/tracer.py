@@ -6,50 +6,34 @@ The tracer knows the stages and their order; it knows nothing of Lightning. `cal
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradtrace.capture.accumulation import Accumulation
-from lightning_gradtrace.capture.check import check_known, check_sums, check_used, sum_errors
+from lightning_gradtrace.capture.check import check_known, check_sums, check_used, sum_errors, warn_of_edits
 from lightning_gradtrace.capture.engine import Engine, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe
-from lightning_gradtrace.capture.shares import Share, accumulation_dtype
-from lightning_gradtrace.over_ranks import compare_over_ranks
+from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.numbering import parameter_infos
+from lightning_gradtrace.over_ranks import Comparison, compare_over_ranks, gather_factors, gather_weights
 from lightning_gradtrace.ranks import Ranks
-from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
+from lightning_gradtrace.record import ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record.token_grads import with_tokens
 from lightning_gradtrace.step import Position, Step
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.update._base import UpdateRule, first_momentum, setting
 from lightning_gradtrace.update.division import StepDivision, explain, gradient_norm
 from lightning_gradtrace.update.ledger import Balance
+from lightning_gradtrace.update.sharding import is_sharded
 
 Quantity = Literal["shift", "gradient"]
-
-
-def parameter_infos(tracked: Sequence[TrackedParameter]) -> list[ParameterInfo]:
-    """Number the entries of the tracked parameters: the rows of the params table."""
-    infos, offset = [], 0
-    for p in tracked:
-        dtype = str(accumulation_dtype(p.tensor.dtype)).removeprefix("torch.")
-        infos.append(ParameterInfo(p.name, tuple(p.tensor.shape), offset, p.kind, p.module, dtype))
-        offset += infos[-1].numel
-    return infos
-
-
-def parameter_table(infos: Sequence[ParameterInfo]) -> pd.DataFrame:
-    """Return the params table as the store keeps it: name, shape, numel, offset, kind, module."""
-    columns = ("name", "shape", "numel", "offset", "kind", "module")
-    return pd.DataFrame([{column: getattr(info, column) for column in columns} for info in infos], columns=columns)
 
 
 @dataclass
@@ -93,9 +77,12 @@ class Tracer:
 
     def __post_init__(self) -> None:
         self.infos = parameter_infos(self.tracked)
+        self.sharded = any(is_sharded(p.tensor) for p in self.tracked)
 
     def parameters(self) -> dict[str, Tensor]:
-        """Return the tracked parameters by name, as the module holds them now."""
+        """Return the tracked parameters by name, as the module holds them now; spread ones as it holds them at rest."""
+        if self.sharded:
+            return {p.name: p.tensor for p in self.tracked}
         current = dict(self.module.named_parameters(remove_duplicate=False))
         return {p.name: current.get(p.name, p.tensor) for p in self.tracked}
 
@@ -175,7 +162,7 @@ class Tracer:
             return
         check_known(unknown)
         if id(optimizer) not in self._rules:
-            self._rules[id(optimizer)] = explain(optimizer)
+            self._rules[id(optimizer)] = explain(optimizer, self.sharded)
         every, last = self.ledger_every_n_steps, self._last_ledger.get(id(optimizer))
         scheduled = every is not None and (last is None or position.step - last >= every)
         ledger = scheduled or any(record.wants_ledger and record.due(position.step) for record in self.records)
@@ -189,16 +176,17 @@ class Tracer:
             self._met.add(id(optimizer))
             used = {name for name, p in self.parameters().items() if p.grad is not None}
             check_used([p for p in self.tracked if alone or p.name in tracked], used)
-        self._step.check = scheduled or not self._checked.issuperset(division.gradients)
+        self._step.check = (
+            scheduled or (ledger and self.ranks.size > 1) or not self._checked.issuperset(division.gradients)
+        )
         if self._step.check and self.ranks.size == 1:
             self._step.sum_error = self._check(self._step)
         if scheduled:
             self._last_ledger[id(optimizer)] = position.step
 
-    @property
-    def wants_sums(self) -> bool:
-        """Whether the step under way is to be compared over all ranks."""
-        return self._step is not None and self._step.check
+    def tells(self) -> tuple[float, ...]:
+        """Return what the other ranks must know of the step that was made, see `Step.tells`."""
+        return (0.0,) * 4 if self._step is None else self._step.tells(self.sharded)
 
     def complete_step(self, skipped: bool = False) -> None:
         """Read off the step that was just made; see `after_step`."""
@@ -209,25 +197,28 @@ class Tracer:
             self._last_ledger.pop(id(step.division.optimizer), None)
         else:
             step.division.complete()
-            self._say_if_edited(step.division.unexplained)
+            if step.division.unexplained and not self._edited:
+                self._edited = True
+                warn_of_edits(step.division.unexplained)
 
-    def after_step(self, optimizer: Optimizer, skipped: bool = False, compare: bool = False) -> None:
+    def after_step(self, optimizer: Optimizer, skipped: bool = False, told: Sequence[float] | None = None) -> None:
         """Divide the step that was just made, reduce it, and append it to the trace.
 
         Args:
             optimizer: the optimizer that made it.
             skipped: the optimizer left the weights as they are (overflow under fp16 AMP): all shifts are zero.
-            compare: whether the ranks, of which there are several, compare sums.
+            told: sums of what all ranks `tells`; None with a single process.
         """
         step, self._step = self._step, None
-        joint = self._compare(optimizer, step, skipped) if compare else None
+        joint = None if told is None else self._meet(optimizer, step, skipped, told)
         if step is None:
             return
         division, position = step.division, step.position
         shifts = self._shifts(step, self.quantity, skipped)
         shifts.number = position.step
         if division.ledger and not skipped:
-            shifts.ledger = functools.partial(division.entries, self._totals(step, shifts))
+            totals = self._totals(step, shifts) if joint is None else joint.totals.get
+            shifts.ledger = functools.partial(division.entries, totals)
         first = self.writer.n_occurrences
         rows: dict[str, np.ndarray] = {}
         # By name, so that TopK per step comes after TopK per sample and takes over what that found.
@@ -235,9 +226,7 @@ class Tracer:
             if record.due(position.step):
                 self.writer.declare(record.later_specs(shifts))
                 rows.update(record.rows(shifts, first))
-        ledger = joint
-        if ledger is None:
-            ledger = Balance() if skipped else self._balance(step, shifts)
+        ledger = Balance() if skipped else self._balance(step, shifts) if joint is None else joint.balance
         nonfinite = sum(int((~np.isfinite(r)).sum()) for r in rows.values() if np.issubdtype(r.dtype, np.floating))
         row = {
             "step": position.step,
@@ -279,14 +268,22 @@ class Tracer:
             record.restore(state["records"][record.group])
 
     def store_weights(self, step: int) -> None:
-        """Append all weights of the model as they are before optimizer step ``step``; a step is stored once."""
-        if step != self._stored_step:
+        """Append all weights of the model as they are before optimizer step ``step``; a step is stored once.
+
+        Those of spread parameters are gathered on all ranks, and stored by rank 0.
+        """
+        if step == self._stored_step:
+            return
+        parameters: dict[str, Tensor] = dict(self.module.named_parameters())
+        if self.sharded:
+            parameters = gather_weights(self.ranks, parameters)
+        if self.ranks.rank == 0:
             values = {}
-            for name, p in self.module.named_parameters():
+            for name, p in parameters.items():
                 dtype = torch.float32 if p.dtype == torch.bfloat16 else p.dtype  # NumPy has no bfloat16
                 values[name] = p.detach().to("cpu", dtype, copy=True).numpy()
             self.writer.append_weights(step, values)
-            self._stored_step = step
+        self._stored_step = step
 
     def _check(self, step: Step) -> float:
         """Compare the sums of the shares with the gradients."""
@@ -301,14 +298,23 @@ class Tracer:
         self._checked.update(finite)  # an overflowed gradient proves nothing
         return max(finite.values()) if finite else float("nan")
 
-    def _compare(self, optimizer: Optimizer, step: Step | None, skipped: bool) -> Balance:
+    def _meet(self, optimizer: Optimizer, step: Step | None, skipped: bool, told: Sequence[float]) -> Comparison:
         """Do on all ranks together what a single process does by `_check` and `_balance`."""
-        errors, ledger = compare_over_ranks(self.ranks, step, self._held([optimizer]), skipped)
+        compare, spread, clipped, square = told
+        tracked = self._held([optimizer])
+        if spread:
+            gather_factors(self.ranks, None if step is None else step.division, tracked, bool(clipped))
+        if step is not None and self.sharded:
+            step.norm = square**0.5
+        if not compare:
+            return Comparison()
+        keep = any(record.wants_ledger for record in self.records)
+        joint = compare_over_ranks(self.ranks, step, tracked, skipped, keep)
         if step is not None:
             advice = functools.partial(self.engine.advice, step.micro_batches, {})
-            step.sum_error = self._judge(errors, step.division.gradients, advice)
-            self.residual = ledger.residual if step.division.ledger and not skipped else self.residual
-        return ledger
+            step.sum_error = self._judge(joint.errors, step.division.gradients, advice)
+            self.residual = joint.balance.residual if step.division.ledger and not skipped else self.residual
+        return joint
 
     def _balance(self, step: Step, shifts: StepShifts) -> Balance:
         if not step.division.ledger:
@@ -322,18 +328,6 @@ class Tracer:
         shifts = shifts if self.quantity == "shift" else self._shifts(step, "shift")
         by_name = {p.info.name: p for p in shifts.parameters}
         return lambda name: by_name[name].total()
-
-    def _say_if_edited(self, names: Sequence[str]) -> None:
-        """Warn once where something was added to gradients between the backward pass and the step."""
-        if names and not self._edited:
-            self._edited = True
-            warnings.warn(
-                "GradTrace: between the backward pass and the optimizer's step the gradients of "
-                f"{', '.join(f'`{name}`' for name in names[:5])}{', ...' if len(names) > 5 else ''} were changed by "
-                "more than a factor: something was added to them (noise, a penalty, a projection), by a hook or by "
-                "`configure_gradient_clipping`. What was added is no sample's share; the `residual` shows it",
-                stacklevel=2,
-            )
 
     def _shifts(self, step: Step, quantity: Quantity, skipped: bool = False) -> StepShifts:
         division, parameters = step.division, []

@@ -14,6 +14,7 @@ import pandas as pd
 from torch import nn
 
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
+from lightning_gradtrace.numbering import parameter_infos
 from lightning_gradtrace.record._base import ParameterInfo, Record
 from lightning_gradtrace.record.factored import Factored
 from lightning_gradtrace.record.made_up import made_up_rows
@@ -26,7 +27,6 @@ from lightning_gradtrace.store.schema import (
     ArraySpec,
 )
 from lightning_gradtrace.store.target import Put
-from lightning_gradtrace.tracer import parameter_infos
 
 SAMPLE_BYTES = 2_000_000
 """Raw size of the rows that are made up and encoded to learn how far an array is compressed."""

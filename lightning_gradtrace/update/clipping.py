@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_gradtrace.update.sharding import local
+
 # Entries that are compared at a time on a CPU, so that what is compared stays in its cache.
 _CHUNK = 1 << 16
 # Two gradients are called proportional when they differ by less than this part of the larger, elementwise.
@@ -19,6 +21,7 @@ _PROPORTIONAL = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 def copy_gradients(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Return dense copies of gradients; those of one dtype and device lie in one block of memory, in order."""
+    gradients = [local(gradient) for gradient in gradients]
     copies: dict[int, Tensor] = {}
     kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for i, gradient in enumerate(gradients):
@@ -32,8 +35,8 @@ def copy_gradients(gradients: Sequence[Tensor]) -> list[Tensor]:
 
 
 def dense(gradient: Tensor) -> Tensor:
-    """Return a gradient, detached; one that `nn.Embedding(sparse=True)` left sparse is written out."""
-    gradient = gradient.detach()
+    """Return a gradient, detached: sparse ones (`nn.Embedding(sparse=True)`) written out, of spread ones the piece."""
+    gradient = local(gradient).detach()
     return gradient.to_dense() if gradient.layout != torch.strided else gradient
 
 

@@ -51,27 +51,32 @@ class Ledger:
 
     In low precision the weights themselves are rounded when they are stored: where they move little, that, and no
     fault of the division, is what is left.
+
+    Attributes:
+        missing: square of what shifts, carry and decay leave of the change.
+        change: square of the change.
+        unit: square of what rounding can leave.
     """
 
-    _missing: float = 0.0
-    _change: float = 0.0
-    _unit: float = 0.0
+    missing: float = 0.0
+    change: float = 0.0
+    unit: float = 0.0
 
     def add(self, entry: Entry) -> None:
         """Add the line of one more parameter."""
         moved = entry.after.double() - entry.before  # a new tensor: what follows changes it in place
-        self._change += _square(moved)
+        self.change += _square(moved)
         for part in (entry.shifts, entry.carry, entry.decay):
             if part is not None:
                 moved.sub_(part)
-        self._missing += _square(moved)
-        self._unit += (torch.finfo(entry.after.dtype).eps / 2) ** 2 * _square(entry.after)
+        self.missing += _square(moved)
+        self.unit += (torch.finfo(entry.after.dtype).eps / 2) ** 2 * _square(entry.after)
 
     def balance(self) -> Balance:
         """Return the outcome so far."""
-        if self._change == 0:
-            return Balance(float("inf") if self._missing else self._missing)
-        return Balance((self._missing / self._change) ** 0.5, (self._unit / self._change) ** 0.5)
+        if self.change == 0:
+            return Balance(float("inf") if self.missing else self.missing)
+        return Balance((self.missing / self.change) ** 0.5, (self.unit / self.change) ** 0.5)
 
 
 def balance(entries: Iterable[Entry]) -> Balance:

@@ -12,9 +12,9 @@ from torch import Tensor
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.convolution import ConvolutionShare
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share, SumShare
+from lightning_gradtrace.numbering import parameter_table
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.store import Trace, TraceWriter, open_trace
-from lightning_gradtrace.tracer import parameter_table
 
 SHAPES = {
     "outer": (12, 9),
