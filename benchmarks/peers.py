@@ -85,16 +85,15 @@ class Opacus(Peer):
         super().__init__(workload, optimizer)
         if importlib.util.find_spec("opacus") is None:
             raise NotAvailable("opacus is not installed")
+        if workload.reference:
+            raise NotAvailable("opacus wants `nn.MultiheadAttention` replaced by a layer of its own")
         from opacus.grad_sample import GradSampleModule
 
-        try:
-            self._wrapped = [  # in a list, so that its parameters are not registered twice
-                GradSampleModule(
-                    self.network, batch_first=workload.batch_axis == 0, strict=True, force_functorch=self.functorch
-                )
-            ]
-        except NotImplementedError as error:
-            raise NotAvailable(f"opacus refuses the model: {str(error).strip().splitlines()[-1][:150]}") from error
+        batch_first = workload.batch_axis == 0
+        # In a list, so that its parameters are not registered twice.
+        self._wrapped = [
+            GradSampleModule(self.network, batch_first=batch_first, strict=True, force_functorch=self.functorch)
+        ]
 
     @override
     def capture(self, tokens: Tensor, targets: Tensor) -> dict[str, Tensor]:
@@ -114,12 +113,36 @@ class OpacusFunctorch(Opacus):
 
 
 class Dattri(Peer):
-    """The collection callback of dattri-llm."""
+    """dattri-llm's hooks with its capture callback; the factors that it collects are multiplied out."""
 
     def __init__(self, workload: Workload, optimizer: Optimizer = "sgd") -> None:
         super().__init__(workload, optimizer)
-        missing = [name for name in ("dattri", "dattri_llm") if importlib.util.find_spec(name) is None]
-        raise NotAvailable(f"{' and '.join(missing) or 'no adapter for the installed version of dattri-llm'} missing")
+        if importlib.util.find_spec("dattri_llm") is None:
+            raise NotAvailable("dattri-llm is not installed")
+        if workload.reference:
+            raise NotAvailable("dattri-llm hooks modules, and sees nothing of what `nn.MultiheadAttention` does inside")
+        from dattri_llm import REGISTER_ALL, HookManager, HookManagerConfig
+        from dattri_llm.gradient.callbacks import CaptureCallback
+
+        self._callback = CaptureCallback()
+        config = HookManagerConfig(linear_io=REGISTER_ALL)
+        self._collecting = HookManager(self.network, config=config, callbacks=[self._callback]).collect()
+        self._collecting.__enter__()
+
+    @override
+    def capture(self, tokens: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return per-sample gradients; dattri-llm appends a layer's bias to its weight."""
+        cross_entropy(self.network(tokens), targets).backward()
+        assert self._callback.record is not None
+        found = {}
+        for name, values in self._callback.record.gradient.materialize().data.items():
+            parts = dict(self.network.get_submodule(name).named_parameters())
+            values = values.view(len(values), *parts["weight"].shape[:-1], -1)
+            for part, parameter in parts.items():
+                size = parameter.shape[-1] if parameter.dim() == parts["weight"].dim() else 1
+                own, values = values.split([size, values.shape[-1] - size], dim=-1)
+                found[f"{name}.{part}"] = own.reshape(len(own), *parameter.shape)
+        return found
 
 
 PEERS: dict[str, Callable[[Workload, Optimizer], Any]] = {

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 
 from benchmarks.timing import interleaved, table
-from benchmarks.workloads import Optimizer, Workload
+from benchmarks.workloads import Setting, Workload
 
 AXES = ("batch", "length", "width", "depth", "k")
 FACTORS = (0.25, 0.5, 1.0, 2.0)
@@ -26,17 +26,12 @@ def scaled(workload: Workload, k: int, axis: str, factor: float) -> tuple[Worklo
     return replace(workload, width=size, n_heads=heads, hidden=max(1, int(workload.hidden * factor))), k
 
 
-def scaling(
-    workload: Workload, optimizer: Optimizer, rounds: int, steps: int, k: int, axes: Sequence[str]
-) -> pd.DataFrame:
+def scaling(setting: Setting, rounds: int, axes: Sequence[str]) -> pd.DataFrame:
     """Measure GradTrace beside plain training for several sizes along each axis.
 
     Args:
-        workload: the sizes to begin with.
-        optimizer: by which optimizer.
+        setting: the sizes to begin with.
         rounds: rounds per size.
-        steps: steps per block.
-        k: entries kept per sample.
         axes: which sizes to vary.
 
     Returns:
@@ -45,10 +40,10 @@ def scaling(
     rows = []
     for axis in axes:
         for factor in FACTORS:
-            changed, kept = scaled(workload, k, axis, factor)
-            ours = f"GradTrace, TopK({kept})"
-            found = table(interleaved(changed, optimizer, None, rounds, steps, kept, ours)[0])
-            size = kept if axis == "k" else getattr(changed, axis)
+            workload, k = scaled(setting.workload, setting.k, axis, factor)
+            changed = replace(setting, workload=workload, k=k)
+            found = table(interleaved(changed, rounds, changed.ours)[0])
+            size = k if axis == "k" else getattr(workload, axis)
             row = {"axis": axis, "size": size, "plain, s": found.loc["plain", "seconds per step"]}
-            rows.append({**row, **found.loc[ours, ["x plain", "lowest", "highest"]].to_dict()})
+            rows.append({**row, **found.loc[changed.ours, ["x plain", "lowest", "highest"]].to_dict()})
     return pd.DataFrame(rows)

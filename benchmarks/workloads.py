@@ -94,6 +94,32 @@ class Workload:
         return DataLoader(columns, batch_size=self.batch, collate_fn=partial(collate, axis=self.batch_axis))
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: a workload and how it is run.
+
+    Attributes:
+        workload: what is trained.
+        optimizer: by which optimizer.
+        device: "cpu" or "cuda".
+        text: text of the batches; None for Zipf-distributed tokens.
+        steps: steps per block.
+        k: entries kept per sample.
+    """
+
+    workload: Workload
+    optimizer: Optimizer = "sgd"
+    device: str = "cpu"
+    text: Path | None = None
+    steps: int = 25
+    k: int = 1000
+
+    @property
+    def ours(self) -> str:
+        """Name of the variant that the targets are about."""
+        return f"GradTrace, TopK({self.k})"
+
+
 A = Workload("A", 20, 35, 28_782, 200, 200, 3, 4, reference=True, clip=0.5)
 B = Workload("B", 8, 128, 1_000, 768, 3072, 2, 12)
 TINY = Workload("tiny", 3, 5, 50, 8, 12, 2, 2)

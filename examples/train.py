@@ -16,6 +16,7 @@ from typing import Any
 
 import hydra
 import lightning as L
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Timer
 from omegaconf import DictConfig, OmegaConf
@@ -72,6 +73,8 @@ def train(cfg: DictConfig) -> L.Trainer:
         metrics["test_perplexity"] = float(trainer.callback_metrics["test_perplexity"])
     metrics["training_seconds"] = seconds
     metrics["loop_seconds"] = clock.time_elapsed("train")
+    if torch.cuda.is_initialized():
+        metrics["peak_gpu_megabytes"] = torch.cuda.max_memory_allocated() / 1e6
     OmegaConf.save(OmegaConf.create(metrics), run / "metrics.yaml")
     for name, value in metrics.items():
         print(f"{name.replace('_', ' '):<22} {value:.2f}")

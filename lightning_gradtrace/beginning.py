@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from lightning_gradtrace.capture.sharded import bring_to_rest
 from lightning_gradtrace.ranks import Ranks
+from lightning_gradtrace.record import Record
 from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.parts import PartWriter, part_target
 from lightning_gradtrace.store.writer import TraceWriter
@@ -19,15 +20,16 @@ def _kinds(strategy: Any) -> set[str]:
     return {kind.__name__ for kind in type(strategy).__mro__}
 
 
-def check_strategy(strategy: Any, n_processes: int) -> None:
-    """Refuse strategies of several processes of which it isn't known what they do to gradients.
+def check_strategy(strategy: Any, n_processes: int, records: Sequence[Record] = ()) -> None:
+    """Refuse what several processes can't record: strategies other than DDP and FSDP2, and records of whole steps.
 
     Args:
         strategy: Lightning's strategy.
         n_processes: number of processes.
+        records: what is going to be kept.
 
     Raises:
-        ValueError: names the strategy, and those that can be recorded.
+        ValueError: names the strategy, and those that can be recorded; or the record.
     """
     kinds = _kinds(strategy)
     averages = "DDPStrategy" in kinds and getattr(strategy, "_model_averager", None) is None
@@ -37,6 +39,12 @@ def check_strategy(strategy: Any, n_processes: int) -> None:
             "expected one that averages the gradients of all processes in every step, which is `ddp` (also "
             "`ddp_spawn`, `ddp_fork`, `ddp_notebook`) without a model averager, or `ModelParallelStrategy` with "
             "`fully_shard` (FSDP2). Use one of these, or `devices=1`."
+        )
+    whole = [record for record in records if record.wants_ledger]
+    if n_processes > 1 and whole:
+        raise ValueError(
+            f"GradTrace: `{whole[0]!r}` divides the whole change of a step, and each of {n_processes} processes knows "
+            "the shifts of its own samples only. Leave this record out, or use `devices=1`."
         )
 
 

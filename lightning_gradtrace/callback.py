@@ -47,11 +47,11 @@ from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch,
 from lightning_gradtrace.capture.sample_losses import PerSampleLoss
 from lightning_gradtrace.checkpoint import state_of_rank
 from lightning_gradtrace.guard import guarded, refuse_to_resume
-from lightning_gradtrace.numbering import parameter_infos, parameter_table
 from lightning_gradtrace.provenance import trace_attributes
 from lightning_gradtrace.ranks import Ranks
 from lightning_gradtrace.record import ParameterInfo, Record, Schedule, TopK
 from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
+from lightning_gradtrace.record.parameters import parameter_infos, parameter_table
 from lightning_gradtrace.record.schedule import as_schedule
 from lightning_gradtrace.run import Run
 from lightning_gradtrace.tracer import Tracer
@@ -159,7 +159,7 @@ class GradTrace(Callback):
             return
         # Lightning loads a checkpoint after this hook; what an earlier fit left behind is none of this one's.
         self._state, self._resume = {}, {}
-        check_strategy(trainer.strategy, trainer.world_size)
+        check_strategy(trainer.strategy, trainer.world_size, self.records)
         check_not_compiled(pl_module)
         # A filter that matches nothing is said before any data is loaded, if the model is there already.
         if not is_overridden("configure_model", pl_module):

@@ -7,7 +7,6 @@ averaged. What can be compared with `.grad`, and with the movement of the weight
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import torch
 from torch import Size, Tensor, dtype
@@ -21,24 +20,9 @@ from lightning_gradtrace.update.ledger import Balance, Ledger
 from lightning_gradtrace.update.sharding import Piece, is_sharded, local
 
 
-@dataclass
-class Comparison:
-    """Outcome of `compare_over_ranks`.
-
-    Attributes:
-        errors: relative errors of the sums by name, as in `sum_errors`.
-        balance: outcome of the ledger, if it was asked for.
-        totals: sums of the shifts over all ranks by name, if they were to be kept.
-    """
-
-    errors: dict[str, float] = field(default_factory=dict)
-    balance: Balance = field(default_factory=Balance)
-    totals: dict[str, Tensor | None] = field(default_factory=dict)
-
-
 def compare_over_ranks(
-    ranks: Ranks, step: Step | None, parameters: Mapping[str, Tensor], skipped: bool = False, keep: bool = False
-) -> Comparison:
+    ranks: Ranks, step: Step | None, parameters: Mapping[str, Tensor], skipped: bool = False
+) -> tuple[dict[str, float], Balance]:
     """Compare sums over all ranks with the gradients, and their shifts with what happened to the weights.
 
     The sum of the shares of every tracked parameter travels once; one parameter at a time is held.
@@ -48,14 +32,17 @@ def compare_over_ranks(
         step: the step that was just made; None if this rank has nothing to tell of it.
         parameters: tracked parameters of the step's optimizer by name, the same on all ranks.
         skipped: whether the optimizer left the weights as they are.
-        keep: whether the sums of the shifts are wanted, which costs a copy of the tracked weights.
+
+    Returns:
+        Relative errors of the sums by name, as in `sum_errors`, and the outcome of the ledger, if it is asked for.
 
     Raises:
         RankError: something failed on another rank.
     """
-    found = Comparison()
+    errors: dict[str, float] = {}
     ledger = Ledger() if step is not None and step.division.ledger and not skipped else None
     squares: dict[str, tuple[float, float]] = {}
+    unseen: set[str] = set()
 
     def part(name: str) -> Tensor | None:
         return None if step is None else total_share(step.micro_batches, name)
@@ -66,24 +53,23 @@ def compare_over_ranks(
         division, piece = step.division, Piece.of(parameters[name])
         gradient = division.gradients[name] * division.loss_scale
         total = total.to(gradient.device)
+        if not total.any():
+            unseen.add(name)
         squares[name] = (_square(piece.take(total) - gradient), _square(gradient))
         if ledger is not None:
             shifts = _shifts(division, name, total)
-            mine = None if shifts is None else piece.take(shifts)
-            ledger.add(division.entry(name, mine))
-            if keep:
-                found.totals[name] = mine
+            ledger.add(division.entry(name, None if shifts is None else piece.take(shifts)))
 
     ranks.sums(parameters, lambda name: _form(parameters[name]), part, use)
     if any(is_sharded(p) for p in parameters.values()):
         _add_pieces(ranks, list(parameters), squares, ledger)
     if step is not None:
-        overall = step.norm * step.division.loss_scale
         for name, (difference, size) in squares.items():
             kind = step.division.gradients[name].dtype
-            found.errors[name] = relative_error(difference**0.5, size**0.5, kind, overall)
-    found.balance = Balance() if ledger is None else ledger.balance()
-    return found
+            # A sum of nothing has no rounding.
+            overall = 0.0 if name in unseen else step.norm * step.division.loss_scale
+            errors[name] = relative_error(difference**0.5, size**0.5, kind, overall)
+    return errors, Balance() if ledger is None else ledger.balance()
 
 
 def _add_pieces(ranks: Ranks, names: list[str], squares: dict[str, tuple[float, float]], ledger: Ledger | None) -> None:

@@ -40,7 +40,7 @@ class Step:
         losses: the losses that were back-propagated, times the loss scale.
         loss_scale: what the losses were multiplied by (fp16 AMP).
         norm: norm of all gradients of the optimizer before clipping.
-        check: whether the sums of the shares are to be compared with the gradients.
+        check: parameters whose shares are to be summed and compared with their gradients.
         sum_error: largest relative error of a sum of shares, NaN where it was not computed.
     """
 
@@ -50,7 +50,7 @@ class Step:
     losses: Sequence[Tensor]
     loss_scale: float = 1.0
     norm: float = float("nan")
-    check: bool = False
+    check: frozenset[str] = frozenset()
     sum_error: float = float("nan")
 
     def tells(self, sharded: bool) -> tuple[float, ...]:
@@ -65,7 +65,7 @@ class Step:
         factors = self.division.factors.values() if sharded else ()
         gains = any(isinstance(gain, Tensor) for gain, _ in factors)
         clips = any(isinstance(clip, Tensor) for _, clip in factors)
-        return float(self.check), float(gains or clips), float(clips), self.norm**2
+        return float(bool(self.check)), float(gains or clips), float(clips), self.norm**2
 
     def occurrences(self) -> dict[str, np.ndarray]:
         """Return the coordinates of the step's occurrences, as the store keeps them."""

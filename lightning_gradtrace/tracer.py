@@ -17,14 +17,14 @@ from torch.optim import Optimizer
 
 from lightning_gradtrace.capture.accumulation import Accumulation
 from lightning_gradtrace.capture.check import check_known, check_sums, check_used, sum_errors, warn_of_edits
-from lightning_gradtrace.capture.engine import Engine, TapeEngine
+from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.shares import Share
-from lightning_gradtrace.numbering import parameter_infos
-from lightning_gradtrace.over_ranks import Comparison, compare_over_ranks, gather_factors, gather_weights
+from lightning_gradtrace.over_ranks import compare_over_ranks, gather_factors, gather_weights
 from lightning_gradtrace.ranks import Ranks
 from lightning_gradtrace.record import ParameterShifts, Record, StepShifts
+from lightning_gradtrace.record.parameters import parameter_infos
 from lightning_gradtrace.record.token_grads import with_tokens
 from lightning_gradtrace.step import Position, Step
 from lightning_gradtrace.store.writer import TraceWriter
@@ -157,6 +157,7 @@ class Tracer:
         reference = {n: g / loss_scale if loss_scale != 1 else g for n, g in self.accumulation.reference.items()}
         unknown = [name for name in tracked if name in self.accumulation.unknown and tracked[name].grad is not None]
         self.accumulation.spend(id(optimizer), [name for name, p in tracked.items() if p.grad is not None])
+        self._checked.difference_update(*(m.unlike for m in micro_batches))
         self._step = None
         if not record or not micro_batches or not (tracked or alone):
             return
@@ -176,9 +177,8 @@ class Tracer:
             self._met.add(id(optimizer))
             used = {name for name, p in self.parameters().items() if p.grad is not None}
             check_used([p for p in self.tracked if alone or p.name in tracked], used)
-        self._step.check = (
-            scheduled or (ledger and self.ranks.size > 1) or not self._checked.issuperset(division.gradients)
-        )
+        doubtful = (n for n in division.gradients if scheduled or self._is_doubtful(n, micro_batches))
+        self._step.check = frozenset(doubtful)
         if self._step.check and self.ranks.size == 1:
             self._step.sum_error = self._check(self._step)
         if scheduled:
@@ -187,6 +187,11 @@ class Tracer:
     def tells(self) -> tuple[float, ...]:
         """Return what the other ranks must know of the step that was made, see `Step.tells`."""
         return (0.0,) * 4 if self._step is None else self._step.tells(self.sharded)
+
+    def gradients_are_final(self) -> None:
+        """Take note that clipping is over and the optimizer is about to use the gradients."""
+        if self._step is not None:
+            self._step.division.keep_gradients()
 
     def complete_step(self, skipped: bool = False) -> None:
         """Read off the step that was just made; see `after_step`."""
@@ -217,8 +222,7 @@ class Tracer:
         shifts = self._shifts(step, self.quantity, skipped)
         shifts.number = position.step
         if division.ledger and not skipped:
-            totals = self._totals(step, shifts) if joint is None else joint.totals.get
-            shifts.ledger = functools.partial(division.entries, totals)
+            shifts.ledger = functools.partial(division.entries, self._totals(step, shifts))
         first = self.writer.n_occurrences
         rows: dict[str, np.ndarray] = {}
         # By name, so that TopK per step comes after TopK per sample and takes over what that found.
@@ -226,7 +230,7 @@ class Tracer:
             if record.due(position.step):
                 self.writer.declare(record.later_specs(shifts))
                 rows.update(record.rows(shifts, first))
-        ledger = Balance() if skipped else self._balance(step, shifts) if joint is None else joint.balance
+        ledger = Balance() if skipped else self._balance(step, shifts) if joint is None else joint
         nonfinite = sum(int((~np.isfinite(r)).sum()) for r in rows.values() if np.issubdtype(r.dtype, np.floating))
         row = {
             "step": position.step,
@@ -268,10 +272,7 @@ class Tracer:
             record.restore(state["records"][record.group])
 
     def store_weights(self, step: int) -> None:
-        """Append all weights of the model as they are before optimizer step ``step``; a step is stored once.
-
-        Those of spread parameters are gathered on all ranks, and stored by rank 0.
-        """
+        """Append all weights of the model as they are before optimizer step ``step``, once; rank 0 does it for all."""
         if step == self._stored_step:
             return
         parameters: dict[str, Tensor] = dict(self.module.named_parameters())
@@ -285,10 +286,14 @@ class Tracer:
             self.writer.append_weights(step, values)
         self._stored_step = step
 
+    def _is_doubtful(self, name: str, micro_batches: Sequence[MicroBatch]) -> bool:
+        """Say whether a parameter's sum was not found right before, as it is used now; that of no share never was."""
+        return name not in self._checked or not any(name in micro_batch.shares for micro_batch in micro_batches)
+
     def _check(self, step: Step) -> float:
         """Compare the sums of the shares with the gradients."""
         gradients, scale = step.division.gradients, step.division.loss_scale
-        true = {name: gradient * scale for name, gradient in gradients.items()} if scale != 1 else gradients
+        true = {name: gradients[name] * scale if scale != 1 else gradients[name] for name in sorted(step.check)}
         errors = sum_errors(step.micro_batches, true, step.norm * scale)
         return self._judge(errors, true, functools.partial(self.engine.advice, step.micro_batches, true))
 
@@ -298,7 +303,7 @@ class Tracer:
         self._checked.update(finite)  # an overflowed gradient proves nothing
         return max(finite.values()) if finite else float("nan")
 
-    def _meet(self, optimizer: Optimizer, step: Step | None, skipped: bool, told: Sequence[float]) -> Comparison:
+    def _meet(self, optimizer: Optimizer, step: Step | None, skipped: bool, told: Sequence[float]) -> Balance:
         """Do on all ranks together what a single process does by `_check` and `_balance`."""
         compare, spread, clipped, square = told
         tracked = self._held([optimizer])
@@ -307,14 +312,13 @@ class Tracer:
         if step is not None and self.sharded:
             step.norm = square**0.5
         if not compare:
-            return Comparison()
-        keep = any(record.wants_ledger for record in self.records)
-        joint = compare_over_ranks(self.ranks, step, tracked, skipped, keep)
+            return Balance()
+        errors, ledger = compare_over_ranks(self.ranks, step, tracked, skipped)
         if step is not None:
             advice = functools.partial(self.engine.advice, step.micro_batches, {})
-            step.sum_error = self._judge(joint.errors, step.division.gradients, advice)
-            self.residual = joint.balance.residual if step.division.ledger and not skipped else self.residual
-        return joint
+            step.sum_error = self._judge(errors, step.division.gradients, advice)
+            self.residual = ledger.residual if step.division.ledger and not skipped else self.residual
+        return ledger
 
     def _balance(self, step: Step, shifts: StepShifts) -> Balance:
         if not step.division.ledger:

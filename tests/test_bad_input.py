@@ -217,6 +217,23 @@ def test_a_gradient_that_the_tape_did_not_see_is_noticed(tmp_path: Path) -> None
         fit(Hidden(), GradTrace(tmp_path / "a.zarr", TopK(3)))
 
 
+def test_sums_are_checked_again_when_a_parameter_is_used_in_another_way(tmp_path: Path) -> None:
+    class Changing(Model):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            if self.global_step < 3:
+                return loss
+            weight = self.encoder.layers[0].linear1.weight
+            with torch._C.DisableTorchFunction():
+                loss = loss + weight.square().sum()
+            return loss + torch.nn.functional.linear(self.embedding(batch[0]), weight).mean()
+
+    path = tmp_path / "a.zarr"
+    with pytest.raises(UnattributableError, match=r"`encoder.layers.0.linear1.weight` \(relative error .*don't add up"):
+        fit(Changing(), GradTrace(path, TopK(3), ledger_every_n_steps=None))
+    assert open_trace(path).steps.index.tolist() == [0, 1, 2]
+
+
 def test_positions_that_are_as_many_as_the_samples_are_not_taken_for_samples(tmp_path: Path) -> None:
     """A layer on a fixed table meets the batch later; its rows must not be taken for samples when T = B."""
 

@@ -19,6 +19,7 @@ import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import BatchSampler, DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from lightning_gradtrace import Factored, GradTrace, Norms, TopK, Trace, open_trace
 from lightning_gradtrace.store import StoreError
@@ -72,9 +73,10 @@ def run(path: Any, *callbacks: pl.Callback, resume: Path | None = None, **option
     """Train, or go on from a checkpoint."""
     pl.seed_everything(3, verbose=False)
     kind, workers, step = options.pop("kind", Model), options.pop("workers", 0), options.pop("step", 0)
-    records = options.pop("records", None) or [TopK(7), TopK(9, per="step", schedule=2), Factored(schedule=3), Norms()]
+    loader, records = options.pop("loader", None), options.pop("records", None)
+    records = records or [TopK(7), TopK(9, per="step", schedule=2), Factored(schedule=3), Norms()]
+    loader = loader or DataLoader(Sentences(), batch_sampler=Batches(step), num_workers=workers)
     trace = GradTrace(path, records, **{"ledger_every_n_steps": 4, "weights_every_n_steps": 3, **options})
-    loader = DataLoader(Sentences(), batch_sampler=Batches(step), num_workers=workers)
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=False,
@@ -108,7 +110,7 @@ def uninterrupted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return request.param, open_trace(path)
 
 
-@pytest.mark.parametrize("step, end, workers", [(2, 4, 0), (5, 8, 2), (7, 9, 0)])
+@pytest.mark.parametrize("step, end, workers", [(2, 4, 0), (5, 8, 0), (7, 9, 2)])
 def test_a_resumed_training_ends_with_the_same_trace(step, end, workers, uninterrupted, tmp_path):
     kind, expected = uninterrupted
     path = tmp_path / "a.zarr"
@@ -119,6 +121,24 @@ def test_a_resumed_training_ends_with_the_same_trace(step, end, workers, uninter
     trace = open_trace(path)
     assert_same_arrays(trace, expected)
     assert trace.attrs["complete"] and [entry["steps"] for entry in trace.attrs["resumed"]] == [step]
+
+
+def stateful(how: str, step: int = 0) -> StatefulDataLoader:
+    """A resumable dataloader, whose sampler keeps a state or goes over the epoch's batches again."""
+    if how == "own batches":
+        return StatefulDataLoader(Sentences(), batch_sampler=Batches(step // N_BATCHES * N_BATCHES))
+    order, workers = torch.Generator().manual_seed(7), 2 if how == "two workers" else 0
+    return StatefulDataLoader(Sentences(), 5, shuffle=True, generator=order, num_workers=workers)
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata 0.11 with torch 2.13
+@pytest.mark.parametrize("how, step", [("shuffled", 8), ("two workers", 7), ("own batches", 8)])
+def test_a_stateful_dataloader_goes_on_in_the_middle_of_an_epoch(how, step, tmp_path):
+    run(tmp_path / "whole.zarr", loader=stateful(how))
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(tmp_path / "a.zarr", Kill(9, RuntimeError("stopped")), saver(tmp_path / "c"), loader=stateful(how))
+    run(tmp_path / "a.zarr", loader=stateful(how, step), resume=checkpoint(tmp_path / "c", step))
+    assert_same_arrays(open_trace(tmp_path / "a.zarr"), open_trace(tmp_path / "whole.zarr"))
 
 
 def test_a_finished_training_may_be_prolonged(uninterrupted, tmp_path):

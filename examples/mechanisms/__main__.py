@@ -1,7 +1,7 @@
 """Train an experiment with its controls and check its claims: `python -m examples.mechanisms experiment=induction`.
 
 The run directory holds the trace, the measures by step, the model, the claims (`claims.csv`) and the figures; each
-control has a folder of its own in it.
+control has a folder of its own in it. `python -m examples.mechanisms.again RUN_DIR` studies a trained run once more.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import hydra
 import lightning as L
 import torch
-from hydra.utils import get_method, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from examples.mechanisms.study import Run, build_model, claim_table
+from examples.mechanisms.study import Run, build_model, conclude
 from examples.mechanisms.task import Task, TaskData
 from examples.mechanisms.watch import Watch
 from examples.train import CONF, instantiate_callbacks
@@ -67,12 +67,7 @@ def run(cfg: DictConfig) -> Run:
         assert isinstance(control, DictConfig)
         seconds[str(name)] = train(control, instantiate(control.task), folder / str(name), traced=False)
     OmegaConf.save(OmegaConf.create(seconds), folder / "seconds.yaml")
-    finished = Run.read(folder)
-    claims = get_method(cfg.study)(finished)
-    claim_table(claims).to_csv(folder / "claims.csv", index=False)
-    print(*claims, sep="\n")
-    print(f"run directory  {folder}")
-    return finished
+    return conclude(folder)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="mechanisms")

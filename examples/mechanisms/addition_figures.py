@@ -65,7 +65,7 @@ def draw_parts(folder: Path, parts: pd.DataFrame, phases: pd.DataFrame, smooth: 
                 series = ratio.loc[name].rolling(smooth, center=True, min_periods=1).median()
                 axes.plot(series.index, series, label=name)
         axes.axhline(1, color="0.4", lw=0.8)
-        axes.set(title=title, xlabel="step", ylim=(-1, 4))
+        axes.set(title=title, xlabel="step", ylim=(0, 2))
         axes.legend(frameon=False, fontsize=8)
         _shade(axes, phases)
     figure.axes[0].set(ylabel="growth by the data / loss by decay")
@@ -73,39 +73,41 @@ def draw_parts(folder: Path, parts: pd.DataFrame, phases: pd.DataFrame, smooth: 
     figure.savefig(folder / "parts.png", dpi=120)
 
 
-def draw_samples(folder: Path, growth: pd.DataFrame, known: pd.DataFrame, groups: pd.DataFrame) -> None:
+def draw_samples(folder: Path, growth: pd.DataFrame, mirrored: pd.DataFrame, groups: pd.DataFrame) -> None:
     """Draw which samples make the key frequencies of the embedding grow, into ``samples.png``.
 
     Args:
         folder: of the run.
         growth: from `growth_by_sample`.
-        known: from `patterns`.
+        mirrored: from `mirrored`.
         groups: from `by_group`.
     """
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    mine = growth[(growth["table"] == "embedding") & (growth["kind"] == "key")]
-    shown = groups[(groups["table"] == "embedding") & (groups["kind"] == "key")]
-    for number, (phase, part) in enumerate(mine.groupby("phase", observed=True)):
-        values = part.set_index("sample_id")["growth"]
-        scaled = values.sort_values().to_numpy() / max(abs(values.mean()), 1e-30)
-        left.plot(np.linspace(0, 1, len(scaled)), scaled, label=phase)
-        distance = values.groupby(known["distance"]).mean() / max(abs(values.mean()), 1e-30)
-        middle.plot(distance.index, distance, label=phase)
-        rows = shown[shown["phase"] == phase]
+    growth, mirrored, groups = (
+        t[(t["table"] == "embedding") & (t["kind"] == "key")] for t in (growth, mirrored, groups)
+    )
+    for number, (phase, part) in enumerate(growth.groupby("phase", observed=True)):
+        color = f"C{number}"
+        values = np.sort(part["growth"].to_numpy())
+        left.plot(np.linspace(0, 1, len(values)), values / np.abs(values).mean(), color=color, label=phase)
+        row = mirrored[mirrored["phase"] == phase].iloc[0]
+        middle.fill_between([number - 0.3, number + 0.3], row["null_low"], row["null_high"], color="0.85", lw=0)
+        middle.plot([number, number], [row["low"], row["high"]], color=color)
+        middle.plot(number, row["enrichment"], "o", color=color)
+        rows = groups[groups["phase"] == phase]
         place = np.arange(len(rows)) + number * 0.2 - 0.3
-        right.bar(place, rows["explained"], 0.18, label=phase)
-        right.errorbar(
-            place, rows["null_mean"], [rows["null_mean"] - rows["null_low"], rows["null_high"] - rows["null_mean"]],
-            fmt="none", ecolor="0.2", lw=1.5,
-        )  # fmt: skip
-        right.set(xticks=range(len(rows)), xticklabels=rows["grouping"])
-    left.set(xlabel="samples, sorted", ylabel="growth / mean", ylim=(-4, 8))
-    middle.set(xlabel="distance of a and b on the circle", ylabel="growth / mean")
-    right.set(ylabel="variance explained (bars: chance)")
-    for axes in (left, middle):
-        axes.axhline(0, color="0.4", lw=0.8)
+        right.bar(place, rows["explained"], 0.18, color=color)
+        right.vlines(place, rows["null_low"], rows["null_high"], color="0.2", lw=1.5)
+        right.set_xticks(range(len(rows)), rows["grouping"].str.replace("_", " "), fontsize=8, rotation=30)
+    left.set(xlabel="samples, sorted", ylabel="growth / mean absolute growth", ylim=(-4, 6))
+    left.axhline(0, color="0.4", lw=0.8)
     left.legend(frameon=False, fontsize=8)
+    middle.set(ylabel="enrichment of mirrored pairs", ylim=(0, 2), xticks=[])
+    middle.axhline(1, color="0.4", lw=0.8)
+    middle.set_title("grey: 95 % of permutations", fontsize=8)
+    right.set(ylabel="variance explained by a grouping")
+    right.set_title("black: 95 % of permutations", fontsize=8)
     figure.savefig(folder / "samples.png", dpi=120)
 
 

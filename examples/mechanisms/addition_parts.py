@@ -6,12 +6,17 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from examples.mechanisms.addition import ModularAddition
 from examples.mechanisms.addition_samples import KINDS, TABLES, components
 from examples.mechanisms.phases import label_steps
 from examples.mechanisms.study import Run
+from examples.models import CircuitModel
 from lightning_gradtrace.analysis import coherence, divided, division, sign_null
+from lightning_gradtrace.measures import local_learning_coefficient
 
 
 def parts_by_step(run: Run, frequencies: Sequence[int]) -> pd.DataFrame:
@@ -83,3 +88,37 @@ def coherence_null(run: Run, phases: pd.DataFrame, per_phase: int = 4) -> pd.Dat
     found = [sign_null(trace, param, pd.concat(chosen)) for param in TABLES.values()]
     table = pd.concat(found, ignore_index=True)
     return table.assign(phase=label_steps(table["step"], phases))
+
+
+def learning_coefficients(run: Run, n_snapshots: int, batch_size: int, **settings: float) -> pd.DataFrame:
+    """Estimate the local learning coefficient at some of the trace's snapshots, evenly spaced, the first left out.
+
+    Args:
+        run: a finished run.
+        n_snapshots: how many.
+        batch_size: random training pairs of every draw.
+        **settings: see `local_learning_coefficient`.
+
+    Returns:
+        Columns step, chain, coefficient.
+    """
+    data, model, random = run.sequences, run.model(), torch.Generator().manual_seed(run.cfg.seed)
+    tokens, answers = data.tokens, data.targets[:, -1]
+
+    def loss_of(model: CircuitModel, rows: Tensor | slice) -> Tensor:
+        return F.cross_entropy(model(tokens[rows])[:, -1], answers[rows])
+
+    def loss(model: CircuitModel) -> Tensor:
+        return loss_of(model, torch.randint(len(tokens), (batch_size,), generator=random))
+
+    places = np.unique(np.linspace(1, len(run.trace.weight_steps) - 1, n_snapshots).round().astype(int))
+    parts = []
+    for step in run.trace.weight_steps[places]:
+        weights = {name: torch.from_numpy(run.trace.weights(name, int(step))) for name, _ in model.named_parameters()}
+        model.load_state_dict(weights)
+        with torch.no_grad():
+            centre = float(loss_of(model, slice(None)))
+        found = local_learning_coefficient(model, loss, len(tokens), centre=centre, **settings)  # type: ignore[arg-type]
+        rows = {"step": int(step), "chain": range(len(found)), "coefficient": found.numpy()}
+        parts.append(pd.DataFrame(rows))
+    return pd.concat(parts, ignore_index=True)

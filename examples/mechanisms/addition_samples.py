@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from examples.mechanisms.addition import ModularAddition, number_waves
-from examples.mechanisms.phases import label_steps
+from examples.mechanisms.phases import NAMES, label_steps
 from examples.mechanisms.study import Run
 from lightning_gradtrace.analysis import pattern_enrichment, variance_explained
 
@@ -19,7 +19,7 @@ TABLES = {"embedding": "network.embedding.weight", "head": "network.head.weight"
 KINDS = ("key", "other")
 """Key frequencies, and all others but the constant."""
 
-GROUPINGS = ["a", "b", "answer", "difference", "distance"]
+GROUPINGS = ["a", "b", "answer", "same_answer", "difference", "distance"]
 """Patterns that divide the samples into groups."""
 
 
@@ -55,17 +55,20 @@ def growth_by_sample(run: Run, frequencies: Sequence[int], phases: pd.DataFrame)
                 rows = {"sample_id": seen["sample_id"], "phase": name, "table": table, "kind": kind, "growth": column}
                 parts.append(pd.DataFrame(rows))
     keys = ["sample_id", "phase", "table", "kind"]
-    return pd.concat(parts).groupby(keys, observed=True)[["growth"]].sum().reset_index()
+    joined = pd.concat(parts)
+    joined["phase"] = pd.Categorical(joined["phase"], categories=list(NAMES), ordered=True)
+    return joined.groupby(keys, observed=True)[["growth"]].sum().reset_index()
 
 
 def patterns(run: Run) -> pd.DataFrame:
     """Return what is known of every training pair: its numbers, answer, difference, and whether its mirror is there.
 
-    Columns a, b, answer, difference (a - b mod p), distance (of a and b on the circle) and mirrored (b + a is a
-    training pair, too), by sample id.
+    Columns a, b, answer, same_answer (number of training pairs with this answer), difference (a - b mod p), distance
+    (of a and b on the circle) and mirrored (b + a is a training pair, too), by sample id.
     """
     assert isinstance(run.task, ModularAddition)
     known, p = run.sequences.patterns.copy(), run.task.p
+    known["same_answer"] = known.groupby("answer")["a"].transform("size")
     known["difference"] = (known["a"] - known["b"]) % p
     known["distance"] = np.minimum(known["difference"], p - known["difference"])
     pairs = set(zip(known["a"], known["b"], strict=True))
@@ -89,8 +92,7 @@ def by_group(growth: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
 def mirrored(growth: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """Say whether pairs whose mirror is trained on, too, add more than others: columns of `pattern_enrichment`."""
     by = ["phase", "table", "kind"]
-    moved = growth.assign(phase=growth["phase"].astype(str))
-    return pattern_enrichment(moved, known["mirrored"], amount="growth", by=by, n_resamples=499)
+    return pattern_enrichment(growth, known["mirrored"], amount="growth", by=by, n_resamples=499)
 
 
 def spread(growth: pd.DataFrame) -> pd.DataFrame:

@@ -62,11 +62,15 @@ def study(run: Run) -> list[Claim]:
     save(run, phases=phases, progress=inner.reset_index(), changes=changes(series))
     pd.Series(frequencies, name="frequency").to_csv(run.path / "frequencies.csv", index=False)
     figures.draw_formation(run.path, measures, inner, phases)
-    return [*grokked(measures, control, inner), *built(run, frequencies, phases)]
+    if run.cfg.learning_coefficient.n_snapshots:
+        save(run, learning_coefficient=parts_of.learning_coefficients(run, **run.cfg.learning_coefficient))
+    return [*grokked(measures, control, inner, phases), *built(run, frequencies, phases)]
 
 
-def grokked(measures: pd.DataFrame, control: pd.DataFrame, inner: pd.DataFrame) -> list[Claim]:
+def grokked(measures: pd.DataFrame, control: pd.DataFrame, inner: pd.DataFrame, phases: pd.DataFrame) -> list[Claim]:
     """Claims about the measures."""
+    formed = inner.loc[phases["start"][1] : phases["stop"][1]]
+    first, last = (formed.iloc[0], formed.iloc[-1]) if len(formed) else (inner.iloc[-1], inner.iloc[-1])
     memorised = int(np.argmax(measures["train_accuracy"] >= 0.999))
     falls = half_way(measures["test_loss"])
     restricted, excluded = half_way(inner["restricted_loss"]), half_way(inner["excluded_loss"])
@@ -76,6 +80,18 @@ def grokked(measures: pd.DataFrame, control: pd.DataFrame, inner: pd.DataFrame) 
         Claim("test accuracy at the end", measures["test_accuracy"].iloc[-1], ">=", 0.99),
         Claim("steps from the fall of restricted loss to that of test loss", falls - restricted, ">=", 1),
         Claim("steps from the rise of excluded loss to the fall of test loss", falls - excluded, ">=", 1),
+        Claim(
+            "restricted loss when the test loss begins to fall, of that when it has memorised",
+            last["restricted_loss"] / first["restricted_loss"],
+            "<",
+            0.5,
+        ),
+        Claim(
+            "excluded loss when the test loss begins to fall, of that when it has memorised",
+            last["excluded_loss"] / first["excluded_loss"],
+            ">=",
+            2,
+        ),
         Claim("test accuracy at the end without decay", control["test_accuracy"].iloc[-1], "<", 0.5),
     ]
 
@@ -96,14 +112,16 @@ def built(run: Run, frequencies: Sequence[int], phases: pd.DataFrame) -> list[Cl
     wide = growth.pivot_table(index="sample_id", columns=["phase", "table", "kind"], values="growth", observed=True)
     wide.columns = [", ".join(map(str, column)) for column in wide.columns]
     save(run, samples=known.join(wide).rename_axis("sample_id").reset_index())
-    save(run, groups=groups, spread=spread, mirrored=samples_of.mirrored(growth, known))
+    mirrored = samples_of.mirrored(growth, known)
+    save(run, groups=groups, spread=spread, mirrored=mirrored)
     figures.draw_parts(run.path, parts, phases)
     figures.draw_coherence(run.path, together, null, phases)
-    figures.draw_samples(run.path, growth, known, groups)
+    figures.draw_samples(run.path, growth, mirrored, groups)
 
     net = by_phase.pivot_table(index=["phase", "of"], columns="part", values="growth", observed=True)
     net = net.assign(data=net["shifts"] + net["carry"]).assign(net=net.sum(axis=1))
     rest = float(np.sqrt(parts[parts["part"] == "rest"]["product"].abs().sum() / parts["product"].abs().sum()))
+    pairs = mirrored[(mirrored["phase"] == "circuit formation") & (mirrored["kind"] == "key")].set_index("table")
     return [
         Claim("what the ledger leaves of all changes", rest, "<", 1e-2),
         *(
@@ -123,6 +141,13 @@ def built(run: Run, frequencies: Sequence[int], phases: pd.DataFrame) -> list[Cl
                 1.0,
             )
             for table in samples_of.TABLES
+        ),
+        Claim(
+            "pairs whose mirror is trained on, in the growth of the embedding's key frequencies, circuit formation: "
+            "times their share, upper end",
+            float(pairs["high"].get("embedding", np.nan)),
+            "<",
+            1.0,
         ),
     ]
 

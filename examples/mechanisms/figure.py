@@ -42,7 +42,7 @@ def draw_formation(
     axes[0].legend(fontsize=8, framealpha=0.9, edgecolor="none")
     rows = pd.concat({name: table.reset_index() for name, table in moved.items()}, names=["pattern"])
     plot_enrichment(rows.reset_index("pattern").reset_index(drop=True), axes[1])
-    axes[1].set_title("shifts along the change; band: 95 % of permutations", fontsize=8)
+    axes[1].set_title("pushed along the change; band: 95 % of permutations", fontsize=8)
     axes[1].set(xlabel="times the share in the data")
     if heads is not None:
         _heads(axes[2], heads)

@@ -90,9 +90,9 @@ def main_change(measures: pd.DataFrame, name: str) -> int:
 def who_moved(run: Run, head: Head, pattern: pd.Series, steps: slice, name: str = "who_moved") -> pd.DataFrame:
     """Say by part of a head how enriched the samples with a pattern are in what moved it within some steps.
 
-    Counted are the shifts along the change that the head's weights made in these steps; the share of a pattern is more
-    than 1 if the other samples worked against the change. The table in ``<name>.csv`` has the same for the absolute
-    size of the shifts, in which also counts what samples undo of each other.
+    Counted is by how much samples pushed along the change that the head's weights made in these steps (`toward` of
+    `head_shifts`). The table in ``<name>.csv`` has the same for the net sum along the change, whose shares have no
+    bounds where most of it is undone again, and for the absolute size of the shifts.
 
     Args:
         run: a finished run.
@@ -102,7 +102,7 @@ def who_moved(run: Run, head: Head, pattern: pd.Series, steps: slice, name: str 
         name: of the file.
 
     Returns:
-        Rows of `pattern_enrichment` along the change, by part ("query", "key", "value", "output").
+        Rows of `pattern_enrichment` for what pushed along the change, by part ("query", "key", "value", "output").
     """
     trace, steps = run.trace, recorded(run, steps)
     moved = head_shifts(trace, steps=steps, along=weight_change(trace, steps))
@@ -111,10 +111,10 @@ def who_moved(run: Run, head: Head, pattern: pd.Series, steps: slice, name: str 
     mine, seen = (table[table["sample_id"].isin(pattern.index)] for table in (mine, seen))
     tables = {
         amount: pattern_enrichment(mine, pattern, amount=amount, by=["part"], occurrences=seen, n_resamples=999)
-        for amount in ("along", "size")
+        for amount in ("toward", "along", "size")
     }
     pd.concat(tables, names=["amount"]).droplevel(1).to_csv(run.path / f"{name}.csv")
-    return tables["along"].set_index("part").reindex(PARTS)
+    return tables["toward"].set_index("part").reindex(PARTS)
 
 
 def moved_by_loss_tokens(
@@ -132,16 +132,16 @@ def moved_by_loss_tokens(
 
     Returns:
         One row per head, by "layer.head", with the columns of `loss_token_enrichment` (NaN if none was recorded in
-        these steps), `moved` (by the loss of `tokens`, along the change, of all heads' sum), and `ablation` (what
-        switching it off adds to the measure).
+        these steps), `moved` (net along the change by the loss of `tokens`, of the sum over all heads), and `ablation`
+        (what switching it off adds to the measure).
     """
     trace, steps = run.trace, recorded(run, steps)
     moved = head_shifts(trace, steps=steps, along=weight_change(trace, steps), record="token_grads")
     kept = trace.token_grads.tokens(steps)
     chosen = kept["token"].isin(tokens)
-    table = loss_token_enrichment(moved, kept, chosen, amount="along", by=["module", "head"])
+    table = loss_token_enrichment(moved, kept, chosen, amount="toward", by=["module", "head"])
     amounts = moved[moved["token"].isin(tokens)].groupby(["module", "head"])["along"].sum()
-    table["moved"] = amounts.to_numpy() / amounts.sum()
+    table["moved"] = amounts.to_numpy() / amounts.clip(lower=0).sum()
     names = {(module(head), head[1]): label(head) for head in without if head is not None}
     table.index = pd.Index([names[key] for key in zip(table["module"], table["head"], strict=True)])
     table = table.reindex(list(names.values()))

@@ -46,7 +46,7 @@ def study(run: Run) -> list[Claim]:
         Claim("the same, held-out names", last[f"looks_at_answer.held_out.{name}"], ">=", 0.4),
         Claim("logit difference without this head, of that with it", without[head] / without[None], "<", 0.5),
         Claim(
-            "questions in its queries' shifts: times their share, lower end",
+            "questions in what pushed its queries: times their share, lower end",
             moved["low"]["query"],
             ">=",
             1.0,

@@ -44,7 +44,7 @@ def study(run: Run) -> list[Claim]:
         Claim("closing accuracy lost without this head", without[None] - without[head], ">=", 0.05),
         Claim("the same, more than without any other head", others - without[head], ">=", 0.0),
         Claim(
-            "samples that close an outer bracket in its queries' shifts: times their share, lower end",
+            "samples that close an outer bracket in what pushed its queries: times their share, lower end",
             moved["low"]["query"],
             ">=",
             1.0,

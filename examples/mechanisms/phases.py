@@ -16,15 +16,15 @@ LEARNED = 0.99
 """Accuracy from which pairs count as known."""
 
 FALLEN = 0.9
-"""Share of its largest value below which the test loss has begun to fall."""
+"""Share of its plateau below which the test loss has begun to fall."""
 
 
 def find_phases(measures: pd.DataFrame) -> pd.DataFrame:
     """Divide a run by when it knows the training pairs, when its test loss falls for good and when it knows the others.
 
-    Memorisation ends when the training accuracy first reaches `LEARNED`; circuit formation at the last step at which
-    the test loss is at least `FALLEN` of its maximum since then; clean-up when the test accuracy then reaches
-    `LEARNED`. A phase that does not come has no steps.
+    Memorisation ends when the training accuracy first reaches `LEARNED`, clean-up when the test accuracy does. In
+    between, the median of the test loss is its plateau, and circuit formation ends at the last step at which the test
+    loss is at least `FALLEN` of that. A phase that does not come has no steps.
 
     Args:
         measures: columns train_accuracy, test_accuracy and test_loss, by step.
@@ -34,9 +34,9 @@ def find_phases(measures: pd.DataFrame) -> pd.DataFrame:
     """
     last = int(measures.index[-1])
     memorised = _first(measures["train_accuracy"] >= LEARNED, last)
-    loss = measures["test_loss"].loc[memorised:]
-    falls = int(loss.index[np.flatnonzero(loss >= FALLEN * loss.max())[-1]])
-    known = _first(measures["test_accuracy"].loc[falls:] >= LEARNED, last)
+    known = _first(measures["test_accuracy"].loc[memorised:] >= LEARNED, last)
+    loss = measures["test_loss"].loc[memorised:known]
+    falls = int(loss.index[np.flatnonzero(loss >= FALLEN * loss.median())[-1]])
     edges = [int(measures.index[0]), memorised, falls, known, last]
     return pd.DataFrame({"phase": NAMES, "start": edges[:-1], "stop": edges[1:]})
 

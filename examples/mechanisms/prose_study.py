@@ -58,7 +58,7 @@ def study(run: Run) -> list[Claim]:
         Claim("loss of closing brackets gained without this head", without[head] - without[None], ">=", 0.1),
         Claim("the same, more than without any other head", without[head] - others, ">=", 0.0),
         Claim(
-            "samples that close a bracket in its queries' shifts: times their share, lower end",
+            "samples that close a bracket in what pushed its queries: times their share, lower end",
             moved["low"]["query"],
             ">=",
             1.0,

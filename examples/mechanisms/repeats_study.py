@@ -37,7 +37,7 @@ def study(run: Run) -> list[Claim]:
         ),
         Claim("accuracy without this head, of that with it", without[head] / without[None], "<", 0.5),
         Claim(
-            "repeated samples in its queries' shifts during the bump: times their share, lower end",
+            "repeated samples in what pushed its queries during the bump: times their share, lower end",
             moved["low"]["query"],
             ">=",
             1.5,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from examples.mechanisms.task import Sequences, Task
@@ -99,6 +99,23 @@ class Run:
         model = build_model(cfg, self.task)
         model.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
         return model.eval()
+
+
+def conclude(path: Path) -> Run:
+    """Let the study of a trained run check its claims; print them and write them into `claims.csv`.
+
+    Args:
+        path: the run directory.
+
+    Returns:
+        The run.
+    """
+    run = Run.read(path)
+    claims: list[Claim] = get_method(run.cfg.study)(run)
+    claim_table(claims).to_csv(path / "claims.csv", index=False)
+    print(*claims, sep="\n")
+    print(f"run directory  {path}")
+    return run
 
 
 def build_model(cfg: Any, task: Task) -> CircuitModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -50,7 +51,7 @@ class Series:
         """
         trace = open_trace(folder / "trace.zarr")
         every = max(1, len(trace.steps) // n_points)
-        common = {"n_permutations": n_permutations, "max_tokens": max_tokens}
+        common: dict[str, Any] = {"n_permutations": n_permutations, "max_tokens": max_tokens}
         single = analysis.bigram_alignment(trace, EMBEDDING, HEAD, max_span=1, **common)
         text = held_out_text(folder)
         spans = analysis.bigram_alignment(trace, EMBEDDING, HEAD, texts=text, **common)

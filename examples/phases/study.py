@@ -90,7 +90,7 @@ def _together(changes: pd.DataFrame, n: int) -> list[Claim]:
 def main_change(changes: pd.DataFrame, series: str, after: int) -> float:
     """Return the step of the largest change of a series of the whole run after a step; NaN if there is none."""
     found = changes[(changes["series"] == series) & (changes["param"] == "") & (changes["step"] >= after)]
-    return float(found.loc[found["jump"].abs().idxmax(), "step"]) if len(found) else float("nan")
+    return float(found.sort_values("jump", key=abs)["step"].iloc[-1]) if len(found) else float("nan")
 
 
 def _peak(parts: list[float]) -> float:

@@ -21,8 +21,8 @@ def neurons(survey: Survey) -> Answer:
     options |= {"n_samples": survey.settings.n_control_samples, "n_resamples": survey.settings.n_resamples}
     yield "control_random", analysis.random_control(*arguments, **options)
     yield "control_frequency", analysis.frequency_control(*arguments, **options)
-    others = survey.settings.n_other_neurons
-    yield "control_neuron", analysis.neuron_control(*arguments, n_neurons=others, **options)
+    peers = survey.settings.n_other_neurons
+    yield "control_peers", analysis.peer_control(*arguments, n_peers=peers, **options)
 
 
 def null_pipeline(survey: Survey) -> Answer:
@@ -38,7 +38,7 @@ def null_pipeline(survey: Survey) -> Answer:
 def selective(survey: Survey) -> Answer:
     """The chain with tokens that are specific, on neurons that don't collect everything, and its four controls."""
     thresholds = {**survey.thresholds, "min_relative": survey.settings.selective.min_relative}
-    find = partial(analysis.notable_tokens, **thresholds)
+    find: Any = partial(analysis.notable_tokens, **thresholds)
     table = analysis.neurons(survey.trace, survey.entries, find(survey.trace, survey.entries), survey.cfg.analysis.axis)
     with_tokens = table[table["n_notable"] > 0]
     yield "selective_by_param", with_tokens["param"].value_counts().rename_axis("param").reset_index()
@@ -52,7 +52,7 @@ def selective(survey: Survey) -> Answer:
     parts = [
         analysis.random_control(*arguments, **common),
         analysis.frequency_control(*arguments, **common),
-        analysis.neuron_control(*arguments, n_neurons=survey.settings.n_other_neurons, **common),
+        analysis.peer_control(*arguments, n_peers=survey.settings.n_other_neurons, **common),
     ]
     yield "selective_controls", pd.concat(parts, ignore_index=True)
     parts.append(analysis.null_control(*arguments, find_tokens=find, within=survey.cfg.analysis.within, **common))

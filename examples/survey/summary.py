@@ -47,7 +47,7 @@ def _derived(tables: dict[str, pd.DataFrame]) -> Iterator[tuple[str, pd.DataFram
     """Tables of tables: the layer table, and controls pooled over neurons."""
     if "ablation" in tables:
         yield "Layer table, all neurons", analysis.layer_table(tables["ablation"])
-    every = ["control_random", "control_frequency", "control_neuron", "control_null"]
+    every = ["control_random", "control_frequency", "control_peers", "control_null"]
     for title, names in (
         ("Controls, pooled over all neurons", every),
         ("Controls, pooled over selective neurons", ["selective_controls"]),

@@ -17,6 +17,7 @@ from lightning_gradtrace.analysis.changes import change_points as change_points
 from lightning_gradtrace.analysis.coherence import coherence as coherence
 from lightning_gradtrace.analysis.coherence import sign_null as sign_null
 from lightning_gradtrace.analysis.components import attributed_samples as attributed_samples
+from lightning_gradtrace.analysis.components import component_switches as component_switches
 from lightning_gradtrace.analysis.components import components as components
 from lightning_gradtrace.analysis.components import with_tokens as with_tokens
 from lightning_gradtrace.analysis.concentration import selection_overlap as selection_overlap

@@ -125,7 +125,7 @@ def align(
 
     Example:
         >>> pairs = (np.array([0, 1, 2]), np.array([0, 1, 2]))
-        >>> round(align(np.eye(3), pairs, rng=np.random.default_rng(0)).pearson, 6)
+        >>> print(round(align(np.eye(3), pairs, rng=np.random.default_rng(0)).pearson, 6))
         1.0
     """
     row, column = pairs
@@ -133,8 +133,8 @@ def align(
     inner = shift - shift.mean(axis=0) - shift.mean(axis=1, keepdims=True) + shift.mean()
     size = float(np.square(inner).sum())
     whole = float(np.square(shift).sum())
-    expected = np.outer(np.bincount(row, minlength=len(shift)), np.bincount(column, minlength=shift.shape[1]))
-    expected = expected / max(1, row.size)
+    sums = np.outer(np.bincount(row, minlength=len(shift)), np.bincount(column, minlength=shift.shape[1]))
+    expected = sums / max(1, row.size)
     # E is no constant along rows or columns, so its product with the inner shift does not vanish.
     square, constant = float(np.square(expected).sum()), float((inner * expected).sum())
 
@@ -149,9 +149,9 @@ def align(
         return Alignment(*[np.nan] * 6)
     found = pearson(row)
     null = np.array([pearson(rng.permutation(row)) for _ in range(n_permutations)])
-    beyond = -expected
-    np.add.at(beyond, (row, column), 1.0)
-    ranks = float(stats.spearmanr(inner, beyond, axis=None).statistic)
+    beyond = -sums  # N (C - E), whole numbers, so that ties are ties
+    np.add.at(beyond, (row, column), row.size)
+    ranks = float(stats.spearmanr(inner, beyond, axis=None).statistic) if np.ptp(beyond) > 0 else np.nan
     p_value = (1 + int((null >= found).sum())) / (1 + n_permutations)
     return Alignment(found, ranks, float(null.mean()), float(null.std()), p_value, 1 - size / whole)
 

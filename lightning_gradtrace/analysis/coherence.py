@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lightning_gradtrace.analysis.directions import exact_shifts
+from lightning_gradtrace.analysis._shift_sources import shift_blocks
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
@@ -80,12 +80,17 @@ def sign_null(
         raise ValueError(
             f"`n_draws` is {n_draws} and `confidence` {confidence}, expected 1 or more and a share below 1"
         )
+    record = next((name for name in ("dense", "factored") if name in trace.records), None)
+    if record is None:
+        raise ValueError(
+            f"this analysis reads a Dense or Factored record, and the trace holds {', '.join(trace.records) or 'none'}"
+        )
     rng = np.random.default_rng(seed)
     rows = []
     for step in steps:
         size = math.prod(trace.param(param)["shape"])
         total, drawn, single = np.zeros(size), np.zeros((n_draws, size)), 0.0
-        for _, shifts in exact_shifts(trace, param, int(step)):
+        for _, shifts in shift_blocks(trace, record, param, int(step)):
             flat = shifts.reshape(len(shifts), -1)
             signs = rng.choice(np.array([-1, 1], flat.dtype), (n_draws, len(flat)))
             total += flat.sum(0, dtype=np.float64)

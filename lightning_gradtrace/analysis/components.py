@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lightning_gradtrace.analysis._sample_counts import SampleCounts, sample_cou
 from lightning_gradtrace.analysis._texts import linked_samples
 
 if TYPE_CHECKING:
+    from lightning_gradtrace.analysis.switches import Switch
     from lightning_gradtrace.store import Trace
 
 
@@ -131,6 +133,20 @@ def attributed_samples(
             "n_entries": count,
         }
     )
+
+
+def component_switches(trace: Trace, components: pd.DataFrame, heads: pd.DataFrame | None = None) -> list[Switch]:
+    """Return what `ablate` switches off for each row of a table of components, named as the table names it.
+
+    Args:
+        trace: the trace.
+        components: rows of `neurons`, `components` or `frequent_entries`.
+        heads: for heads, the table of `attention_heads`.
+
+    Raises:
+        ValueError: one that the trace doesn't have, or named twice.
+    """
+    return [replace(one.switch, keys=one.keys) for one in Components(trace, components, heads)]
 
 
 def with_tokens(

@@ -138,9 +138,9 @@ def shift_sparsity(trace: Trace, *, every: int = 1, steps: Steps = None) -> pd.D
         )
         by_time = table[inside].groupby(time[inside])
         means = by_time[["kept", "participation"]].mean()
-        total = by_time[["square", "all", "kept_square", "norm_square"]].sum()
-        means["kept_share"] = ratio(total["kept_square"].to_numpy(), total["norm_square"].to_numpy())
-        means["share_of_kept"] = ratio(total["square"].to_numpy(), total["all"].to_numpy())
+        added = by_time[["square", "all", "kept_square", "norm_square"]].sum()
+        means["kept_share"] = ratio(added["kept_square"].to_numpy(), added["norm_square"].to_numpy())
+        means["share_of_kept"] = ratio(added["square"].to_numpy(), added["all"].to_numpy())
         parts.append(means.rename_axis("step").reset_index().assign(param=name))
     found = pd.concat(parts, ignore_index=True)
     return found[["param", "step", "kept", "participation", "kept_share", "share_of_kept"]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,15 +11,12 @@ import pandas as pd
 from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import IntArray, Steps
 from lightning_gradtrace.analysis._bootstrap import FloatArray
+from lightning_gradtrace.analysis._shift_sources import choose_record, shift_blocks, sketched
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
 
-RECORDS = ("auto", "dense", "factored", "topk")
 AXES = ("in", "out", "weight")
-
-# Shifts of one parameter that are read at once, 8 bytes each.
-_BLOCK = 1 << 23
 
 
 def direction_shifts(
@@ -41,35 +37,37 @@ def direction_shifts(
     Directions are scaled to length 1. For an orthonormal basis of input or output space the squares add up to |s|^2.
 
     Args:
-        trace: an open trace with a `Dense`, `Factored` or `TopK` record.
+        trace: an open trace with a `Dense`, `Factored`, `TopK` or `Sketch` record.
         param: name of a tracked parameter; of two axes for "in" and "out".
         directions: one direction, or several of them along the first axis: (in,), (n, in); (out,), (n, out);
             (*shape), (n, *shape).
         axis: "in", "out" or "weight".
         record: where the shifts are taken from. "dense" and "factored" are exact (as far as the record is). "topk"
             knows only the k largest of each occurrence and takes the others as zero: an approximation that is blind
-            to what is spread over many weights. "auto": the first of the three that the trace holds.
+            to what is spread over many weights. "sketch" estimates <s, D>, so for `axis="weight"` only: without bias
+            over the draw of its signs, with a standard deviation of at most the array's `relative_error` times |s|.
+            The signs are those of the whole run, so means over occurrences are no more exact than that; runs with
+            other seeds are. "auto": the first of the four that the trace holds and that can answer.
         steps: step numbers to look at; None for all.
 
     Returns:
         One row per occurrence of the record and direction, in order: `occurrence`, `step`, `sample_id`, `direction`
-        (number), `shift`, `norm` (|s|, of what the record holds of this parameter), `share` (|shift| / norm, NaN
-        where nothing moved), `record`.
+        (number), `shift`, `norm` (|s|, of what the record holds of this parameter; of a sketch its length, which
+        estimates it), `share` (|shift| / norm, NaN where nothing moved), `record`.
 
     Raises:
         ValueError: the trace holds no such record, the parameter is not tracked, or directions of another shape, of
             length zero or not finite.
     """
-    known = {one.param: one for one in _access.shapes(trace)}
-    if param not in known:
-        raise ValueError(f"`{param}` is not tracked in this trace; it tracks {', '.join(f'`{p}`' for p in known)}")
-    units = _units(np.asarray(directions, dtype=np.float64), param, known[param].shape, axis)
-    record = _record(trace, record)
-    blocks = _kept(trace, known[param], steps) if record == "topk" else exact_shifts(trace, param, steps, record)
+    shape = _access.shape_of(trace, param).shape
+    units = _units(np.asarray(directions, dtype=np.float64), param, shape, axis)
+    record = choose_record(trace, record, linear=axis == "weight")
+    if record == "sketch":
+        units = sketched(trace, param, units)
     rows: list[IntArray] = [np.zeros(0, dtype=np.int64)]
     moved: list[FloatArray] = [np.zeros((0, len(units)))]
     norms: list[FloatArray] = [np.zeros(0)]
-    for occurrence, shift in blocks:
+    for occurrence, shift in shift_blocks(trace, record, param, steps):
         wide = shift.astype(np.float64, copy=False)
         if axis == "weight":
             along = wide.reshape(len(wide), -1) @ units.reshape(len(units), -1).T
@@ -125,11 +123,9 @@ def principal_directions(
     size = shape[1] if axis == "in" else shape[0]
     if not 1 <= n <= size:
         raise ValueError(f"`n` is {n}, expected 1 to {size}, the size of this axis of `{param}` {shape}")
-    record = _record(trace, record)
-    whole = _access.matrix(trace, param)
-    blocks = _kept(trace, whole, steps) if record == "topk" else exact_shifts(trace, param, steps, record)
+    record = choose_record(trace, record, linear=False)
     total = np.zeros((size, size))
-    for _, shift in blocks:
+    for _, shift in shift_blocks(trace, record, param, steps):
         wide = shift.astype(np.float64, copy=False)
         lines = (wide if axis == "in" else np.swapaxes(wide, 1, 2)).reshape(-1, size)
         total += lines.T @ lines
@@ -140,37 +136,6 @@ def principal_directions(
     share = square / everything if everything > 0 else np.full(n, np.nan)
     table = pd.DataFrame({"direction": np.arange(n), "square": square, "share": share})
     return found * np.where(largest < 0, -1.0, 1.0), table
-
-
-def exact_shifts(
-    trace: Trace, param: str, steps: Steps = None, record: str = "auto"
-) -> Iterator[tuple[IntArray, FloatArray]]:
-    """Yield occurrences (m,) and their shifts (m, *shape), from a record that holds all of them.
-
-    Args:
-        trace: an open trace with a `Dense` or `Factored` record.
-        param: name of a tracked parameter.
-        steps: step numbers to look at; None for all.
-        record: "dense" or "factored"; "auto" takes what the trace holds.
-
-    Raises:
-        ValueError: the trace holds no such record.
-    """
-    record = _record(trace, record)
-    if record == "topk":
-        raise ValueError(
-            f"this analysis reads a Dense or Factored record, and the trace holds {', '.join(trace.records)}"
-        )
-    source = getattr(trace, record)[param]
-    occurrence = np.asarray(source.occurrence)
-    mask = _access.occurrences_in(trace, steps)
-    if mask is not None:
-        occurrence = occurrence[mask[occurrence]]
-    size = max(1, int(np.prod(trace.param(param)["shape"])))
-    at_once = max(1, _BLOCK // size)
-    for start in range(0, occurrence.size, at_once):
-        part = occurrence[start : start + at_once]
-        yield part, source.shifts(part)
 
 
 def _units(directions: FloatArray, param: str, shape: tuple[int, ...], axis: str) -> FloatArray:
@@ -194,49 +159,3 @@ def _units(directions: FloatArray, param: str, shape: tuple[int, ...], axis: str
             "`directions` holds one of length zero or with values that are not finite, which points nowhere"
         )
     return (flat / length[:, None]).reshape(several.shape)
-
-
-def _record(trace: Trace, record: str) -> str:
-    if record not in RECORDS:
-        raise ValueError(f"`record` is {record!r}, expected one of {', '.join(repr(r) for r in RECORDS)}")
-    held = [name for name in ("dense", "factored", "topk") if _has(trace, name)]
-    if not held or record not in ("auto", *held):
-        wanted = "a Dense, Factored or TopK record" if record == "auto" else f"a record {record!r}"
-        raise ValueError(f"this analysis reads {wanted}, and the trace holds {', '.join(trace.records) or 'none'}")
-    return held[0] if record == "auto" else record
-
-
-def _has(trace: Trace, record: str) -> bool:
-    try:
-        getattr(trace, record)
-    except AttributeError:
-        return False
-    return True
-
-
-def _kept(trace: Trace, param: _access.Shape, steps: Steps) -> Iterator[tuple[IntArray, FloatArray]]:
-    """Yield every occurrence of the record with what it kept of the parameter, zero elsewhere."""
-    size = int(np.prod(param.shape))
-    at_once = max(1, _BLOCK // max(1, size))
-    numbers = np.arange(param.offset, param.offset + size)
-    mask = _access.occurrences_in(trace, steps)
-    chosen = _access.recorded(trace)
-    chosen = chosen if mask is None else chosen[mask[chosen]]
-    done = 0
-
-    def until(end: int) -> Iterator[tuple[IntArray, FloatArray]]:
-        for start in range(done, end, at_once):
-            part = chosen[start : min(start + at_once, end)]
-            yield part, np.zeros((part.size, *param.shape))
-
-    for occurrence, _, entry, shift in _access.shifts_of(trace, numbers, np.zeros(size, dtype=np.int64), steps):
-        if not occurrence.size:
-            continue
-        end = int(np.searchsorted(chosen, occurrence[-1], side="right"))
-        for part, dense in until(end):
-            inside = slice(*np.searchsorted(occurrence, [part[0], part[-1] + 1]))
-            row = np.searchsorted(part, occurrence[inside])
-            dense.reshape(part.size, -1)[row, entry[inside] - param.offset] = shift[inside]
-            yield part, dense
-        done = end
-    yield from until(len(chosen))

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import FloatArray, IntArray
-from lightning_gradtrace.analysis.directions import exact_shifts
+from lightning_gradtrace.analysis._shift_sources import shift_blocks
 from lightning_gradtrace.analysis.heads import attention_heads, head_rows
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def head_shifts(
         One row per occurrence (or loss token) and block that it moved, in that order: `occurrence`, `step`,
         `sample_id`, for loss tokens `position` and `token`, then `module`, `head`, `part`, `n_entries`, `size` (sum of
         absolute shifts), `square` (sum of squared shifts) and, if `along` is given, `along` (inner product of the
-        shifts and the direction).
+        shifts and the direction) and `toward` (the same where it is positive, else 0). Sums of `along` are net: where
+        most of it is undone again, shares of such a sum have no bounds, and those of `toward` say who pushed.
 
     Raises:
         ValueError: the trace holds no such record, tracks no attention head, or has none of the steps; a direction has
@@ -74,6 +75,8 @@ def head_shifts(
     nothing = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0)
     parts = [_sums(trace, heads, *block, direction) for block in (nothing, *moved)]
     sums = pd.concat(parts, ignore_index=True).sort_values(["row", "block"], ignore_index=True)
+    if direction is not None:
+        sums["toward"] = sums["along"].clip(lower=0)
     names = heads.iloc[sums.pop("block")][["module", "head", "part"]].reset_index(drop=True)
     return pd.concat([where.iloc[sums.pop("row")].reset_index(drop=True), names, sums], axis=1)
 
@@ -146,7 +149,7 @@ def _of_whole(trace: Trace, heads: pd.DataFrame, record: str, steps: _access.Ste
     """Yield what moved in the parameters of `heads` from a record that holds all of it."""
     for name in heads["param"].unique():
         offset = int(trace.param(name)["offset"])
-        for occurrence, shifts in exact_shifts(trace, name, steps, record):
+        for occurrence, shifts in shift_blocks(trace, record, name, steps):
             flat = shifts.reshape(len(shifts), -1)
             row, index = np.nonzero((flat != 0) & np.isfinite(flat))
             yield occurrence[row], index + offset, flat[row, index]

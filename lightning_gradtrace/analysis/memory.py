@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 
-_FIRST_MOMENT = ("Adam", "RAdam", "Adamax")
+_FIRST_MOMENT = ("Adam", "RAdam", "Adamax", "NAdam")
 _WITHOUT_MEMORY = ("Adagrad", "Adadelta", "Adafactor", "Rprop")
 _KNOWN = ("SGD", "RMSprop", *_FIRST_MOMENT, *_WITHOUT_MEMORY)
 
@@ -28,8 +28,9 @@ def eventual_shift(trace: Trace, occurrence: int | Sequence[int], horizon: int) 
     A sample's gradient moves weights at its own step, and again at every later step as part of `carry`; weight decay
     takes some of it back. All of that is linear in the gradient once denominators are held as they were, so that it can
     be followed for one sample alone (docs/concepts.md, 3). For SGD the outcome is exact: the difference to a training
-    whose gradients are the same except that this one is missing. For Adam, RAdam and Adamax denominators are read from
-    a `Gains` record, which costs one number per tracked weight and step; RMSprop needs it only with weight decay.
+    whose gradients are the same except that this one is missing. For Adam, RAdam, Adamax and NAdam denominators are
+    read from a `Gains` record, which costs one number per tracked weight and step; RMSprop needs it only with weight
+    decay.
 
     Weight decay, dampening and the like are taken as they were at the start of the run, learning rate and momentum
     step by step. A step that gave a parameter no gradient can't be told from one that did, except by `Gains`.
@@ -103,6 +104,7 @@ class _Path:
         gains: absolute gains, shape (steps, weights of the parameter); None if not recorded.
         clip: clipping factor of the first step, None in a trace of shifts.
         first: whether the first step is the training's first one.
+        nesterov: for NAdam, factors of the gradient and of the first moment in the numerator, shape (steps, 2).
     """
 
     rule: str
@@ -112,6 +114,7 @@ class _Path:
     gains: Floats | None
     clip: float | None
     first: bool
+    nesterov: Floats | None = None
 
     @classmethod
     def after(cls, trace: Trace, settings: Mapping[str, Any], step: int, param: str, horizon: int) -> _Path:
@@ -128,16 +131,25 @@ class _Path:
         if not found:
             raise ValueError(f"`{param}` was in no parameter group when the training began; its settings are not known")
         suffix = f"_{found[0]}" if found[0] else ""
-        gains = None
+        rule, group = settings["rule"], settings["groups"][found[0]]
+        gains = nesterov = None
         if "gains" in trace.records:
             from lightning_gradtrace.store.schema import escape
 
             stored = trace.checked(f"gains/{escape(param)}/gain")
             gains = np.abs(np.stack([np.asarray(stored[r], np.float64).reshape(-1) for r in rows]))
+            if rule == "NAdam":
+                until = int(rows[-1]) + 1
+                first = np.asarray(stored[(slice(0, until), *[slice(0, 1)] * (stored.ndim - 1))], np.float64).reshape(
+                    -1
+                )
+                moved = ~np.isnan(first) & ~trace.steps["skipped"].to_numpy(bool)[:until]
+                beta = trace.steps[f"momentum{suffix}"].to_numpy(np.float64)[:until]
+                nesterov = _nesterov_factors(beta, moved, float(group["momentum_decay"]))[rows]
         clip = float(trace.steps["clip_factor"].iloc[row]) if trace.attrs.get("quantity") == "gradient" else None
         table = trace.steps.iloc[rows]
         rate, momentum = table[f"lr{suffix}"].to_numpy(), table[f"momentum{suffix}"].to_numpy()
-        return cls(settings["rule"], settings["groups"][found[0]], rate, momentum, gains, clip, step == 0)
+        return cls(rule, group, rate, momentum, gains, clip, step == 0, nesterov)
 
     def follow(self, index: npt.NDArray[np.integer[Any]]) -> Floats:
         """Return eventual contribution over recorded value, for some weights of the parameter, shape (n,)."""
@@ -177,8 +189,10 @@ class _Path:
             memory = m * memory + fresh * entering
             return memory, rate * (entering + m * memory if self.group.get("nesterov", False) else memory)
         if self.rule in _FIRST_MOMENT:
+            wide = self._needed(gain)
             memory = m * memory + (1.0 - m) * entering
-            return memory, self._needed(gain) / (1.0 - m) * memory
+            direct, through = (0.0, 1.0) if self.nesterov is None else self.nesterov[j]
+            return memory, wide / (direct + through * (1.0 - m)) * (direct * entering + through * memory)
         # Without weight decay only the first gradient enters, and its unit cancels.
         cancels = self.clip is None and not self._decays()
         known = gain if cancels else self._needed(gain)
@@ -199,3 +213,21 @@ class _Path:
                 "with `GradTrace(record=[TopK(...), Gains()])`, one number per tracked weight and step"
             )
         return gain
+
+
+def _nesterov_factors(beta: Floats, moved: npt.NDArray[np.bool_], decay: float) -> Floats:
+    """Return by what NAdam multiplies gradient and first moment at every step, from the first step of the training on.
+
+    Args:
+        beta: first betas, shape (steps,).
+        moved: whether the parameter had a gradient, shape (steps,).
+        decay: the setting ``momentum_decay``.
+
+    Returns:
+        ``(1 - mu_t) / (1 - P_t)`` and ``mu_next / (1 - P_t mu_next)``, shape (steps, 2); see `update/nadam.py`.
+    """
+    count = np.cumsum(moved)
+    now, following = (beta * (1.0 - 0.5 * 0.96 ** ((count + later) * decay)) for later in (0, 1))
+    product = np.cumprod(np.where(moved, now, 1.0))
+    with np.errstate(divide="ignore"):  # before the first gradient, where nobody looks
+        return np.stack([(1.0 - now) / (1.0 - product), following / (1.0 - product * following)], 1)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.engine import MicroBatch
 from lightning_gradtrace.capture.shares import add_shares
-from lightning_gradtrace.update.clipping import copy_gradients
+from lightning_gradtrace.update.clipping import copy_gradient
 from lightning_gradtrace.update.sharding import local
 
 
@@ -64,6 +64,8 @@ class Accumulation:
     unknown: set[str] = field(default_factory=set)
     _passes: list[BackwardPass] = field(default_factory=list)
     _marks: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    # Copies that a step used up; it is over when the next backward pass writes to them.
+    _spare: dict[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
     def begin_pass(self, parameters: Mapping[str, Tensor]) -> None:
@@ -108,8 +110,9 @@ class Accumulation:
             micro_batch, shares={name: share for name, share in micro_batch.shares.items() if name in reached}
         )
         self._passes.append(BackwardPass(batch, kept, loss.detach(), reached, not reached, set(optimizers)))
-        gradients = {name: g for name in reached if (g := parameters[name].grad) is not None}
-        self.reference.update(zip(gradients, copy_gradients(list(gradients.values())), strict=True))
+        for name in reached:
+            if (gradient := parameters[name].grad) is not None:
+                self.reference[name] = copy_gradient(gradient, self._spare.pop(name, None))
 
     def of(self, optimizer: int, names: Collection[str]) -> tuple[list[MicroBatch], list[Tensor]]:
         """Return what the gradients of an optimizer's parameters hold.
@@ -145,7 +148,8 @@ class Accumulation:
     def _forget(self, names: Collection[str]) -> None:
         self.unknown.difference_update(names)
         for name in names:
-            self.reference.pop(name, None)
+            if name in self.reference:
+                self._spare[name] = self.reference.pop(name)
             for p in self._passes:
                 p.held_by.discard(name)
                 p.micro_batch.shares.pop(name, None)
@@ -174,4 +178,4 @@ def _merge(found: list[MicroBatch]) -> MicroBatch:
         )
     names = dict.fromkeys(name for m in found for name in m.shares)
     shares = {name: add_shares([m.shares[name] for m in found if name in m.shares]) for name in names}
-    return dataclasses.replace(found[0], shares=shares)
+    return dataclasses.replace(found[0], shares=shares, unlike=set().union(*(m.unlike for m in found)))

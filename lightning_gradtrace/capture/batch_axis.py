@@ -96,7 +96,10 @@ def candidates(shape: Sequence[int], n_samples: int, among: Collection[int] | No
         Axes of the right size first, then both factors of axes whose size is a multiple. With one sample every axis
         of size 1 means the same, and only the first is returned; without one, the whole tensor is the sample.
     """
-    leading = [(axis, size) for axis, size in enumerate(shape) if among is None or axis in among]
+    # An axis of unlike lengths, in a nested tensor, has no number for its size.
+    leading = [
+        (axis, size) for axis, size in enumerate(shape) if type(size) is int and (among is None or axis in among)
+    ]
     found = [SampleAxis(axis) for axis, size in leading if size == n_samples]
     if n_samples == 1:
         return found[:1] or [SampleAxis(0, "single")]

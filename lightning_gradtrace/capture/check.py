@@ -17,7 +17,8 @@ from lightning_gradtrace.capture.placement import UnattributableError
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 _COARSE = 5e-2
 # A gradient that vanishes but for rounding (a bias before a batch norm) is compared with this part of all gradients.
-_FLOOR = {torch.float64: 1e-3, torch.float32: 1e-3}
+# Times the tolerance that is some units of rounding of the whole gradient: 8 in float32, where no less is safe.
+_FLOOR = {torch.float64: 1e-4, torch.float32: 1e-3}
 _COARSE_FLOOR = 1e-1
 
 
@@ -46,7 +47,7 @@ def sum_errors(
 
     Returns:
         ``|sum_i g[i] - grad| / |grad|`` by name (Frobenius norms); 0 where both vanish, NaN where either is not
-        finite. A small part of ``overall`` stands in for a ``|grad|`` that is smaller.
+        finite. A small part of ``overall`` stands in for a ``|grad|`` that is smaller, if there are any shares.
     """
     return {
         name: sum_error(total_share(micro_batches, name), gradient, overall) for name, gradient in gradients.items()
@@ -70,8 +71,9 @@ def sum_error(total: Tensor | None, gradient: Tensor, overall: float = 0.0) -> f
         overall: norm of the gradients of all parameters.
     """
     size = float(torch.linalg.vector_norm(gradient.float()))
-    difference = size if total is None else float(torch.linalg.vector_norm(total - gradient))
-    return relative_error(difference, size, gradient.dtype, overall)
+    if total is None:
+        return size / size if size else 0.0  # a sum of nothing has no rounding
+    return relative_error(float(torch.linalg.vector_norm(total - gradient)), size, gradient.dtype, overall)
 
 
 def relative_error(difference: float, size: float, dtype: torch.dtype, overall: float = 0.0) -> float:

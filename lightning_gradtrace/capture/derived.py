@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten
 from lightning_gradtrace.capture.replay import Surroundings, run
 from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, OuterShare, Share, SumShare, add_shares
+from lightning_gradtrace.update.clipping import dense
 
 # Numbers that a pull-back may write out at a time.
 WORKSPACE = 2**24
@@ -220,7 +221,7 @@ def _vjp(
 ) -> list[Tensor]:
     found = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True, is_grads_batched=batched)
     rows = (len(seeds[0]),) if batched else ()
-    return [t.new_zeros((*rows, *t.shape)) if g is None else g for t, g in zip(inputs, found, strict=True)]
+    return [t.new_zeros((*rows, *t.shape)) if g is None else dense(g) for t, g in zip(inputs, found, strict=True)]
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from lightning_gradtrace.capture.derived import Lineage, OverwrittenError, Root
 from lightning_gradtrace.capture.placement import Placer, Probe, UnattributableError
 from lightning_gradtrace.capture.shares import Share, add_shares
 from lightning_gradtrace.capture.tape import Tape
+from lightning_gradtrace.capture.use import Site, Use
 
 
 @dataclass
@@ -41,6 +42,7 @@ class MicroBatch:
         sample_ids: id of every sample, in slot order; shape (sample,). Filled in by the caller.
         tokens: shares of chosen loss tokens: the first of every sample, the second, and so on.
         n_chosen: number of loss tokens that were chosen in every sample, also those beyond `tokens`; shape (sample,).
+        unlike: parameters that were used as they never were before, whose sums are to be checked.
     """
 
     n_samples: int
@@ -48,6 +50,7 @@ class MicroBatch:
     sample_ids: Any = None
     tokens: list[TokenPass] = field(default_factory=list)
     n_chosen: Any = None
+    unlike: set[str] = field(default_factory=set)
 
 
 class Recording(Protocol):
@@ -125,6 +128,7 @@ class TapeEngine:
     placer: Placer = field(default_factory=Placer)
     attribution: Attribution = field(default_factory=Attribution)
     slack: float = 1.0
+    _met: set[tuple[str, tuple[Site, ...]]] = field(default_factory=set, init=False)
 
     def tape(
         self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int | None = None, batch_axis: int = 0
@@ -165,9 +169,9 @@ class TapeEngine:
             names = ", ".join(f"`{name}`" for name in mixture.parameters)
             raise UnattributableError(
                 f"GradTrace: can't attribute {names}: the loss is computed from it by `{mixture.function}` in a way "
-                f"where no axis holds the {n_samples} samples of the batch. A penalty on the weights and a statistic "
-                "of the whole batch belong to no sample. Use the optimizer's `weight_decay` for a penalty, or leave "
-                "the parameter out with `GradTrace(params=...)`."
+                f"where no axis holds the {n_samples} samples of the batch. A penalty on the weights, a factor of the "
+                "whole loss and a statistic of the whole batch belong to no sample. Use the optimizer's `weight_decay` "
+                "for a penalty, or leave the parameter out with `GradTrace(params=...)`."
             )
         uses = [use for use in tape.uses if use.reached]
         received: dict[Lineage, list[Share]] = {}
@@ -179,15 +183,26 @@ class TapeEngine:
             for root, share in _pull_back(lineage, add_shares(shares)).items():
                 parts.setdefault(root.name, []).append(share)
         tape.forget_backward()
-        return MicroBatch(n_samples, {name: add_shares(found) for name, found in parts.items()})
+        by_name = {name: add_shares(found) for name, found in parts.items()}
+        return MicroBatch(n_samples, by_name, unlike=self._unlike(uses))
+
+    def _unlike(self, uses: Sequence[Use]) -> set[str]:
+        """Return the parameters whose uses, taken together, are not those of any pass before."""
+        sites: dict[str, list[Site]] = {}
+        for use in uses:
+            for name in use.site.parameters:
+                sites.setdefault(name, []).append(use.site)
+        found = {(name, tuple(of)) for name, of in sites.items()} - self._met
+        self._met |= found
+        return {name for name, _ in found}
 
     def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
         """Say what to do if the shares don't add up to the gradient."""
         return (
-            "Some use of the parameter was not seen (inside a custom `torch.autograd.Function`, or as a penalty on the "
-            "weights, which no sample causes), or its samples were taken from the wrong axis. Give `batch_axis=0` or "
-            "`batch_axis=1` if the batch was misread, leave the parameter out with `GradTrace(params=...)`, or give "
-            '`engine="functional"` a loss per sample.'
+            "Some use of the parameter was not seen (inside a custom `torch.autograd.Function`, `torch.vmap` or "
+            "`torch.func`, in a gradient of gradients, or as a penalty on the weights, which no sample causes), or its "
+            "samples were taken from the wrong axis. Give `batch_axis=0` or `batch_axis=1` if the batch was misread, "
+            'leave the parameter out with `GradTrace(params=...)`, or give `engine="functional"` a loss per sample.'
         )
 
 

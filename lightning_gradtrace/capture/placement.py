@@ -6,13 +6,13 @@ import itertools
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, narrow, shape_before_view
 from lightning_gradtrace.capture.rows import CERTAIN, Fate, Route, Rows
-from lightning_gradtrace.capture.use import Site, Use
+from lightning_gradtrace.capture.use import BoundUse, Site, Use
 
 
 class Place(NamedTuple):
@@ -84,18 +84,18 @@ class Placement:
             }
             if fit.keys() != self.sources.keys() or not all(fit.values()):
                 return None
-            for place, rows in _rows(use, self.sources).items():
-                (inputs if place.is_input else outputs)[place.number] = rows
+            for place, axis in _followed(use, self.sources).items():
+                (inputs if place.is_input else outputs)[place.number] = axis
         operands = use.operands
-        for i, axis in self.inputs.items():
-            if i not in inputs and (i not in operands or not axis.fits(operands[i].tensor.shape, n_samples)):
+        for i, own in self.inputs.items():
+            if i not in inputs and (i not in operands or not own.fits(operands[i].tensor.shape, n_samples)):
                 return None
-            inputs.setdefault(i, axis)
+            inputs.setdefault(i, own)
         bound = use.bound() if inputs and len(outputs) < len(use.cotangents) else None
         for i, cotangent in use.cotangents.items():
-            found = outputs.get(i) or self.outputs.get(i)
+            found: AnyAxis | None = outputs.get(i) or self.outputs.get(i)
             if found is None and bound is not None and bound.place is not None:
-                found = inputs.get(bound.place)  # the rows of a rule's input come out where they went in
+                found = _after(bound, inputs[bound.place]) if bound.place in inputs else None
             if found is None or not found.fits(cotangent.shape, n_samples):
                 return None
             outputs[i] = found
@@ -113,10 +113,17 @@ def _sources(use: Use) -> dict[Place, Tensor]:
     return {place.source: route.source for place, route in _routes(use).items() if route.source is not None}
 
 
-def _rows(use: Use, sources: Mapping[Place, SampleAxis]) -> dict[Place, Rows]:
-    """Return the rows of the tensors that hold some, given the places of the samples in their sources."""
-    found = {place: route.rows(sources.get(place.source, CERTAIN)) for place, route in _routes(use).items()}
-    return {place: rows for place, rows in found.items() if rows is not None}
+def _followed(use: Use, sources: Mapping[Place, SampleAxis]) -> dict[Place, AnyAxis]:
+    """Return what routes tell of places, given the places of the samples in their sources."""
+    found = {place: route.place(sources.get(place.source, CERTAIN)) for place, route in _routes(use).items()}
+    return {place: axis for place, axis in found.items() if axis is not None}
+
+
+def _after(bound: BoundUse, axis: AnyAxis) -> Any:
+    """Return where the samples of a rule's input come out; rows come out where they went in."""
+    if isinstance(axis, Rows) or axis.factor == "single":
+        return axis
+    return replace(axis, axis=bound.axes[axis.axis])
 
 
 class UnattributableError(RuntimeError):
@@ -228,21 +235,19 @@ def _decide(use: Use, options: Options, n_samples: int) -> Placement:
     """Choose the places; those of the outputs are needed, those of other arguments than a rule's are not."""
     chosen = {place: found[0] for place, found in options.items() if len(found) == 1}
     sources = {place: axis for place, axis in chosen.items() if place.of_source}
-    rows = _rows(use, sources)
-    own = {place: axis for place, axis in chosen.items() if not place.of_source and place not in rows}
+    followed = _followed(use, sources)
+    own = {place: axis for place, axis in chosen.items() if not place.of_source and place not in followed}
     inputs = {place.number: axis for place, axis in own.items() if place.is_input}
     outputs = {place.number: axis for place, axis in own.items() if not place.is_input}
     bound = use.bound()
     if bound is not None and bound.place is not None:
         needed = [Place(True, bound.place)]
         if bound.place in inputs:
-            taken = inputs[bound.place]
-            axis = taken if taken.factor == "single" else replace(taken, axis=bound.axes[taken.axis])
-            outputs = dict.fromkeys(use.cotangents, axis)
+            outputs = dict.fromkeys(use.cotangents, _after(bound, inputs[bound.place]))
     else:
         needed = [Place(False, i) for i in use.cotangents]
     for place in needed:
-        if place not in rows and place not in own:
+        if place not in followed and place not in own:
             raise UnattributableError(_complaint(use, place, options.get(place, []), n_samples))
     return Placement(inputs, outputs, {place: axis for place, axis in sources.items() if place in _sources(use)})
 

@@ -152,22 +152,23 @@ class Routes:
         if routed:
             source, places = routed[0].source, list(routed[0].owners)
             # Other sources count as laid out like the first one: owners that then disagree are lost.
-            of = {id(t): self(t) for t in call.batched}
+            arguments = [(t, self(t)) for t in call.batched]
         elif isinstance(first, Tensor) and any(t is first for t in call.batched) and _picks_samples(call, self._n):
             # A table of parameters or constants has rows, not samples, however many there are.
             source = first.detach()
             options = [o for o in candidates(first.shape, self._n) if o.axis < max(first.dim() - 1, 1)]
-            places, of = options, {id(first): Route(source, {o: laid_out(o, first, self._n) for o in options})}
+            places = options
+            arguments = [(first, Route(source, {o: laid_out(o, first, self._n) for o in options}))]
         else:
             return [None] * len(call.outputs)
         found: list[dict[SampleAxis, Owners]] = [{} for _ in call.outputs]
         for place in places:
-            mine = {t: Fate.ORDINARY if r is None else r.owners.get(place, Fate.LOST) for t, r in of.items()}
+            mine = {id(t): _at(route, place, t, call, self._n) for t, route in arguments}
             for owners, output in zip(self._follow(call, mine), found, strict=True):
                 output[place] = settled(owners, self._n) if isinstance(owners, Tensor) else owners
         return [Route(source, o) if any(v is not Fate.ORDINARY for v in o.values()) else None for o in found]
 
-    def _follow(self, call: _Call, of: Mapping[int, Owners]) -> Sequence[Owners]:
+    def _follow(self, call: _Call, of: Mapping[int, Tensor | Fate]) -> Sequence[Tensor | Fate]:
         """Return the owners of the outputs, given those of the batched arguments, by identity."""
         everywhere, first = len(call.outputs), call.args[0] if call.args else None
         known = [of.get(id(t), Fate.ORDINARY) for t in call.batched]
@@ -192,7 +193,7 @@ class Routes:
             return [Fate.ORDINARY if moved is None else moved for moved in call.on(own)]
         return _through(call, own)
 
-    def _joined(self, call: _Call, of: Mapping[int, Owners]) -> Owners:
+    def _joined(self, call: _Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
         parts = [of.get(id(t), Fate.LOST) for t in _tensors((call.argument(0, "tensors"),))]
         owners = [part for part in parts if isinstance(part, Tensor)]
         if len(owners) < len(parts):
@@ -200,7 +201,7 @@ class Routes:
         joined: Tensor = call.function(owners, *call.args[1:], **{k: v for k, v in call.kwargs.items() if k == "dim"})
         return joined
 
-    def _combined(self, call: _Call, of: Mapping[int, Owners]) -> Owners:
+    def _combined(self, call: _Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
         """Return the owners after a function that works entry by entry."""
         (output,) = call.outputs
         ordinary = [t for t in call.batched if of.get(id(t), Fate.ORDINARY) is Fate.ORDINARY]
@@ -210,7 +211,18 @@ class Routes:
         return parts[0] if all(torch.equal(part, parts[0]) for part in parts[1:]) else Fate.LOST
 
 
-def _through(call: _Call, owners: Tensor) -> Sequence[Owners]:
+def _at(route: Route | None, place: SampleAxis, tensor: Tensor, call: _Call, n_samples: int) -> Tensor | Fate:
+    """Return the owners of an argument for one place of the samples in the source."""
+    owners = Fate.ORDINARY if route is None else route.owners.get(place, Fate.LOST)
+    if isinstance(owners, SampleAxis):
+        return laid_out(owners, tensor, n_samples) if call.name in _PICKS | _MOVES | _JOINS else Fate.ORDINARY
+    if owners is Fate.ORDINARY and tensor is call.args[0] and _picks_samples(call, n_samples):
+        ways = candidates(tensor.shape, n_samples)
+        return laid_out(ways[0], tensor, n_samples) if len(ways) == 1 else Fate.LOST
+    return owners
+
+
+def _through(call: _Call, owners: Tensor) -> Sequence[Tensor | Fate]:
     """Return the owners after a function that treats rows apart; lost after any other."""
     name, args, outputs = call.name, call.args, call.outputs
     last = owners.dim() - 1
@@ -245,17 +257,18 @@ def _picks_samples(call: _Call, n_samples: int) -> bool:
     Slices and loops are everywhere; they count where an axis has as many entries as there are samples, or where none
     has and samples can only be a factor of one.
     """
-    name, shape = call.name, call.args[0].shape
+    name = call.name
+    if name not in _PICKS:
+        return False
     if name in _ANYWHERE:
         return True
+    shape = call.args[0].shape
     options = candidates(shape, n_samples)
     by_index = {option.axis for option in options}
     by_place = {option.axis for option in options if option.factor == "whole"} or by_index
     if name == "__getitem__":
         return _index_hits(call.args[1], shape, by_index, by_place)
-    place, default = _BY_INDEX.get(name) or _BY_PLACE.get(name) or (0, 0)
-    if name not in _PICKS:
-        return False
+    place, default = _BY_INDEX.get(name) or _BY_PLACE[name]
     dim = call.argument(place, "dim", default)
     return dim is None or dim % max(len(shape), 1) in (by_index if name in _BY_INDEX else by_place)
 

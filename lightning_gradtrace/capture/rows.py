@@ -19,8 +19,8 @@ class Fate(Enum):
     LOST = "nobody knows whose its entries are"
 
 
-# The sample of every entry of a tensor, of the shape of the tensor.
-Owners = Tensor | Fate
+# The sample of every entry of a tensor, of the shape of the tensor; or the axis along which they are in order.
+Owners = Tensor | SampleAxis | Fate
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,11 @@ class Route:
     source: Tensor | None
     owners: Mapping[SampleAxis, Owners]
 
-    def rows(self, axis: SampleAxis) -> Rows | None:
-        """Return the rows of each sample, given its place in the source; None if it is ordinary or lost."""
+    def place(self, axis: SampleAxis) -> Rows | SampleAxis | None:
+        """Return where the samples are, given their place in the source; None if it has to be found out."""
         owners = self.owners.get(axis, Fate.LOST)
         if not isinstance(owners, Tensor):
-            return None
+            return owners if isinstance(owners, SampleAxis) else None
         n_rows = owners.dim()
         while n_rows > 1 and constant(owners, n_rows - 1):
             n_rows -= 1
@@ -102,11 +102,14 @@ def laid_out(axis: SampleAxis, tensor: Tensor, n_samples: int) -> Tensor:
 
 
 def settled(owners: Tensor, n_samples: int) -> Owners:
-    """Return the owners, or that they are those of a tensor with the samples along an axis."""
+    """Return the axis along which owners are in order, the owners themselves if there is none."""
     if owners.numel() < n_samples or sole_owner(owners) is not None:
         return owners
     ways = candidates(owners.shape, n_samples)
-    return Fate.ORDINARY if any(torch.equal(owners, laid_out(way, owners, n_samples)) for way in ways) else owners
+    fitting = [way for way in ways if torch.equal(owners, laid_out(way, owners, n_samples))]
+    if not fitting:
+        return owners
+    return Fate.ORDINARY if len(ways) == 1 else fitting[0]
 
 
 def sole_owner(owners: Owners) -> int | None:

@@ -41,12 +41,24 @@ class RecordingBatchSampler(BatchSampler):
     def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.pending: deque[list[Any]] = deque()
+        self.arrived = False
+        self.restored = False
 
     def __iter__(self) -> Iterator[Any]:
         self.pending.clear()  # what an abandoned epoch had fetched ahead never arrives
-        for batch in self.inner:
-            self.pending.append(list(batch))
-            yield batch
+        self.arrived = self.restored = False
+        batches = iter(self.inner)
+        return (_StatefulBatches if _keeps_state(batches) else _Batches)(self, batches)
+
+    def next_arrival(self, loader: Any) -> list[Any] | None:
+        """Return the indices of the batch that arrives now, None if it never was given out."""
+        if not self.arrived and not self.restored:
+            # A resumable dataloader goes over the batches before its place again if their sampler keeps no state.
+            skipped = getattr(getattr(loader, "_iterator", None), "_num_yielded", 1) - 1
+            for _ in range(min(skipped, len(self.pending))):
+                self.pending.popleft()
+        self.arrived = True
+        return self.pending.popleft() if self.pending else None
 
     def __len__(self) -> int:
         return len(self.inner)
@@ -55,6 +67,49 @@ class RecordingBatchSampler(BatchSampler):
         if name in ("inner", "pending"):  # not yet set: copying and unpickling ask before __init__ has run
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+
+class _StatefulRecordingBatchSampler(RecordingBatchSampler):
+    """The same around a sampler with a state; resumable dataloaders look for these methods on the class."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.inner.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
+
+
+class _Batches(Iterator[Any]):
+    """One pass over the batches."""
+
+    def __init__(self, recorder: RecordingBatchSampler, batches: Iterator[Any]) -> None:
+        self._recorder, self._batches = recorder, batches
+
+    @override
+    def __next__(self) -> Any:
+        batch = next(self._batches)
+        self._recorder.pending.append(list(batch))
+        return batch
+
+
+class _StatefulBatches(_Batches):
+    """One pass that a resumable dataloader can go on with in the middle, as it could without the recorder."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._batches.state_dict())  # type: ignore[attr-defined]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._recorder.restored = True
+        self._batches.load_state_dict(state)  # type: ignore[attr-defined]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # not yet set
+            raise AttributeError(name)
+        return getattr(self._batches, name)
+
+
+def _keeps_state(thing: Any) -> bool:
+    return hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict")
 
 
 class SamplerIds(IdSource):
@@ -66,7 +121,8 @@ class SamplerIds(IdSource):
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
-        self._recorder = RecordingBatchSampler(loader.batch_sampler)
+        inner = loader.batch_sampler
+        self._recorder = (_StatefulRecordingBatchSampler if _keeps_state(inner) else RecordingBatchSampler)(inner)
         # DataLoader refuses to replace its batch sampler; the replacement yields the same batches.
         object.__setattr__(loader, "batch_sampler", self._recorder)
 
@@ -82,12 +138,13 @@ class SamplerIds(IdSource):
 
     @override
     def ids(self, batch: Any) -> np.ndarray | None:
-        if not self._recorder.pending:
+        found = self._recorder.next_arrival(self._loader)
+        if found is None:
             raise RuntimeError(
                 "GradTrace: a batch arrived that the batch sampler of the training dataloader never gave out, so its "
                 "sample ids are unknown. Give `sample_ids=` a key of the batch or a callable(batch) -> ids."
             )
-        return as_ids(self._recorder.pending.popleft(), "the batch sampler")
+        return as_ids(found, "the batch sampler")
 
     @override
     def items(self, ids: np.ndarray) -> list[Any]:

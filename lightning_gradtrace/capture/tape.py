@@ -86,7 +86,7 @@ class Tape(TorchFunctionMode):
 
         Such a tensor belongs to the samples that it meets later; this one meets none.
         """
-        return next((m for m in self._mixtures.values() if m.reached and not any(r.reached for r in m.readers)), None)
+        return next((m for m in self._mixtures.values() if m.reached and not m.meets_samples), None)
 
     def forget_backward(self) -> None:
         """Forget what backward passes left; the uses stay, as a retained graph may be run through again."""
@@ -172,7 +172,9 @@ class Tape(TorchFunctionMode):
             return {i: t for i, t in enumerate(outputs) if isinstance(t, Tensor) and t.requires_grad}
         if known.detached:
             return {}
-        return {i: t for i, t in enumerate(outputs) if isinstance(t, Tensor) and t.is_floating_point()}
+        return {
+            i: t for i, t in enumerate(outputs) if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
+        }
 
     def _leaves(self, known: Facts, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
         """Return the flattened arguments, as they are before the call, and their structure."""

@@ -155,6 +155,21 @@ class Mixture:
     readers: list[Use | Mixture] = field(default_factory=list)
     reached: bool = False
 
+    @property
+    def meets_samples(self) -> bool:
+        """Whether the loss depends on it through a use, that is, through samples."""
+        pending: list[Use | Mixture] = list(self.readers)
+        met: set[int] = set()
+        while pending:
+            reader = pending.pop()
+            if isinstance(reader, Use):
+                if reader.reached:
+                    return True
+            elif reader.reached and id(reader) not in met:
+                met.add(id(reader))
+                pending += reader.readers
+        return False
+
     def reach(self) -> None:
         """Take note of the backward pass."""
         self.reached = True

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chain:
-    """Thresholds of the method (docs/concepts.md, 5)."""
+    """Thresholds of the method (docs/concepts.md, 5), and what it is asked of: `by` as in `analysis.components`."""
 
     n_entries: int = 5000
     min_count: int = 20
@@ -23,18 +23,22 @@ class Chain:
     min_relative: float = 0.0
     axis: str = "in"
     steps: slice | int | None = None
+    by: str = "neuron"
+    heads: pd.DataFrame | None = None
 
     @property
     def find_tokens(self) -> Any:
         """`notable_tokens` with these thresholds, as controls want it."""
         from lightning_gradtrace import analysis
 
+        whole: dict[str, Any] = {} if self.by in ("neuron", "entry") else {"by": self.by, "heads": self.heads}
         return partial(
             analysis.notable_tokens,
             min_count=self.min_count,
             n_relative=self.n_relative,
             n_notable=self.n_notable,
             min_relative=self.min_relative,
+            **whole,
         )
 
     def entries(self, trace: Trace) -> pd.DataFrame:
@@ -43,9 +47,9 @@ class Chain:
 
         return analysis.frequent_entries(trace, min(self.n_entries, trace.n_entries), self.steps)
 
-    def neurons(self, trace: Trace, entries: pd.DataFrame) -> pd.DataFrame:
-        """Return the neurons of these entries with their notable tokens."""
+    def components(self, trace: Trace, entries: pd.DataFrame) -> pd.DataFrame:
+        """Return the neurons, heads, parts of heads or entries with their notable tokens."""
         from lightning_gradtrace import analysis
 
         notable = self.find_tokens(trace, entries, steps=self.steps)
-        return analysis.neurons(trace, entries, notable, self.axis, steps=self.steps)
+        return analysis.components(trace, entries, notable, self.by, axis=self.axis, heads=self.heads, steps=self.steps)

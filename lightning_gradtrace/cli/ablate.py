@@ -12,6 +12,7 @@ from lightning_gradtrace.cli._options import (
     Axis,
     BatchSize,
     Entries,
+    HeadCount,
     Json,
     MaxShare,
     MinCount,
@@ -27,9 +28,10 @@ from lightning_gradtrace.cli._options import (
     TracePath,
 )
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import open_for, working
+from lightning_gradtrace.cli._trace import open_for, parse_heads, working
 
 SHOW = ("neurons", "controls", "pooled", "layers", "effects", "flips", "losses")
+BY = ("neuron", "head", "head_part", "entry")
 
 
 def ablate(
@@ -38,7 +40,11 @@ def ablate(
     model_arg: ModelArguments = None,
     show: Annotated[str, typer.Option("--show", help=f"Which table: {', '.join(SHOW)}.")] = "neurons",
     how: Annotated[str, typer.Option("--how", help="zero, mean or resample; for effects, flips and losses.")] = "zero",
-    n_neurons: Annotated[int, typer.Option("--neurons", min=1, help="So many neurons with notable tokens.")] = 10,
+    by: Annotated[str, typer.Option("--by", help=f"What is switched off: {', '.join(BY)}.")] = "neuron",
+    number: HeadCount = None,
+    n_neurons: Annotated[
+        int, typer.Option("--neurons", min=1, help="So many neurons (or heads, entries) with notable tokens.")
+    ] = 10,
     entries: Entries = 5000,
     min_count: MinCount = 20,
     n_relative: NRelative = 200,
@@ -53,21 +59,22 @@ def ablate(
     output: Output = None,
     rows: Rows = 20,
 ) -> None:
-    """Switch neurons off: are just the words affected that their samples share?
+    """Switch neurons, heads or entries off: are just the words affected that their samples share?
 
     \b
     Examples:
       gradtrace ablate runs/a.zarr --model my_project.model:load
       gradtrace ablate runs/a.zarr --model load.py:model --model-arg last.ckpt --show controls
       gradtrace ablate runs/planted/trace.zarr --model examples.analyze:model_of_run --model-arg runs/planted
+      gradtrace ablate runs/a.zarr --model load.py:model --by head --heads 4 --max-share 1 --show controls
 
     The model comes from a function of yours, given as module:function or file.py:function. It returns the trained
     model, or (model, forward) where forward(model, tokens) returns logits (sample, position, vocabulary).
 
     \b
     Tables (--show):
-      neurons   flipped predictions of each neuron, on the samples attributed to it
-      controls  the same against random samples, other neurons, other tokens, and the null, with intervals
+      neurons   flipped predictions of each (neuron, head, ...), on the samples attributed to it
+      controls  the same against random samples, others of its kind, other tokens, and the null, with intervals
       pooled    controls averaged over neurons
       layers    averages by parameter, as in the 2023 post
       effects   change of the loss, on samples drawn at random from all
@@ -81,28 +88,34 @@ def ablate(
     check_output(output)
     if show not in SHOW:
         raise typer.BadParameter(f"`{show}` is none of {', '.join(SHOW)}", param_hint="--show")
+    if by not in BY:
+        raise typer.BadParameter(f"`{by}` is none of {', '.join(BY)}", param_hint="--by")
     opened = open_for(trace)
+    heads = analysis.attention_heads(opened, parse_heads(number)) if by in ("head", "head_part") else None
     network, forward = load_model(model, model_arg)
-    chain = Chain(entries, min_count, n_relative, n_notable, min_relative, axis)
+    chain = Chain(entries, min_count, n_relative, n_notable, min_relative, axis, by=by, heads=heads)
     with working("switching neurons off", opened) as watched:
         kept = chain.entries(watched)
-        found = chain.neurons(watched, kept)
+        found = chain.components(watched, kept)
         few = found["n_samples"] <= max_share * watched.occurrences["sample_id"].nunique()
         found = found[(found["n_notable"] > 0) & few].head(n_neurons)
         if found.empty:
             raise ValueError(
-                "no neuron has notable tokens under these thresholds and few enough samples, so there is nothing to "
-                "switch off; lower --min-count or --min-relative, or raise --max-share"
+                f"no {by.replace('_', ' ')} has notable tokens under these thresholds and few enough samples, so there "
+                "is nothing to switch off; lower --min-count or --min-relative, or raise --max-share"
             )
         if show in ("effects", "flips", "losses"):
-            table = _on_all(watched, network, forward, found, show, how, samples, batch_size, seed)
+            switches = analysis.component_switches(watched, found, heads)
+            table = _on_all(watched, network, forward, switches, show, how, samples, batch_size, seed)
         else:
             predictor = analysis.Predictor(network, watched.tokens()[1], batch_size=batch_size, forward=forward)
+            common: dict[str, Any] = {"heads": heads, "n_samples": samples, "seed": seed}
             if show in ("neurons", "layers"):
-                table = analysis.neuron_ablation(watched, predictor, found, kept, n_samples=samples, seed=seed)
-                table = analysis.layer_table(table) if show == "layers" else table
+                table = analysis.neuron_ablation(watched, predictor, found, kept, **common)
+                layer = "param" if "param" in table else "module"
+                table = analysis.layer_table(table, layer) if show == "layers" else table
             else:
-                table = all_controls(watched, predictor, found, kept, chain.find_tokens, n_samples=samples, seed=seed)
+                table = all_controls(watched, predictor, found, kept, chain.find_tokens, **common)
                 table = analysis.pool_controls(table, seed=seed) if show == "pooled" else table
     emit("ablate", table, as_json, output, rows)
 

@@ -62,7 +62,7 @@ def activations(
     chain = Chain(entries, min_count, min_relative=min_relative, axis=axis)
     with working("activations", opened) as watched:
         kept = chain.entries(watched)
-        found = chain.neurons(watched, kept)
+        found = chain.components(watched, kept)
         found = found[found["n_notable"] > 0].head(n_neurons)
         common = {"n_samples": samples, "batch_size": batch_size, "forward": forward, "seed": seed}
         if top:

@@ -30,7 +30,7 @@ def enrichment(
         typer.Option("--loss-token", metavar="WORD", help="Loss of this word (TokenGrads); may be repeated."),
     ] = None,
     along: Annotated[
-        bool, typer.Option("--along", help="Count along the change of the weights, not the size of the shifts.")
+        bool, typer.Option("--along", help="Count what pushed along the change of the weights, not the size.")
     ] = False,
     whole: Annotated[bool, typer.Option("--whole", help="Whole heads instead of their parts.")] = False,
     min_count: MinCount = 20,
@@ -62,7 +62,7 @@ def enrichment(
     number, chosen = parse_heads(heads), parse_steps(steps)
     chosen = slice(chosen, chosen) if isinstance(chosen, int) else chosen
     marks = None if pattern is None else _read_pattern(pattern)
-    by, amount = ["module", "head"] if whole else ["module", "head", "part"], "along" if along else "size"
+    by, amount = ["module", "head"] if whole else ["module", "head", "part"], "toward" if along else "size"
     with working("enrichment", open_for(trace)) as opened:
         change = analysis.weight_change(opened, chosen) if along else None
         record = "token_grads" if loss_token else "topk"

@@ -23,7 +23,8 @@ def heads(
       gradtrace heads runs/a.zarr --heads 4
       gradtrace heads runs/a.zarr --heads "encoder.*=4,decoder.*=8"
 
-    Next: `gradtrace tokens --by head --heads 4` for their words, `gradtrace formation --by head` for when they formed.
+    Next: `gradtrace tokens --by head --heads 4` for their words, `gradtrace formation --by head` for when they formed,
+    `gradtrace enrichment --heads 4` for what samples with a pattern moved in them.
     """
     from lightning_gradtrace import analysis
 

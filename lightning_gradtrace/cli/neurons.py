@@ -49,5 +49,5 @@ def neurons(
     check_output(output)
     chain = Chain(entries, min_count, n_relative, n_notable, min_relative, axis, parse_steps(steps))
     with working("neurons", open_for(trace, record)) as opened:
-        table = chain.neurons(opened, chain.entries(opened))
+        table = chain.components(opened, chain.entries(opened))
     emit("neurons", table, as_json, output, rows)

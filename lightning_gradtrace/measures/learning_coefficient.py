@@ -22,6 +22,7 @@ def local_learning_coefficient(
     lr: float,
     localization: float = 0.0,
     n_beta: float | None = None,
+    centre: float | None = None,
     n_chains: int = 4,
     n_draws: int = 200,
     n_burn_in: int = 0,
@@ -43,6 +44,7 @@ def local_learning_coefficient(
         lr: step size of the dynamics.
         localization: strength of the pull back to the centre.
         n_beta: inverse temperature times n; None for ``n / ln n``.
+        centre: loss at the weights, over all samples; None for that of one call of `loss`.
         n_chains: independent chains.
         n_draws: steps of each chain that count.
         n_burn_in: steps before them.
@@ -71,8 +73,9 @@ def local_learning_coefficient(
             "`pip install 'lightning-gradtrace[llc]'`"
         ) from error
     n_beta = n_samples / math.log(n_samples) if n_beta is None else n_beta
-    with torch.no_grad():
-        centre = float(loss(model))
+    if centre is None:
+        with torch.no_grad():
+            centre = float(loss(model))
     found = []
     for chain in range(n_chains):
         moving = copy.deepcopy(model)

@@ -117,7 +117,8 @@ class Factored(Record):
             return with_own_rows(
                 [ArraySpec(f"factored_dense/{name}/shift", dims, info.shape, float_type, "", codec="float")]
             )
-        scale = [ArraySpec(f"factored_scale/{name}/scale", ("step",), (), "float64", "")]
+        lengths = ArraySpec(f"factored/{name}/length", ("occurrence",), (), "int32", "", chunk_rows=16384)
+        scale = [lengths, ArraySpec(f"factored_scale/{name}/scale", ("step",), (), "float64", "")]
         if gains:
             dims = ("step", *map(str, range(len(info.shape))))
             scale.append(ArraySpec(f"factored_gain/{name}/gain", dims, info.shape, float_type, "", codec="float"))

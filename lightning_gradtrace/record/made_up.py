@@ -68,8 +68,8 @@ def _kept(rng: np.random.Generator, infos: Sequence[ParameterInfo], k: int) -> t
     sides = [(info.shape[0] if info.shape else 1, info.numel) for info in infos]
     lengths = np.concatenate([np.full(n, numel // max(1, n), np.int64) for n, numel in sides])
     starts = np.concatenate([[0], np.cumsum(lengths)])[:-1]
-    size = np.exp(rng.standard_normal(len(lengths)).clip(-3, 3).round(1))
-    # Rows of a gradient differ by factors: in a trained model, about as numbers of this distribution do.
+    # Rows of a gradient differ by factors, the same ones for all samples: about as numbers of this distribution do.
+    size = np.exp(np.random.default_rng(7).standard_normal(len(lengths)).clip(-3, 3).round(1))
     levels, level = np.unique(size, return_inverse=True)
     of_level = np.bincount(level, lengths)
     low, high = 0.0, 60.0

@@ -7,10 +7,13 @@ from lightning_gradtrace.report.page import write_report as write_report
 from lightning_gradtrace.report.plots import plot_activations as plot_activations
 from lightning_gradtrace.report.plots import plot_bigrams as plot_bigrams
 from lightning_gradtrace.report.plots import plot_changes as plot_changes
+from lightning_gradtrace.report.plots import plot_controls as plot_controls
 from lightning_gradtrace.report.plots import plot_directions as plot_directions
 from lightning_gradtrace.report.plots import plot_effects as plot_effects
+from lightning_gradtrace.report.plots import plot_entries as plot_entries
 from lightning_gradtrace.report.plots import plot_flips as plot_flips
 from lightning_gradtrace.report.plots import plot_formation as plot_formation
+from lightning_gradtrace.report.plots import plot_layers as plot_layers
 from lightning_gradtrace.report.plots import plot_movement as plot_movement
 from lightning_gradtrace.report.plots import plot_movers as plot_movers
 from lightning_gradtrace.report.plots import plot_outliers as plot_outliers

@@ -62,6 +62,7 @@ def page_document(tables: Tables, title: str) -> dict[str, Any]:
         "loss": _thinned(steps["step"], steps["loss"]),
         "residual": [_numbers(checked["step"]), _numbers(checked["residual"])],
         "changes": _rows(tables, "changes", ["step", "before", "after"]),
+        "phases": _phases(tables),
         "params": [[name, short] for name, short in names.items()],
         "map": _map(tables, list(names)),
         "bins": _numbers(np.unique(tables["movement"]["step"])) if "movement" in tables else [],
@@ -184,6 +185,14 @@ def _texts(tables: Tables, neurons: list[dict[str, Any]], words: Words) -> dict[
 
 def _rows(tables: Tables, name: str, columns: list[str]) -> list[list[Any]]:
     return [_numbers(row) for row in tables[name][columns].to_numpy(float)] if name in tables else []
+
+
+def _phases(tables: Tables) -> list[list[Any]]:
+    """First and last step, series that change there, of how many, by chance, and their kinds."""
+    if "phases" not in tables:
+        return []
+    numbers = _rows(tables, "phases", ["first_step", "last_step", "series", "of", "expected"])
+    return [[*row, str(names)] for row, names in zip(numbers, tables["phases"]["names"], strict=True)]
 
 
 def _thinned(x: Any, y: Any) -> list[list[Any]]:

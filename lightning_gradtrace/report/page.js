@@ -226,6 +226,11 @@ function drawCharts() {
     box.append(el("figure", {}, svg, el("figcaption", {}, `Loss by step${what}`)));
     if (data.changes.length) box.lastChild.append(fold("Change points as a table", table("Change points of the loss", ["step", "mean before", "mean after"], data.changes.map((row) => row.map((v) => number(v))))));
   } else box.append(el("p", {class: "note"}, "No loss was recorded."));
+  if (data.phases.length) {
+    const note = "Change points of the loss, of movement, sparsity and norms by parameter. Series share the run's randomness, and a steady drift is a staircase of changes: read the number beside what is expected by chance.";
+    const rows = data.phases.map((row) => row.map((v) => typeof v === "number" ? number(v) : v.replaceAll("_", " ")));
+    box.append(fold("Phases: steps at which series change together", el("p", {class: "note"}, note), table("Phases", ["from step", "to step", "series that change", "of", "by chance", "which"], rows)));
+  }
   const [at, residual] = data.residual, log = residual.map((v) => Math.log10(Math.max(v, 1e-12)));
   if (at.length) {
     const [low, high] = span(log), [svg, X, Y] = frame(`Residual of the ledger, largest ${number(span(residual)[1])}`, span(at), [Math.floor(Math.min(low, -7)), Math.ceil(Math.max(high, -5))], (v) => "1e" + v);

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from lightning_gradtrace.report.summary import shorten
 from lightning_gradtrace.report.theme import LIGHT, need_matplotlib
 
 if TYPE_CHECKING:
@@ -32,31 +33,65 @@ def plot_outliers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
+def plot_entries(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the table of `count_entries` or `frequent_entries`: how often each entry was selected, by rank."""
+    ax = _axes(table, {"param", "count"}, ax)
+    ranked = table.sort_values("count", ascending=False, kind="stable").reset_index(drop=True)
+    ax.plot(ranked.index + 1, ranked["count"], color=LIGHT.accent, linewidth=1.5)
+    if len(ranked):
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+    ax.set(title="How often entries were selected", xlabel="rank of the entry", ylabel="occurrences")
+    return ax
+
+
 def plot_tokens(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
-    """Draw the table of `notable_tokens`: relative frequency over count, the `n` of largest score named."""
+    """Draw the table of `notable_tokens`: relative frequency over count; the `n` of largest score have names.
+
+    Names that would lie on others are left out.
+    """
     ax = _axes(table, {"count", "relative", "score", "text"}, ax)
     ax.scatter(table["count"], table["relative"], s=6, color=LIGHT.faint)
-    for one in table.nlargest(n, "score").drop_duplicates("text").itertuples():
-        ax.annotate(_plain(one.text), (one.count, one.relative), fontsize=7, color=LIGHT.accent, parse_math=False)
     if (table["count"] > 0).any():
         ax.set_xscale("log")
         ax.set_yscale("log")
+    _name_points(ax, table.nlargest(n, "score").drop_duplicates("text"), "count", "relative")
     ax.set(title="Notable tokens", xlabel="count", ylabel="relative frequency")
     return ax
+
+
+def plot_controls(table: pd.DataFrame, ax: Axes | None = None, *, measure: str = "flip_rate", n: int = _MOST) -> Axes:
+    """Draw a table of controls, of components or pooled: effect of one measure with its interval, against zero.
+
+    Args:
+        table: of the controls, concatenated, or of `pool_controls`.
+        ax: the Axes to draw in; None makes a figure.
+        measure: which rows: `flip_rate`, `notable_flip_rate`, `notable_share` or `token_share`. The rows of
+            `frequency_control`, whose measure is `proportion`, are always drawn.
+        n: at most so many rows.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    ax = _axes(table, {"control", "measure", "effect", "low", "high"}, ax)
+    part = table[table["measure"].isin([measure, "proportion"]) & table["effect"].notna()].head(n)
+    keys = [*table.columns[: list(table.columns).index("measure")]]
+    return _intervals(ax, part, keys, "effect", "More than its control?", f"{measure.replace('_', ' ')}, difference")
+
+
+def plot_layers(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Draw the table of `layer_table`: per parameter, the share of flipped tokens that were notable beforehand."""
+    ax = _axes(table, {"param", "notable_share"}, ax)
+    part = table.assign(label=_labels(table, ["param"]))
+    return _bars(ax, part, "label", "notable_share", "Notable tokens among the flipped", "share, mean over neurons")
 
 
 def plot_effects(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
     """Draw the table of `ablation_effects`: change of the loss with its interval, the `n` largest ones."""
     ax = _axes(table, {"loss_change", "low", "high"}, ax)
-    part = table.reindex(table["loss_change"].abs().sort_values(ascending=False).index).head(n).iloc[::-1]
-    place = np.arange(len(part))
-    ax.axvline(0, color=LIGHT.faint, linewidth=1)
-    ax.hlines(place, part["low"], part["high"], color=LIGHT.ink, linewidth=1.2)
-    ax.plot(part["loss_change"], place, "D", color=LIGHT.accent, markersize=4)
+    part = table.reindex(table["loss_change"].abs().sort_values(ascending=False).index).head(n)
     keys = list(table.columns[: list(table.columns).index("n_samples")]) if "n_samples" in table else []
-    ax.set_yticks(place, _labels(part, keys), parse_math=False)
-    ax.set(title="Loss without it", xlabel="change of the loss, nats")
-    return ax
+    return _intervals(ax, part, keys, "loss_change", "Loss without it", "change of the loss, nats")
 
 
 def plot_enrichment(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
@@ -80,15 +115,20 @@ def plot_enrichment(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MO
 
 
 def plot_token_losses(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
-    """Draw the table of `token_losses`: the `n` tokens whose loss grows most, over all ablations in the table."""
+    """Draw the table of `token_losses`: the `n` tokens whose loss grows most, in the worst ablation."""
     ax = _axes(table, {"text", "loss_change", "count"}, ax)
-    return _bars(ax, table.nlargest(n, "loss_change"), "text", "loss_change", "Tokens that lose most", "nats")
+    part = table.sort_values("loss_change", ascending=False, kind="stable").drop_duplicates("text").head(n)
+    return _bars(ax, part, "text", "loss_change", "Tokens that lose most", "nats")
 
 
 def plot_flips(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST) -> Axes:
-    """Draw the table of `flip_tables` or `count_flips`: proportion of flips of the `n` tokens that flip most."""
-    ax = _axes(table, {"text", "flips", "proportion"}, ax)
-    part = table.nlargest(n, "flips")
+    """Draw the table of `flip_tables` or `count_flips`: proportion of flips of the `n` tokens that flip most.
+
+    Flips and counts of several ablations add up.
+    """
+    ax = _axes(table, {"text", "flips", "count", "proportion"}, ax)
+    part = table.groupby("text", sort=False)[["flips", "count"]].sum().nlargest(n, "flips").reset_index()
+    part["proportion"] = part["flips"] / part["count"].clip(lower=1)
     return _bars(ax, part, "text", "proportion", "Flipped predictions", "flips / count")
 
 
@@ -126,14 +166,15 @@ def plot_weights(table: pd.DataFrame, ax: Axes | None = None, *, value: str = "n
 
 
 def plot_spectra(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Draw the table of `weight_spectra`: singular values by rank, one line for each snapshot."""
+    """Draw the table of `weight_spectra`: singular values by rank, one line for each snapshot, the later the darker."""
     ax = _axes(table, {"param", "step", "rank", "singular_value"}, ax)
     groups = list(table.groupby(["param", "step"], sort=False))
     for number, (key, part) in enumerate(groups):
         shade = 0.25 + 0.75 * (number + 1) / len(groups)
-        ax.plot(part["rank"], part["singular_value"], color=LIGHT.accent, alpha=shade, linewidth=1, label=_label(key))
+        label = f"step {key[1]}" if number in (0, len(groups) - 1) else None
+        ax.plot(part["rank"], part["singular_value"], color=LIGHT.accent, alpha=shade, linewidth=1, label=label)
     ax.set(title="Spectra", xlabel="rank", ylabel="singular value")
-    if 0 < len(groups) <= 8:
+    if groups:
         ax.legend(fontsize=7)
     return ax
 
@@ -166,7 +207,7 @@ def plot_movement(table: pd.DataFrame, ax: Axes | None = None, *, n: int = _MOST
             cmap="Blues",
             interpolation="nearest",
         )
-    ax.set_yticks(np.arange(len(wide)), [_label(key) for key in wide.index], parse_math=False)
+    ax.set_yticks(np.arange(len(wide)), _labels(wide.index.to_frame(index=False), keys), parse_math=False)
     ax.set(title="When did it move", xlabel="step")
     return ax
 
@@ -227,29 +268,64 @@ def _axes(table: pd.DataFrame, needed: set[str], ax: Axes | None) -> Axes:
     need_matplotlib()
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(6.4, 4.0), layout="constrained").subplots()
+    ax = Figure(figsize=(6.4, 4.0), layout="constrained").subplots()
+    ax.spines[["top", "right"]].set_visible(False)
+    return ax
 
 
 def _bars(ax: Axes, table: pd.DataFrame, label: str, value: str, title: str, xlabel: str) -> Axes:
     place = np.arange(len(table))[::-1]
     ax.barh(place, table[value], color=LIGHT.accent, height=0.7)
-    ax.set_yticks(place, [_plain(text) for text in table[label]], parse_math=False)
+    ax.set_yticks(place, [_plain(text) for text in table[label]], parse_math=False, fontsize=_size(len(table)))
     ax.set(title=title, xlabel=xlabel)
     return ax
 
 
+def _intervals(ax: Axes, table: pd.DataFrame, keys: Sequence[str], value: str, title: str, xlabel: str) -> Axes:
+    place = np.arange(len(table))[::-1]
+    ax.axvline(0, color=LIGHT.faint, linewidth=1)
+    ax.hlines(place, table["low"], table["high"], color=LIGHT.ink, linewidth=1.2)
+    ax.plot(table[value], place, "D", color=LIGHT.accent, markersize=4)
+    ax.set_yticks(place, _labels(table, keys), parse_math=False, fontsize=_size(len(table)))
+    ax.locator_params(axis="x", nbins=6)
+    ax.set(title=title, xlabel=xlabel)
+    return ax
+
+
+def _size(n_rows: int) -> float:
+    """Return a size of letters at which so many lines of a figure don't touch."""
+    return 9.0 if n_rows <= 15 else 7.0
+
+
+def _name_points(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
+    """Write the text of each point beside it, the first ones first, unless another one is in its way."""
+    ax.autoscale_view()
+    to_axes = (ax.transData + ax.transAxes.inverted()).transform
+    taken = np.empty((0, 2))
+    for one in table.to_dict("records"):
+        at = to_axes((one[x], one[y]))
+        if (np.abs(taken - at) < (0.1, 0.04)).all(axis=1).any():
+            continue
+        taken = np.vstack([taken, at])
+        ax.annotate(_plain(one["text"]), (one[x], one[y]), fontsize=7, color=LIGHT.accent, parse_math=False)
+
+
 def _lines(ax: Axes, table: pd.DataFrame, keys: Sequence[str], value: str, title: str) -> Axes:
     groups = list(table.groupby(list(keys), sort=False))
-    for key, part in groups:
-        ax.plot(part["step"], part[value], linewidth=1.2, label=_label(key))
+    labels = _labels(pd.DataFrame([key for key, _ in groups], columns=list(keys)), keys)
+    for label, (_, part) in zip(labels, groups, strict=True):
+        ax.plot(part["step"], part[value], linewidth=1.2, label=label)
     if 0 < len(groups) <= 12:
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     ax.set(title=title, xlabel="step", ylabel=value.replace("_", " "))
     return ax
 
 
 def _labels(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
-    return [_label(key) for key in table[list(keys)].itertuples(index=False, name=None)]
+    names = table[list(keys)].copy()
+    for column in {"param", "module"} & set(keys):
+        names[column] = names[column].astype(str).map(shorten(names[column].astype(str)))
+    return [_label(key) for key in names.itertuples(index=False, name=None)]
 
 
 def _label(key: object) -> str:

@@ -50,6 +50,9 @@ TABLES: dict[str, TableSpec] = {
     ),
     "texts": TableSpec("the tokens of these samples", ("sample_id", "text"), True),
     "changes": TableSpec("change points of the loss", ("step", "before", "after"), True),
+    "phases": TableSpec(
+        "where several series change together", ("first_step", "last_step", "series", "of", "expected", "names"), True
+    ),
     "flips": TableSpec(
         "flipped predictions token by token", ("param", "axis", "neuron", "text", "flips", "count", "proportion"), True
     ),

@@ -79,7 +79,7 @@ class Committer:
     def announce(self) -> None:
         """Put the root document of a trace without rows, so that the target counts as a trace."""
         documents = {path: array_document(array.spec, 0, None) for path, array in self._arrays.items()}
-        self._replace_root(self._all_members(documents), dict.fromkeys(AXES, 0), {})
+        self._replace_root(self.members_of(documents), dict.fromkeys(AXES, 0), {})
 
     @property
     def arrays(self) -> dict[str, ArrayBuffer]:
@@ -94,7 +94,7 @@ class Committer:
     def cut(self, **attrs: Any) -> None:
         """Move the commit mark back to the rows that the arrays were restored with, before anything else is put."""
         documents = {path: array.document for path, array in self._arrays.items()}
-        self._replace_root(self._all_members(documents), self._rows(), attrs)
+        self._replace_root(self.members_of(documents), self._rows(), attrs)
 
     def commit(self, **attrs: Any) -> None:
         """Make everything appended so far visible, and set root attributes."""
@@ -107,7 +107,7 @@ class Committer:
         put_all(self._store, (json_put(f"{path}/{ROOT}", document) for path, document in changed.items()))
         self._on_disk |= changed
         self._groups |= new_groups
-        self._replace_root(self._all_members(documents), self._rows(), attrs)
+        self._replace_root(self.members_of(documents), self._rows(), attrs)
         self.pending_bytes = 0
         self.last_commit = time.monotonic()
         self.seconds_of_commit = self.last_commit - begun
@@ -145,8 +145,10 @@ class Committer:
                     "expected one run for each path: choose another path for one of them"
                 )
 
-    def _all_members(self, documents: dict[str, Any]) -> dict[str, Any]:
-        groups = {group: {**group_document(), **_consolidated({})} for group in self._groups_of(documents)}
+    @classmethod
+    def members_of(cls, documents: dict[str, Any]) -> dict[str, Any]:
+        """Return what the root lists: the documents of arrays, and those of the groups that hold them."""
+        groups = {group: {**group_document(), **_consolidated({})} for group in cls._groups_of(documents)}
         # zarr expects the members of a group next to each other.
         return dict(sorted({**groups, **documents}.items()))
 
@@ -154,6 +156,15 @@ class Committer:
     def _groups_of(paths: Iterable[str]) -> set[str]:
         parents = (path.split("/")[:depth] for path in paths for depth in range(1, path.count("/") + 1))
         return {"/".join(parent) for parent in parents}
+
+
+def metadata_bytes(specs: Iterable[ArraySpec]) -> int:
+    """Return the size of all metadata documents of a trace with these arrays, without the root's own attributes."""
+    documents = {spec.path: array_document(spec, 0) for spec in specs}
+    members = Committer.members_of(documents)
+    root = {**group_document(), **_consolidated(members)}
+    groups = [group_document()] * (len(members) - len(documents))
+    return sum(len(part) for one in (root, *documents.values(), *groups) for part in json_put("", one)[1])
 
 
 def create_trace(

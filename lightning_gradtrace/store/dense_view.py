@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import override
 
-from lightning_gradtrace.store.record_view import ByParameter, Rows, read_rows
+from lightning_gradtrace.store.record_view import ByParameter, Rows, array_of, read_rows
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -28,7 +28,7 @@ class DenseArray:
 
     def __init__(self, trace: Trace, group: str) -> None:
         self._trace, self._group = trace, group
-        self._array = trace.checked(f"{group}/shift")
+        self._array = array_of(trace, f"{group}/shift")
         self._rows = Rows(trace, group)
 
     def __repr__(self) -> str:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import override
 
-from lightning_gradtrace.store.record_view import ByParameter, Rows, read_rows
+from lightning_gradtrace.store.checked import CheckedArray
+from lightning_gradtrace.store.record_view import ByParameter, Rows, array_of
 from lightning_gradtrace.store.schema import escape
+from lightning_gradtrace.store.target import StoreError
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
@@ -189,7 +191,12 @@ class FactoredParameter:
         for step in np.unique(steps[place]):
             here = place[steps[place] == step]
             label = np.array([step])
-            number = self._read("factored_scale", "scale", self._rows("factored_scale", "step").of(label))[0]
+            _, row = self._find("factored_scale", label, "step")
+            if not len(row):
+                raise StoreError(
+                    f"`factored_scale` holds no scale of `{self._name}` at step {step}: the trace is damaged"
+                )
+            number = self._read("factored_scale", "scale", row)[0]
             gradient[here] *= gradient.dtype.type(number)
             _, row = self._find("factored_gain", label, "step")
             if len(row):
@@ -204,7 +211,7 @@ class FactoredParameter:
         return place, rows[place]
 
     def _read(self, part: str, name: str, rows: np.ndarray) -> np.ndarray:
-        return _wide(read_rows(self._array(part, name), rows))
+        return _wide(self._array(part, name)[rows])
 
     def _rows(self, part: str, axis: str = "occurrence") -> Rows:
         key = f"_rows_{part}"
@@ -213,8 +220,8 @@ class FactoredParameter:
         rows: Rows = self.__dict__[key]
         return rows
 
-    def _array(self, part: str, name: str) -> Any:
-        return self._trace.checked(f"{part}/{escape(self._name)}/{name}")
+    def _array(self, part: str, name: str) -> CheckedArray:
+        return array_of(self._trace, f"{part}/{escape(self._name)}/{name}")
 
 
 def _wide(values: Any) -> np.ndarray:

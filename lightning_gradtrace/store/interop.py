@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from lightning_gradtrace.store.record_view import Rows
 from lightning_gradtrace.store.schema import AXES
 
 if TYPE_CHECKING:
@@ -64,9 +65,9 @@ def with_coordinates(trace: Trace, path: str, dataset: xr.Dataset) -> xr.Dataset
     if path in ("/occurrences", "/steps"):
         return dataset
     if "occurrence" in dataset.dims:
-        of_row = trace.occurrences.iloc[trace.row_labels(group, "occurrence")]
+        of_row = trace.occurrences.iloc[Rows(trace, group).labels]
         columns = {name: ("occurrence", of_row[name].to_numpy()) for name in _COORDINATES}
         dataset = dataset.assign_coords({name: column for name, column in columns.items() if name not in dataset})
     if "step" in dataset.dims and "step" not in dataset.coords:
-        dataset = dataset.assign_coords(step=trace.row_labels(group, "step"))
+        dataset = dataset.assign_coords(step=Rows(trace, group, "step").labels)
     return dataset

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from lightning_gradtrace.store.record_view import Rows, read_rows
+from lightning_gradtrace.store.record_view import Rows, array_of, read_rows
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
@@ -22,7 +22,7 @@ class NormsView:
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._array = trace.checked("norms/norm")
+        self._array = array_of(trace, "norms/norm")
         self._rows = Rows(trace, "norms")
 
     @property

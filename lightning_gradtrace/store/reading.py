@@ -307,4 +307,4 @@ def _read_file(store: LocalStore, key: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StoreError(f"`{store}` can't be read: {type(error).__name__}: {error}") from error
+        raise StoreError(f"`{key}` of `{store}` can't be read: {type(error).__name__}: {error}") from error

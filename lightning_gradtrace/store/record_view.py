@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from lightning_gradtrace.store.checked import CheckedArray
+from lightning_gradtrace.store.reading import find_array
 from lightning_gradtrace.store.schema import escape
+from lightning_gradtrace.store.target import StoreError
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
@@ -30,8 +33,16 @@ class Rows:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Occurrences or steps of the rows, rising, shape (rows,)."""
-        return self._trace.row_labels(self._group, self._axis)
+        """Occurrences or steps of the rows, rising, shape (rows,).
+
+        Raises:
+            StoreError: if they don't rise, or name what the trace doesn't hold.
+        """
+        found = self._trace.row_labels(self._group, self._axis)
+        known = self._trace.n_occurrences if self._axis == "occurrence" else np.inf
+        if len(found) and (found[0] < 0 or found[-1] >= known or (np.diff(found) <= 0).any()):
+            raise StoreError(f"`{self._group}/{self._axis}` doesn't rise within the trace's rows: the trace is damaged")
+        return found
 
     def find(self, labels: np.ndarray) -> np.ndarray:
         """Return the row of every label, -1 where there is none; shape of ``labels``."""
@@ -59,6 +70,16 @@ class Rows:
             span = f"{len(known)} of them, {known[0]} to {known[-1]}" if len(known) else "none"
             raise KeyError(f"{self._axis} {wanted[row < 0][0]} has no row in `{self._group}`, which holds {span}")
         return row
+
+
+def array_of(trace: Trace, path: str) -> CheckedArray:
+    """Give access to an array that a record must have.
+
+    Raises:
+        StoreError: if the trace has no such array.
+    """
+    find_array(trace.group, path)
+    return trace.checked(path)
 
 
 def read_rows(array: Any, rows: np.ndarray) -> np.ndarray:

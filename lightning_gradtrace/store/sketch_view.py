@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import override
 
-from lightning_gradtrace.store.record_view import ByParameter, Rows, read_rows
+from lightning_gradtrace.store.record_view import ByParameter, Rows, array_of, read_rows
 
 _BLOCK = 2**24
 """Numbers of one parameter's sketches that are read at a time."""
@@ -98,13 +98,13 @@ class SketchView(ByParameter[np.ndarray]):
         return names
 
     def _read(self, name: str, occurrences: Any) -> np.ndarray:
-        return read_rows(self._trace.checked(f"{self._path(name)}/shift"), self._rows(name).of(occurrences))
+        return read_rows(array_of(self._trace, f"{self._path(name)}/shift"), self._rows(name).of(occurrences))
 
     def _rows(self, name: str) -> Rows:
         return Rows(self._trace, self._path(name))
 
     def _attrs(self, name: str) -> dict[str, Any]:
-        return dict(self._trace.checked(f"{self._path(name)}/shift").attrs)
+        return dict(array_of(self._trace, f"{self._path(name)}/shift").attrs)
 
     @override
     def _of(self, name: str) -> np.ndarray:

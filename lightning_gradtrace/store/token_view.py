@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lightning_gradtrace.store.record_view import Rows, read_rows
+from lightning_gradtrace.store.record_view import Rows, array_of, read_rows
 from lightning_gradtrace.store.views import chosen_steps
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class TokenGradsView:
     @property
     def k(self) -> int:
         """Entries kept per loss token."""
-        return int(self._trace.array(f"{self.group}/index").shape[2])
+        return int(array_of(self._trace, f"{self.group}/index").shape[2])
 
     def tokens(self, steps: int | Iterable[int] | slice | None = None) -> pd.DataFrame:
         """Tabulate the loss tokens whose shifts were kept.
@@ -100,4 +100,4 @@ class TokenGradsView:
         return self._rows.labels[np.isin(of_row, chosen_steps(self._trace, steps))]
 
     def _read(self, name: str, occurrences: np.ndarray) -> np.ndarray:
-        return read_rows(self._trace.checked(f"{self.group}/{name}"), self._rows.of(occurrences))
+        return read_rows(array_of(self._trace, f"{self.group}/{name}"), self._rows.of(occurrences))

@@ -129,17 +129,15 @@ def _check_chunks(trace: Trace, path: str, array: zarr.Array, report: VerifyRepo
             slice(i * chunk, min((i + 1) * chunk, n)) for i, chunk, n in zip(place, chunks, shape, strict=True)
         )
         report.n_chunks += 1
-        (data,) = fetch(trace.store, [f"{path}/{array.metadata.encode_chunk_key(place)}"])
-        if data is None:
-            if _may_be_absent(trace, path, region, rows):
+        try:
+            (data,) = fetch(trace.store, [f"{path}/{array.metadata.encode_chunk_key(place)}"])
+            if data is not None:
+                decode_chunk(trace.group, path, array, place, data)
+            if data is not None or _may_be_absent(trace, path, region, rows):
                 continue
             problem = f"{name_chunk(trace.group, path, array, place, rows)} is missing"
-        else:
-            try:
-                decode_chunk(trace.group, path, array, place, data)
-                continue
-            except StoreError as error:
-                problem = str(error)
+        except StoreError as error:
+            problem = str(error)
         yield problem
         n_problems += 1
         if n_problems == MOST_PROBLEMS:

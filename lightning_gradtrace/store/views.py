@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from lightning_gradtrace.store.record_view import Rows, array_of
 from lightning_gradtrace.store.target import StoreError
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class TopKView(ABC):
 
     def __init__(self, trace: Trace) -> None:
         self._trace = trace
-        self._index = trace.array(f"{self.group}/index")
+        self._index = array_of(trace, f"{self.group}/index")
 
     @property
     def k(self) -> int:
@@ -62,7 +63,7 @@ class TopKView(ABC):
     @cached_property
     def _labels(self) -> np.ndarray:
         """Occurrences or steps that the rows belong to, shape (rows,)."""
-        return self._trace.row_labels(self.group, self._axis)
+        return Rows(self._trace, self.group, self._axis).labels
 
     @property
     def _axis(self) -> str:

@@ -76,6 +76,14 @@ class UpdateRule(ABC):
         """
         return {name: copy_of(state, name, ledger) for name in self.carried}
 
+    def overwrites_gradient(self, group: Mapping[str, Any]) -> bool:
+        """Say whether a step may write into the gradients, so that a copy is needed of what it began with.
+
+        Args:
+            group: the parameter group.
+        """
+        return False
+
     @abstractmethod
     def split(
         self,

@@ -15,6 +15,10 @@ class GenericRule(UpdateRule):
     """``s[i] = -lr c g[i]``, nothing carried, nothing decayed (docs/concepts.md, 3)."""
 
     @override
+    def overwrites_gradient(self, group: Mapping[str, Any]) -> bool:
+        return True  # as in `p.grad.add_(p, alpha=weight_decay)`, for all that is known
+
+    @override
     def split(
         self,
         group: Mapping[str, Any],

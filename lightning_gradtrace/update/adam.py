@@ -32,7 +32,7 @@ class AdamRule(UpdateRule):
         before: Tensor | None,
     ) -> Split:
         beta1, beta2 = group["betas"]
-        in_tensors = group["capturable"] or group["differentiable"]
+        in_tensors = (group["capturable"] and not group["fused"]) or group["differentiable"]
         second = wide(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"])
         denominator = second.sqrt().div_(bias_correction(beta2, state, in_tensors) ** 0.5).add_(number(group["eps"]))
         unit = denominator.reciprocal_().mul_(number(group["lr"]) / bias_correction(beta1, state, in_tensors))

@@ -19,19 +19,12 @@ _CHUNK = 1 << 16
 _PROPORTIONAL = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 
-def copy_gradients(gradients: Sequence[Tensor]) -> list[Tensor]:
-    """Return dense copies of gradients; those of one dtype and device lie in one block of memory, in order."""
-    gradients = [local(gradient) for gradient in gradients]
-    copies: dict[int, Tensor] = {}
-    kinds: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    for i, gradient in enumerate(gradients):
-        kinds.setdefault((gradient.dtype, gradient.device), []).append(i)
-    for members in kinds.values():
-        flat = torch.cat([dense(gradients[i]).flatten() for i in members])
-        sizes = [gradients[i].shape.numel() for i in members]
-        for i, part in zip(members, flat.split(sizes), strict=True):
-            copies[i] = part.view(gradients[i].shape)
-    return [copies[i] for i in range(len(gradients))]
+def copy_gradient(gradient: Tensor, spare: Tensor | None = None) -> Tensor:
+    """Return a dense copy of a gradient, in ``spare`` if that is like it: fresh memory costs more than the copy."""
+    found = dense(gradient)
+    if spare is None or (spare.shape, spare.dtype, spare.device) != (found.shape, found.dtype, found.device):
+        return found.clone()
+    return spare.copy_(found)
 
 
 def dense(gradient: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.update._base import Split, UpdateRule
 from lightning_gradtrace.update._generic import GenericRule
 from lightning_gradtrace.update._registry import rule_for
-from lightning_gradtrace.update.clipping import clip_factors, copy_gradients, dense, projection
+from lightning_gradtrace.update.clipping import clip_factors, copy_gradient, dense, projection
 from lightning_gradtrace.update.ledger import Balance, Entry, balance
 from lightning_gradtrace.update.preconditioned import precondition
 from lightning_gradtrace.update.sharding import local, local_state
@@ -32,10 +32,13 @@ class _Parameter:
     weights: Tensor | None
     split: Split | None = None
     clip: float | Tensor = 1.0
+    kept: Tensor | None = None
 
     @property
     def seen(self) -> Tensor:
         """The gradient as the optimizer saw it; one that the step set to None is taken as not clipped."""
+        if self.kept is not None:
+            return self.kept
         return self.gradient if self.tensor.grad is None else local(self.tensor.grad).detach()
 
 
@@ -94,9 +97,9 @@ class StepDivision:
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         moving = {name: p for name, p in tracked.items() if id(p) in groups and p.grad is not None}
         gradients = dict(reference or {})
-        now = [name for name in moving if name not in gradients]
-        copies = copy_gradients([p.grad for name in now if (p := moving[name]).grad is not None])
-        gradients.update(zip(now, copies, strict=True))
+        gradients.update(
+            {n: copy_gradient(p.grad) for n, p in moving.items() if n not in gradients and p.grad is not None}
+        )
         for name, tensor in moving.items():
             if tensor.is_complex():
                 raise ValueError(
@@ -109,6 +112,13 @@ class StepDivision:
             weights = local(tensor).detach().clone() if ledger else None
             division._parameters[name] = _Parameter(tensor, group, gradients[name], memory, weights)
         return division
+
+    def keep_gradients(self) -> None:
+        """Copy the gradients that the step may write into; called when it is about to use them, after clipping."""
+        for p in self._parameters.values():
+            grad = p.tensor.grad
+            if p.kept is None and grad is not None and self._rule.overwrites_gradient(p.group):
+                p.kept = dense(grad).clone()
 
     @property
     def gradients(self) -> dict[str, Tensor]:

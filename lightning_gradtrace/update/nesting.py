@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 from torch.optim import Optimizer
 
@@ -22,3 +25,32 @@ def in_outermost_step(optimizer: Optimizer) -> bool:
             running += frame.f_locals.get("self") is optimizer
         frame = frame.f_back
     return running < 2
+
+
+def after_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], then: Callable[[], None]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Call something when a step is about to use its gradients: once its closure has run, at once without one.
+
+    Args:
+        args: positional arguments of the step, the optimizer first, as a hook before the step receives them.
+        kwargs: its other arguments.
+        then: what to call.
+
+    Returns:
+        What such a hook returns to change the arguments, None to leave them.
+    """
+    closure = args[1] if len(args) > 1 else kwargs.get("closure")
+    if closure is None:
+        then()
+        return None
+
+    @functools.wraps(closure)
+    def watched(*inner: Any, **named: Any) -> Any:
+        result = closure(*inner, **named)
+        then()
+        return result
+
+    if len(args) > 1:
+        return (args[0], watched, *args[2:]), kwargs
+    return args, {**kwargs, "closure": watched}

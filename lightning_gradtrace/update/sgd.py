@@ -22,6 +22,10 @@ class SGDRule(UpdateRule):
     half_tolerance: ClassVar = 5e-2
 
     @override
+    def overwrites_gradient(self, group: Mapping[str, Any]) -> bool:
+        return bool(group["nesterov"])  # `foreach` adds the buffer to the gradients themselves
+
+    @override
     def remember(
         self, parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], ledger: bool
     ) -> dict[str, Any]:

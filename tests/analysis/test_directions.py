@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from zarr.storage import MemoryStore
 
 from lightning_gradtrace.analysis import direction_shifts, outliers, principal_directions
+from lightning_gradtrace.record import ParameterInfo, Sketch
+from lightning_gradtrace.record.projection import Projection
+from lightning_gradtrace.store import TraceWriter, open_trace
 from tests.analysis.traces import random_trace, write_trace
+from tests.synthetic import params_table
 
 SHAPES = {"a": (2, 3), "w": (6, 5)}
 
@@ -56,7 +62,7 @@ def test_shifts_along_directions_equal_products(axis, record, monkeypatch):
         expected = (s * one).sum() if axis == "weight" else np.linalg.norm(s @ one if axis == "in" else one @ s)
         assert row.shift == pytest.approx(expected, rel=1e-6)
         assert row.share == pytest.approx(abs(expected) / np.linalg.norm(s), rel=1e-6)
-    monkeypatch.setattr("lightning_gradtrace.analysis.directions._BLOCK", 60)
+    monkeypatch.setattr("lightning_gradtrace.analysis._shift_sources._BLOCK", 60)
     pd.testing.assert_frame_equal(direction_shifts(trace, "w", directions, axis), found)
     some = direction_shifts(trace, "w", directions[0], axis, steps=slice(2, 5))
     assert some["occurrence"].tolist() == [6, 9]
@@ -117,6 +123,71 @@ def test_a_diffuse_feature_is_found_along_its_direction_and_missed_by_outliers()
     assert accuracy(blind) < 0.9
 
 
+SIZES = {"w": (24, 20), "v": (40,), "small": (3, 4)}
+
+
+def sketched_trace(shifts, dim, seed):
+    """A trace whose only record is a Sketch of these shifts: (occurrence, *shape) by parameter."""
+    params = params_table(SIZES)
+    infos = [ParameterInfo(n, s, int(o)) for (n, s), o in zip(SIZES.items(), params["offset"], strict=True)]
+    store = MemoryStore()
+    writer = TraceWriter(store, params=params, specs=Sketch(dim, seed).specs(infos), attrs={})
+    rows = {}
+    for name, shape in SIZES.items():
+        found = Projection.of(name, shape, dim, seed).apply(torch.from_numpy(shifts[name]))
+        rows[f"sketch/{name}/shift"] = found.reshape(len(found), -1).numpy().astype(np.float32)
+    n = np.arange(len(shifts["w"]))
+    writer.append_step(
+        {"step": 0, "epoch": 0, "lr": [0.1]}, {"micro_batch": n * 0, "slot": n, "rank": n * 0, "sample_id": n}, rows
+    )
+    writer.close(complete=True)
+    return open_trace(store)
+
+
+def test_sketches_estimate_shifts_along_directions_without_bias():
+    """The mean over seeds meets the truth within its error, for matrices, folded vectors and what is kept whole."""
+    rng = np.random.default_rng(5)
+    shifts = {name: rng.normal(size=(3, *shape)) for name, shape in SIZES.items()}
+    for name, shape in SIZES.items():
+        directions = rng.normal(size=(2, *shape))
+        units = directions / np.linalg.norm(directions.reshape(2, -1), axis=1).reshape(2, *[1] * len(shape))
+        truth = shifts[name].reshape(3, -1) @ units.reshape(2, -1).T
+        estimates, bounds = [], []
+        for seed in range(24):
+            trace = sketched_trace(shifts, 16, seed)
+            found = direction_shifts(trace, name, directions, "weight")
+            assert set(found["record"]) == {"sketch"}
+            assert found["occurrence"].tolist() == [0, 0, 1, 1, 2, 2]
+            estimates.append(found["shift"].to_numpy().reshape(3, 2))
+            bounds.append(trace.array(f"sketch/{name}/shift").attrs["relative_error"])
+        error = np.abs(np.mean(estimates, axis=0) - truth)
+        length = np.linalg.norm(shifts[name].reshape(3, -1), axis=1)[:, None]
+        assert (error <= 4 * bounds[0] * length / np.sqrt(24) + 1e-5).all()
+        assert (np.std(estimates, axis=0) <= 1.5 * bounds[0] * length + 1e-5).all()
+        assert (bounds[0] == 0) == (name == "small")
+
+
+def test_sketches_find_a_diffuse_feature():
+    rng = np.random.default_rng(6)
+    topic = rng.random(200) < 0.5
+    feature = np.where(rng.random((24, 20)) < 0.5, -1.0, 1.0)
+    shifts = {name: 0.05 * rng.normal(size=(200, *shape)) for name, shape in SIZES.items()}
+    shifts["w"] += 0.1 * topic[:, None, None] * feature
+    found = direction_shifts(sketched_trace(shifts, 128, 0), "w", feature, "weight")["shift"].to_numpy()
+    assert max(np.mean((found > limit) == topic) for limit in found) > 0.98
+
+
+def test_sketches_hold_no_lengths_along_axes():
+    trace = sketched_trace({name: np.ones((2, *shape)) for name, shape in SIZES.items()}, 16, 0)
+    for call in (
+        lambda: direction_shifts(trace, "w", np.ones(20)),
+        lambda: direction_shifts(trace, "w", np.ones(20), record="sketch"),
+        lambda: principal_directions(trace, "w"),
+    ):
+        with pytest.raises(ValueError, match='take `axis="weight"`, or record `Dense` or `Factored`'):
+            call()
+
+
 def test_principal_directions_find_a_planted_one():
     rng = np.random.default_rng(4)
     feature = rng.normal(size=5)
@@ -155,10 +226,9 @@ def test_what_does_not_fit_is_refused():
 def test_recorded_trainings_agree(tmp_path):
     """The same training through the callback: all shifts, their factors, and a TopK that keeps everything."""
     import lightning.pytorch as pl
-    import torch
     from torch.utils.data import DataLoader, TensorDataset
 
-    from lightning_gradtrace import Dense, Factored, GradTrace, TopK, open_trace
+    from lightning_gradtrace import Dense, Factored, GradTrace, TopK
 
     class Regression(pl.LightningModule):
         def __init__(self):
@@ -173,7 +243,7 @@ def test_recorded_trainings_agree(tmp_path):
 
     torch.manual_seed(0)
     loader = DataLoader(TensorDataset(torch.randn(12, 4), torch.randn(12, 2)), batch_size=4)
-    callback = GradTrace(tmp_path / "a.zarr", record=[TopK(18), Dense(), Factored()], inputs=None)
+    callback = GradTrace(tmp_path / "a.zarr", record=[TopK(18), Dense(), Factored(), Sketch(18)], inputs=None)
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     pl.Trainer(max_epochs=2, accelerator="cpu", enable_model_summary=False, callbacks=[callback], **quiet).fit(
         Regression(), loader
@@ -185,3 +255,8 @@ def test_recorded_trainings_agree(tmp_path):
     for record in ("factored", "topk"):
         np.testing.assert_allclose(tables[record]["shift"], tables["dense"]["shift"], rtol=1e-5)
     assert set(direction_shifts(trace, "net.0.weight", np.ones(4))["record"]) == {"dense"}
+    # A sketch of as many values as there are weights is exact.
+    whole, exact = (
+        direction_shifts(trace, "net.0.weight", np.ones((3, 4)), "weight", record=r) for r in ("sketch", "dense")
+    )
+    np.testing.assert_allclose(whole[["shift", "norm"]], exact[["shift", "norm"]], rtol=1e-4, atol=1e-9)

@@ -77,6 +77,7 @@ def test_every_record_equals_slices_of_the_dense_shifts(trace: Trace) -> None:
             scale = np.abs(shift * direction).sum()
             assert (row.size, row.square) == pytest.approx(expected[:2], rel=1e-4)
             assert row.along == pytest.approx(expected[2], rel=1e-4, abs=1e-4 * scale)
+            assert row.toward == max(row.along, 0)
             assert row.sample_id == trace.occurrences["sample_id"][row.occurrence]
 
 

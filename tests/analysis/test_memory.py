@@ -34,7 +34,7 @@ class Watched(Model):
         self.gradients: list[Tensor] = []
         self.weights: list[Tensor] = []
         self.groups: list[dict[str, Any]] = []
-        self.second: list[Tensor] = []
+        self.states: list[dict[str, Tensor]] = []
 
     def configure_optimizers(self):
         return self.configure(self)
@@ -48,7 +48,7 @@ class Watched(Model):
 
     def on_train_batch_end(self, *_) -> None:
         state = self.trainer.optimizers[0].state[self.get_parameter(PARAM)]
-        self.second.append(state.get("exp_avg_sq", torch.zeros(1)).clone())
+        self.states.append({key: value.clone() for key, value in state.items() if value is not None})
 
 
 def watched(configure: Callable[[nn.Module], Any]) -> Watched:
@@ -99,23 +99,67 @@ def real_optimizer(model: Watched) -> Callable:
     return make
 
 
-def adam_with_the_denominators_of_the_training(model: Watched) -> Callable:
-    def make(weight: Tensor) -> Callable:
-        moment = torch.zeros_like(weight)
+def adam(model: Watched, t: int, moment: Tensor, gradient: Tensor) -> Tensor:
+    group, (b1, b2) = model.groups[t], model.groups[t]["betas"]
+    den = (model.states[t]["exp_avg_sq"] / (1 - b2 ** (t + 1))).sqrt() + group["eps"]
+    moment.mul_(b1).add_(gradient, alpha=1 - b1)
+    return moment / (1 - b1 ** (t + 1)) / den
 
-        def step(t: int, gradient: Tensor) -> None:
-            group, (b1, b2) = model.groups[t], model.groups[t]["betas"]
-            den = (model.second[t] / (1 - b2 ** (t + 1))).sqrt() + group["eps"]
-            if group["decoupled_weight_decay"]:
-                weight.mul_(1 - group["lr"] * group["weight_decay"])
-            else:
-                gradient = gradient + group["weight_decay"] * weight
-            moment.mul_(b1).add_(gradient, alpha=1 - b1)
-            weight.sub_(group["lr"] / (1 - b1 ** (t + 1)) * moment / den)
 
+def nadam(model: Watched, t: int, moment: Tensor, gradient: Tensor) -> Tensor:
+    group, (b1, b2) = model.groups[t], model.groups[t]["betas"]
+    den = (model.states[t]["exp_avg_sq"] / (1 - b2 ** (t + 1))).sqrt() + group["eps"]
+    now, following = (b1 * (1 - 0.5 * 0.96 ** (n * group["momentum_decay"])) for n in (t + 1, t + 2))
+    product = model.states[t]["mu_product"].double()
+    moment.mul_(b1).add_(gradient, alpha=1 - b1)
+    return ((1 - now) / (1 - product) * gradient + following / (1 - product * following) * moment) / den
+
+
+def radam(model: Watched, t: int, moment: Tensor, gradient: Tensor) -> Tensor:
+    group, (b1, b2) = model.groups[t], model.groups[t]["betas"]
+    longest = 2 / (1 - b2) - 1
+    rho = longest - 2 * (t + 1) * b2 ** (t + 1) / (1 - b2 ** (t + 1))
+    moment.mul_(b1).add_(gradient, alpha=1 - b1)
+    step = moment / (1 - b1 ** (t + 1))
+    if rho <= 5:
         return step
+    rectified = ((rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)) ** 0.5
+    return step * rectified * (1 - b2 ** (t + 1)) ** 0.5 / (model.states[t]["exp_avg_sq"].sqrt() + group["eps"])
 
-    return make
+
+def adamax(model: Watched, t: int, moment: Tensor, gradient: Tensor) -> Tensor:
+    b1 = model.groups[t]["betas"][0]
+    moment.mul_(b1).add_(gradient, alpha=1 - b1)
+    return moment / (1 - b1 ** (t + 1)) / model.states[t]["exp_inf"]
+
+
+def rmsprop(model: Watched, t: int, moment: Tensor, gradient: Tensor) -> Tensor:
+    variance = model.states[t]["square_avg"]
+    if model.groups[t]["centered"]:
+        variance = variance - model.states[t]["grad_avg"].square()
+    return moment.mul_(model.groups[t]["momentum"]).add_(gradient / (variance.sqrt() + model.groups[t]["eps"]))
+
+
+def with_the_denominators_of_the_training(direction: Callable[..., Tensor]) -> Callable:
+    """Take the optimizer's own formula, but the averages of squares that the training had."""
+
+    def of(model: Watched) -> Callable:
+        def make(weight: Tensor) -> Callable:
+            moment = torch.zeros_like(weight)
+
+            def step(t: int, gradient: Tensor) -> None:
+                group = model.groups[t]
+                if group.get("decoupled_weight_decay", False):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                else:
+                    gradient = gradient + group["weight_decay"] * weight
+                weight.sub_(group["lr"] * direction(model, t, moment, gradient))
+
+            return step
+
+        return make
+
+    return of
 
 
 def cycle(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -134,10 +178,11 @@ def sgd(module: nn.Module, **options: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups_of(module), lr=0.1, **options)
 
 
-def adam(cls: type, module: nn.Module, **options: Any) -> torch.optim.Optimizer:
-    return cls(groups_of(module), lr=0.01, **options)
+def optim(cls: type, **options: Any) -> Callable[[nn.Module], torch.optim.Optimizer]:
+    return lambda module: cls(groups_of(module), lr=0.01, **options)
 
 
+held = with_the_denominators_of_the_training
 CASES = {
     "sgd": (lambda m: sgd(m), real_optimizer),
     "sgd, momentum, decay": (lambda m: sgd(m, momentum=0.9, weight_decay=0.5), real_optimizer),
@@ -145,10 +190,21 @@ CASES = {
     "sgd, nesterov, decay": (lambda m: sgd(m, momentum=0.8, nesterov=True, weight_decay=0.5), real_optimizer),
     "sgd, maximize": (lambda m: sgd(m, momentum=0.5, weight_decay=0.5, maximize=True), real_optimizer),
     "sgd, one cycle": (lambda m: cycle(sgd(m, momentum=0.9, nesterov=True)), real_optimizer),
-    "adam": (lambda m: adam(torch.optim.Adam, m), adam_with_the_denominators_of_the_training),
-    "adam, decay": (lambda m: adam(torch.optim.Adam, m, weight_decay=0.5), adam_with_the_denominators_of_the_training),
-    "adamw": (lambda m: adam(torch.optim.AdamW, m, weight_decay=0.5), adam_with_the_denominators_of_the_training),
-    "adamw, one cycle": (lambda m: cycle(adam(torch.optim.AdamW, m)), adam_with_the_denominators_of_the_training),
+    "adam": (optim(torch.optim.Adam), held(adam)),
+    "adam, decay": (optim(torch.optim.Adam, weight_decay=0.5), held(adam)),
+    "adamw": (optim(torch.optim.AdamW, weight_decay=0.5), held(adam)),
+    "adamw, one cycle": (lambda m: cycle(optim(torch.optim.AdamW)(m)), held(adam)),
+    "nadam": (optim(torch.optim.NAdam), held(nadam)),
+    "nadam, decay": (optim(torch.optim.NAdam, weight_decay=0.5, betas=(0.7, 0.99)), held(nadam)),
+    "nadam, decoupled": (optim(torch.optim.NAdam, weight_decay=0.5, decoupled_weight_decay=True), held(nadam)),
+    "radam, decay": (optim(torch.optim.RAdam, weight_decay=0.5), held(radam)),
+    "radam, decoupled": (optim(torch.optim.RAdam, weight_decay=0.5, decoupled_weight_decay=True), held(radam)),
+    "adamax, decay": (optim(torch.optim.Adamax, weight_decay=0.5), held(adamax)),
+    "rmsprop": (optim(torch.optim.RMSprop, momentum=0.9), held(rmsprop)),
+    "rmsprop, centered, decay": (
+        optim(torch.optim.RMSprop, momentum=0.9, centered=True, weight_decay=0.5),
+        held(rmsprop),
+    ),
 }
 
 
@@ -188,10 +244,10 @@ def test_what_can_not_be_followed_is_said(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             eventual_shift(open_trace(path), 0, horizon)
 
-    fails("memory of `NAdam` can't be followed", lambda m: adam(torch.optim.NAdam, m))
+    fails("memory of `ASGD` can't be followed", optim(torch.optim.ASGD))
     fails(
         r"depends on its denominators.*`GradTrace\(record=\[TopK\(...\), Gains\(\)\]\)`",
-        lambda m: adam(torch.optim.Adam, m),
+        optim(torch.optim.Adam),
     )
     fails("the trace lacks steps between 0 and", lambda m: sgd(m, momentum=0.9), every_n_steps=2)
     fails("`horizon` is -1, expected a whole number", lambda m: sgd(m), horizon=-1)

@@ -16,6 +16,8 @@ from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placement import UnattributableError
 from lightning_gradtrace.capture.probe import PermutationProbe
+from lightning_gradtrace.capture.shares import DenseShare
+from lightning_gradtrace.update.clipping import dense
 
 N = 4
 
@@ -32,7 +34,7 @@ def capture(
     micro_batch = engine.collect(
         tape, N, PermutationProbe(model, parameters, lambda data: loss(model, data), batch, N, 0)
     )
-    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    gradients = {name: dense(p.grad) for name, p in parameters.items() if p.grad is not None}
     advice = functools.partial(engine.advice, [micro_batch], gradients)
     check_sums(sum_errors([micro_batch], gradients), gradients, advice=advice)
     return micro_batch
@@ -331,3 +333,53 @@ def test_random_numbers_that_can_not_be_drawn_again_are_noticed() -> None:
     generator = torch.Generator().manual_seed(1)
     with pytest.raises(UnattributableError, match=r"`w`: use 0 .* draws random numbers that can't be drawn again"):
         capture(model, x, lambda m, x: torch.normal(x.expand(N, 6) * 0, m.w.exp(), generator=generator).sum())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_small_gradient_is_measured_by_a_part_of_the_whole(dtype: torch.dtype) -> None:
+    """What rounding leaves of a gradient that vanishes passes; what is more than that does not."""
+    shares = MicroBatch(1, {"w": DenseShare(torch.zeros(1, 2, dtype=dtype))})
+    unit = torch.finfo(dtype).eps
+    noise, real = (torch.full((2,), k * unit, dtype=dtype) for k in (1, 1000))
+    errors = sum_errors([shares], {"w": noise}, overall=1.0)
+    check_sums(errors, {"w": noise})
+    with pytest.raises(UnattributableError, match="`w`"):
+        check_sums(sum_errors([shares], {"w": real}, overall=1.0), {"w": real})
+
+
+def test_a_gradient_without_any_share_is_refused_however_small() -> None:
+    gradient = torch.full((2,), 1e-12)
+    errors = sum_errors([MicroBatch(1, {})], {"w": gradient, "v": torch.zeros(2)}, overall=1.0)
+    assert errors == {"w": 1.0, "v": 0.0}
+    with pytest.raises(UnattributableError, match=r"`w` \(relative error 1.0e\+00\)"):
+        check_sums(errors, {"w": gradient, "v": torch.zeros(2)})
+
+
+def test_gradients_of_complex_numbers_between_real_ones() -> None:
+    torch.manual_seed(0)
+    model = Net(filter=(N,), mix=(N, N, 2)).double()
+    x = torch.randn(N, 2 * N - 2).double()
+
+    def output(m: nn.Module, x: Tensor) -> Tensor:
+        waves = torch.fft.rfft(x) * m.filter
+        return torch.fft.irfft(waves @ torch.view_as_complex(m.mix)).sin()
+
+    shares = capture(model, x, lambda m, x: output(m, x).sum()).shares
+    expected = per_sample_gradients(lambda i: output(model, x[i : i + 1]).sum(), N, dict(model.named_parameters()))
+    for name, g in expected.items():
+        torch.testing.assert_close(shares[name].dense(), g)
+
+
+def test_an_embedding_with_sparse_gradients_beside_a_dense_use() -> None:
+    torch.manual_seed(0)
+    model = Net(table=nn.Embedding(7, 3, sparse=True)).double()
+    tokens = torch.randint(7, (N, 5))
+    shares = capture(model, tokens, lambda m, t: m.table(t).sin().sum()).shares
+    expected = per_sample_gradients(lambda i: model.table(tokens[i]).sin().sum(), N, {"w": model.table.weight})
+    torch.testing.assert_close(shares["table.weight"].dense(), expected["w"].to_dense())
+
+
+def test_the_first_mixture_is_named() -> None:
+    model = Net(lin=nn.Linear(6, 3))
+    with pytest.raises(UnattributableError, match="the loss is computed from it by `add` in a way"):
+        capture(model, torch.randn(N, 6), lambda m, x: (m.lin(x).sum() + m.lin.weight.norm()) / 2 * 3)

@@ -46,7 +46,7 @@ def test_patterns_and_tokens_are_those_of_the_library(heads_path: Path, run: Run
     change = analysis.weight_change(trace, slice(2, 5))
     moved = analysis.head_shifts(trace, steps=slice(2, 5), along=change)
     seen = trace.occurrences[trace.occurrences["step"].between(2, 5)]
-    expected = analysis.pattern_enrichment(moved, pattern, amount="along", occurrences=seen)
+    expected = analysis.pattern_enrichment(moved, pattern, amount="toward", occurrences=seen)
     arguments = ("--pattern", f"{file}:third", "--along", "--steps", "2:5", "--json")
     assert same(run("enrichment", heads_path, *arguments), expected)
     moved = analysis.head_shifts(trace)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from lightning_gradtrace import analysis, open_trace
+from tests.analysis.test_components import SHAPES, Attentive
+from tests.analysis.traces import write_trace
 from tests.cli.conftest import Run
 
 CHAIN = ("--min-count", 5, "--entries", 20)
@@ -44,6 +48,44 @@ def test_ablate_equals_the_library_and_the_way_of_calling_does_not_matter(
     neurons = analysis.neurons(trace, entries, analysis.notable_tokens(trace, entries, min_count=5))
     few = neurons[(neurons["n_samples"] <= 18) & (neurons["n_notable"] > 0)].head(1)
     assert [(row["param"], row["neuron"]) for row in one] == list(zip(few["param"], few["neuron"], strict=True))
+
+
+@pytest.mark.parametrize("show", COLUMNS)
+def test_single_entries_are_switched_off_too(show: str, run: Run, trace_path: Path, model_file: Path) -> None:
+    spec = ("--model", f"{model_file}:build", *CHAIN, "--neurons", 2, "--by", "entry", "--samples", 9)
+    done = run("ablate", trace_path, *spec, "--show", show, "--json")
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert COLUMNS[show] in document["columns"] and document["rows"]
+    assert ("index" in document["columns"]) == (show not in ("layers", "pooled"))
+
+
+@pytest.mark.parametrize("by", ["head", "head_part"])
+def test_heads_and_their_controls_equal_the_library(by: str, run: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    text = {sample: rng.integers(0, 12, 6).tolist() for sample in range(12)}
+    sample_id = np.arange(24).reshape(-1, 4) % 12
+    index = np.sort(np.stack([rng.permutation(8)[:2] * 24 + sample // 6 * 8 for sample in sample_id.flat]), axis=1)
+    trace = write_trace(SHAPES, sample_id, index, text=text, to=tmp_path / "h.zarr")
+    spec = ("--model", "tests.analysis.test_components:Attentive", "--by", by, "--heads", 4, "--max-share", 1)
+    spec += ("--entries", 20, "--min-count", 2, "--neurons", 2, "--show", "controls", "--json")
+    torch.manual_seed(0)
+    done = run("ablate", tmp_path / "h.zarr", *spec)
+    assert done.exit_code == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    torch.manual_seed(0)
+    model, heads, entries = Attentive(), analysis.attention_heads(trace, 4), analysis.frequent_entries(trace, 20)
+    words = analysis.notable_tokens(trace, entries, min_count=2, by=by, heads=heads)
+    few = analysis.components(trace, entries, words, by, heads=heads)
+    few = few[few["n_notable"] > 0].head(2)
+    expected = analysis.peer_control(trace, model, few, entries, heads=heads, n_samples=500)
+    got = [row for row in rows if row["control"] == by]
+    assert [row["head"] for row in got] == expected["head"].tolist()
+    np.testing.assert_allclose([row["value"] for row in got if row["value"] is not None], expected["value"].dropna())
+    missing = run("ablate", tmp_path / "h.zarr", "--model", "tests.analysis.test_components:Attentive", "--by", by)
+    assert missing.exit_code == 2 and "the number of heads of `attn`" in missing.stderr
+    wrong = run("ablate", tmp_path / "h.zarr", "--by", "layer")
+    assert wrong.exit_code == 2 and "`layer` is none of neuron, head, head_part, entry" in wrong.stderr
 
 
 @pytest.mark.parametrize(("extra", "column"), [((), "rank_high"), (("--top",), "both")])

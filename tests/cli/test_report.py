@@ -71,6 +71,8 @@ def test_tables_of_a_folder_take_precedence_and_the_null_control_survives(
     data, expected = data_of(tmp_path / "p.html"), page_document(tables, "Trace of a [b] é.zarr")
     assert data["neurons"] == json.loads(json.dumps(expected["neurons"]))
     assert any("null" in n["c"] for n in data["neurons"])
+    assert data["phases"] == json.loads(json.dumps(expected["phases"]))
+    assert {"first_step", "series", "expected"} <= set(tables["phases"].columns)
 
 
 def test_a_trace_without_texts_has_a_page_without_words(run: Run, tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from lightning_gradtrace import report
 from tests.cli.conftest import trace_path as trace_path
 from tests.docs.command_reference import MARK, reference
 from tests.docs.command_reference import PAGE as COMMANDS
 from tests.docs.pages import ROOT, between, blocks
+from tests.examples.conftest import Run
 
 RECIPES = sorted(file.relative_to(ROOT).as_posix() for file in ROOT.glob("docs/how-to/*.md"))
 PAGES = sorted(file.relative_to(ROOT).as_posix() for file in ROOT.glob("docs/**/*.md"))
@@ -39,14 +41,24 @@ def test_a_recipe_runs(page: str, runs: Path) -> None:
         block.run(namespace)
 
 
-def test_the_gallery_draws_every_picture_that_it_shows(runs: Path) -> None:
+def test_the_gallery_draws_every_picture_that_it_shows(
+    run_experiment: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     page = "docs/gallery.md"
+    (block,) = blocks(page, "bash", "train")
+    (given,) = (word for word in shlex.split(block.text) if word.startswith("+callbacks"))
+    small = ("data.n_documents=240", "trainer.max_epochs=3")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "planted").symlink_to(run_experiment("planted", given, *small))
+    monkeypatch.chdir(tmp_path)
     shown = re.findall(r"\]\(images/([\w-]+\.png)\)", (ROOT / page).read_text(encoding="utf-8"))
     namespace: dict = {}
     for block in blocks(page, name="gallery"):
         block.run(namespace)
-    assert sorted(file.name for file in runs.glob("*.png")) == sorted(shown)
-    assert all((ROOT / "docs" / "images" / name).is_file() for name in shown)
+    assert sorted(file.name for file in tmp_path.glob("*.png")) == sorted(shown)
+    drawn = {name for name in vars(report) if name.startswith("plot_")}
+    assert drawn == set(re.findall(r"report\.(plot_\w+)", (ROOT / page).read_text(encoding="utf-8")))
+    assert all((ROOT / "docs" / "images" / name).stat().st_size < 60_000 for name in shown)
 
 
 def test_the_command_reference_is_the_help_of_the_commands() -> None:

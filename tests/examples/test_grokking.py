@@ -47,7 +47,7 @@ def measures() -> pd.DataFrame:
 
 def test_phases_follow_from_what_is_known_when() -> None:
     phases = find_phases(measures())
-    assert phases[["start", "stop"]].to_numpy().tolist() == [[0, 20], [20, 40], [40, 70], [70, 90]]
+    assert phases[["start", "stop"]].to_numpy().tolist() == [[0, 20], [20, 50], [50, 70], [70, 90]]
     labels = label_steps(pd.Series([0, 19, 20, 69, 70, 90]), phases)
     assert labels.tolist() == ["memorisation"] * 2 + ["circuit formation", "clean-up", "afterwards", "afterwards"]
 
@@ -108,4 +108,5 @@ def test_patterns_of_pairs() -> None:
         assert (row.b + row.difference) % 7 == row.a and (row.a + row.b) % 7 == row.answer
         assert row.distance == min(abs(row.a - row.b), 7 - abs(row.a - row.b))
         assert row.mirrored == (row.a != row.b and (row.b, row.a) in pairs)
+        assert row.same_answer == (known["answer"] == row.answer).sum()
     assert known["mirrored"].any() and not known["mirrored"].all()

@@ -13,7 +13,8 @@ from hydra.utils import instantiate
 from examples.mechanisms.__main__ import run, train
 from examples.mechanisms.addition import ModularAddition
 from examples.mechanisms.addition_study import half_way
-from examples.mechanisms.heads_study import best_head, rise, switched_off
+from examples.mechanisms.again import main as again
+from examples.mechanisms.heads_study import best_head, main_change, rise, switched_off
 from examples.mechanisms.repeats import Repeats
 from examples.mechanisms.study import Claim
 from examples.mechanisms.task import TaskData
@@ -22,7 +23,7 @@ from examples.models import CircuitModel
 from examples.models.circuit_model import IGNORE
 from examples.train import CONF
 
-TABLES = ["callbacks.tables.every_n_steps=2"]
+TABLES = ["callbacks.tables.every_n_steps=2", "learning_coefficient.n_draws=2"]
 SMALL = {
     "induction": ["data.n_samples=640", "task.n_tokens=12", "task.context=12", "measure_every_n_steps=2"],
     "brackets": ["data.n_samples=640", "+task.context=16", "measure_every_n_steps=2"],
@@ -46,6 +47,9 @@ def test_an_experiment_runs_with_its_controls_and_checks_its_claims(experiment: 
     assert (claims["holds"] == [c.holds for c in map(_claim, claims.to_dict("records"))]).all()
     assert finished.trace.verify().ok
     assert finished.trace.n_steps > 1
+    (tmp_path / "claims.csv").unlink()
+    again([str(tmp_path)])
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "claims.csv"), claims)
     for control in cfg.controls:
         assert (tmp_path / control / "measures.csv").exists()
         assert not (tmp_path / control / "trace.zarr").exists()
@@ -119,6 +123,9 @@ def test_series_know_when_they_rose() -> None:
     assert rise(series, 0.1, 0.9) == slice(30, 40)
     assert half_way(series) == 30
     assert half_way(pd.Series([1.0, 5.0, 4.0, 1.0, 0.0], index=range(5))) == 3
+    late = pd.Series([0.0, 0.01, 0.0, 0.01, 0.5, 0.9, 1.0, *(1 + 0.01 * n for n in range(20))])
+    assert main_change(late.to_frame("score"), "score") in (4, 5, 6)
+    assert main_change(pd.DataFrame({"score": [1.0] * 9}), "score") == 0
     measures = pd.DataFrame({"score.0.1": [0, 0.2], "score.1.0": [0.3, 0.7], "other": [1, 2]})
     assert best_head(measures, "score") == (1, 0)
 

@@ -101,7 +101,7 @@ def test_tables_are_those_of_the_analyses_and_parts_are_joined(planted: Path, as
     keys = ["param", "axis", "neuron"]
     ablation = pd.read_csv(asked / "tables" / "ablation.csv")
     assert sorted(map(tuple, ablation[keys].to_numpy())) == sorted(map(tuple, found[keys].to_numpy()))
-    assert set(pd.read_csv(asked / "tables" / "control_neuron.csv")["control"]) == {"neuron"}
+    assert len(pd.read_csv(asked / "tables" / "control_peers.csv")) >= len(found)
     summary = (asked / "summary.md").read_text()
     assert "Layer table, all neurons" in summary and "validation_perplexity" in summary
 

@@ -49,6 +49,9 @@ def test_a_place_that_is_no_minimum_shows_as_negative_and_seeds_repeat() -> None
     first = local_learning_coefficient(Point(3), slope, 500, **settings, seed=4)
     assert (first < 0).all()
     assert torch.equal(first, local_learning_coefficient(Point(3), slope, 500, **settings, seed=4))
+    lower = local_learning_coefficient(Point(3), slope, 500, **settings, seed=4, n_beta=10.0, centre=1.0)
+    higher = local_learning_coefficient(Point(3), slope, 500, **settings, seed=4, n_beta=10.0, centre=1.5)
+    torch.testing.assert_close(lower - higher, torch.full((2,), 5.0, dtype=torch.float64))
     assert torch.equal(first[1:], local_learning_coefficient(Point(3), slope, 500, **settings, seed=5)[:1])
 
 

@@ -11,9 +11,9 @@ import torch
 
 from lightning_gradtrace import Dense, Factored, Norms, Sketch, TopK
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare
-from lightning_gradtrace.numbering import parameter_table
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record.gains import Gains
+from lightning_gradtrace.record.parameters import parameter_table
 from lightning_gradtrace.store import TraceWriter
 from lightning_gradtrace.store.parts import PartWriter, part_target
 from lightning_gradtrace.store.target import Target

@@ -10,6 +10,7 @@ import torch
 
 from lightning_gradtrace import Dense, Division, GradTrace, TopK, open_trace
 from lightning_gradtrace.analysis import divided, division
+from lightning_gradtrace.beginning import check_strategy
 from lightning_gradtrace.record.division import PARTS
 from lightning_gradtrace.store import Trace
 from tests.record.steps import make_infos, make_step, record_steps
@@ -105,6 +106,16 @@ def test_a_basis_has_to_fit() -> None:
     with pytest.raises(ValueError, match=r"basis for `w` has shape \(9,\); expected a matrix"):
         Division(bases={"w": np.ones(9)})
     assert Division(bases={"w": np.ones((3, 9))}).describe()["arguments"] == {"bases": {"w": [3, 9]}}
+
+
+def test_several_processes_are_refused() -> None:
+    class DDPStrategy:
+        pass
+
+    check_strategy(DDPStrategy(), 2, [TopK(3)])
+    check_strategy(DDPStrategy(), 1, [TopK(3), Division()])
+    with pytest.raises(ValueError, match=r"`Division\(\)` divides the whole change.*of 2 processes.*`devices=1`"):
+        check_strategy(DDPStrategy(), 2, [TopK(3), Division()])
 
 
 def test_traces_without_it_say_what_to_record(tmp_path: Path) -> None:

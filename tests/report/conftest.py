@@ -95,6 +95,16 @@ def make_page_tables(words: tuple[str, ...] = AWKWARD) -> Tables:
     tables["samples"] = pd.DataFrame({**keys, "neuron": 3, "rank": [1, 2], "sample_id": [1, 2], "moved": [0.5, 0.25]})
     tables["texts"] = pd.DataFrame({"sample_id": [1], "text": [("the", *words, "end")]})
     tables["changes"] = pd.DataFrame({"step": [40], "before": [5.5], "after": [4.5]})
+    tables["phases"] = pd.DataFrame(
+        {
+            "first_step": [38],
+            "last_step": [41],
+            "series": [5],
+            "of": [9],
+            "expected": [0.75],
+            "names": "loss, shift_norm",
+        }
+    )
     tables["flips"] = pd.DataFrame(
         {
             **keys,

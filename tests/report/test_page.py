@@ -110,6 +110,11 @@ def test_long_runs_are_thinned_to_means(tables: Tables, tmp_path: Path) -> None:
     assert (step[1], loss[0], loss[1]) == (6, 2.5, 8.5)
 
 
+def test_page_holds_the_phases(tmp_path: Path) -> None:
+    page = write_page(tmp_path / "p.html", make_page_tables(), "phases")
+    assert data_of(page)["phases"] == [[38, 41, 5, 9, 0.75, "loss, shift_norm"]]
+
+
 def test_empty_tables_give_a_page_that_says_so(empty: Tables, tmp_path: Path) -> None:
     files = write_report(tmp_path, empty, title="nothing")
     assert data_of(files.page)["neurons"] == [] and data_of(files.page)["clear"] is None

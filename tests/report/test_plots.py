@@ -27,6 +27,9 @@ def tables():
     return {
         "plot_outliers": analysis.outliers(world.trace),
         "plot_tokens": notable.assign(text="$x^$"),
+        "plot_entries": analysis.count_entries(world.trace),
+        "plot_controls": analysis.random_control(world.trace, PlantedLM(), neurons, entries, n_resamples=9),
+        "plot_layers": analysis.layer_table(analysis.neuron_ablation(world.trace, PlantedLM(), neurons, entries)),
         "plot_effects": analysis.ablation_effects(ablated, n_resamples=9),
         "plot_enrichment": enrichment(world.trace),
         "plot_token_losses": analysis.token_losses(ablated),
@@ -78,8 +81,20 @@ def test_values_are_those_of_the_table(tables):
     drawn = ax.lines[1].get_xdata()
     assert sorted(drawn) == pytest.approx(sorted(table["loss_change"]))
     bars = plots.plot_flips(tables["plot_flips"], n=3).patches
-    expected = tables["plot_flips"].nlargest(3, "flips")["proportion"]
-    assert [bar.get_width() for bar in bars] == pytest.approx(expected.tolist())
+    # the flips of a token add up over the neurons that are switched off
+    sums = {}
+    for row in tables["plot_flips"].itertuples():
+        flips, count = sums.get(row.text, (0, 0))
+        sums[row.text] = flips + row.flips, count + row.count
+    expected = sorted(sums.values(), key=lambda pair: -pair[0])[:3]
+    assert sorted(bar.get_width() for bar in bars) == pytest.approx(sorted(f / c for f, c in expected))
+    controls = tables["plot_controls"]
+    ax = plots.plot_controls(controls, measure="notable_share")
+    part = controls[(controls["measure"] == "notable_share") & controls["effect"].notna()]
+    assert sorted(ax.lines[1].get_xdata()) == pytest.approx(sorted(part["effect"]))
+    lost = tables["plot_token_losses"]
+    bars = plots.plot_token_losses(lost, n=2).patches
+    assert bars[0].get_width() == pytest.approx(lost["loss_change"].max())
 
 
 def test_every_plot_takes_axes():

@@ -26,8 +26,11 @@ class StoppingStore(MemoryStore):
 
     def _change(self) -> None:
         if self.n_changes >= self.room:
-            raise Killed
+            self._fail()
         self.n_changes += 1
+
+    def _fail(self) -> None:
+        raise Killed
 
     async def set(self, key: str, value: Any, byte_range: Any = None) -> None:
         self._change()
@@ -45,3 +48,11 @@ class StoppingStore(MemoryStore):
     def objects(self) -> dict[str, Any]:
         """What a process that comes after the kill finds."""
         return dict(self._store_dict)
+
+
+class FullOnceStore(StoppingStore):
+    """Has no room for one change; then somebody has made room."""
+
+    def _fail(self) -> None:
+        self.room = 10**9
+        raise OSError(28, "No space left on device")

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ import pytest
 from lightning_gradtrace.store import StoreError, TraceWriter, open_trace
 from lightning_gradtrace.store.durable import DurableLocalStore
 from lightning_gradtrace.store.lock import DirectoryLock
-from tests.store.faults import Killed, StoppingStore
-from tests.store.test_crash import assert_prefix
+from tests.store.faults import FullOnceStore, Killed, StoppingStore
+from tests.store.kills import forker
+from tests.store.test_crash import OPTIONS, assert_prefix
 from tests.store.test_resuming import N_STEPS, Run
 from tests.synthetic import Synthetic, write_trace
 
@@ -64,6 +66,116 @@ def test_a_disk_that_fills_up_keeps_what_was_committed(tmp_path, monkeypatch):
             assert_prefix(trace, list(Run(StoppingStore({})).steps))
             kept.append(trace.n_steps)
     assert kept
+
+
+def test_a_disk_that_is_full_at_any_moment_costs_no_committed_step():
+    """Inside every commit, at the commit mark itself, and while the trace is being closed."""
+    counting = StoppingStore({})
+    run = Run(counting)
+    run.go(0, N_STEPS).end()
+    found = []
+    for changes in range(1, counting.n_changes, 5):
+        store = FullOnceStore({}, changes)
+        with pytest.raises(StoreError, match="No space left on device"):
+            writer = None
+            try:
+                writer = Run(store)
+                writer.go(0, N_STEPS).end()
+            finally:
+                if writer is not None:
+                    writer.writer.close(complete=False, end_reason="full")
+        trace = open_trace(StoppingStore(store.objects))
+        assert_prefix(trace, run.steps)
+        assert not trace.attrs["complete"]
+        found.append(trace.n_steps)
+    assert found == sorted(found) and found[0] == 0 and found[-1] >= N_STEPS - 2
+
+
+CLOSED_ON_THE_WAY = """
+import os, sys, pathlib
+from tests.store.test_resuming import Run
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+run = Run(sys.argv[1]).go(0, 4)
+run.writer.flush()
+for folder in [pathlib.Path(sys.argv[1]), *pathlib.Path(sys.argv[1]).rglob("*")]:
+    if folder.is_dir():
+        folder.chmod(0o555)
+run.go(4, 9).end()
+"""
+
+
+def test_permissions_that_are_taken_away_leave_what_was_committed(tmp_path):
+    for parent in (tmp_path, *tmp_path.parents[:3]):
+        parent.chmod(0o755)
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    error = child(CLOSED_ON_THE_WAY, folder / "a.zarr")
+    assert re.search(r"StoreError: writing the trace `.*` failed: PermissionError.*its first 4 steps are on", error)
+    trace = open_trace(folder / "a.zarr")
+    assert_prefix(trace, Run(StoppingStore({})).steps)
+    assert trace.n_steps == 4
+
+
+def test_a_chunk_in_whose_place_something_else_stands_is_named(tmp_path):
+    path = tmp_path / "a.zarr"
+    write_trace(path, per="both", chunk_rows=5)
+    chunk, other = path / "topk/shift/c/1/0", path / "topk_step/shift/c/0/0"
+    chunk.write_bytes(other.read_bytes())
+    message = (
+        r"`topk/shift` chunk 1/0 \(occurrence 5 to 9, steps 1 to 2\) can't be read: ValueError: its header promises"
+    )
+    with pytest.raises(StoreError, match=message):
+        open_trace(path).topk.frame()
+    assert len(open_trace(path).verify().problems) == 1
+    chunk.unlink()
+    chunk.mkdir()
+    with pytest.raises(StoreError, match=r"`topk/shift/c/1/0` of `.*` can't be read: IsADirectoryError"):
+        open_trace(path).topk.frame()
+    (problem,) = open_trace(path).verify().problems
+    assert "IsADirectoryError" in problem and len(open_trace(path).using("topk_step").topk.frame()) == 90
+
+
+def test_a_root_document_that_is_cut_off_is_said(tmp_path):
+    write_trace(tmp_path / "a.zarr")
+    root = tmp_path / "a.zarr" / "zarr.json"
+    whole = root.read_bytes()
+    for length in (0, 1, len(whole) // 2, len(whole) - 1):
+        root.write_bytes(whole[:length])
+        with pytest.raises(StoreError, match=r"a\.zarr` is not a trace: found a `zarr.json` that can't be read"):
+            open_trace(tmp_path / "a.zarr")
+    root.write_bytes(whole)
+    assert open_trace(tmp_path / "a.zarr").verify().ok
+
+
+def test_a_trace_that_is_moved_away_while_it_is_read_is_an_error_and_no_padding(tmp_path):
+    trace = write_trace(tmp_path / "a.zarr")
+    (tmp_path / "a.zarr").rename(tmp_path / "b.zarr")
+    with pytest.raises(StoreError, match="is missing"):
+        trace.topk.frame()
+    assert open_trace(tmp_path / "b.zarr").verify().ok
+
+
+def test_a_trace_can_be_read_and_packed_while_another_process_writes_it(tmp_path):
+    path, steps = tmp_path / "a.zarr", list(Synthetic(**OPTIONS, n_steps=3000).steps())
+    found = []
+    with forker() as process:
+        assert process.stdin is not None and process.stdout is not None
+        print(path, file=process.stdin, flush=True)
+        writer = int(process.stdout.readline())
+        deadline = time.monotonic() + 60
+        while len(set(found)) < 4 and time.monotonic() < deadline:
+            if (path / "zarr.json").exists():
+                trace = open_trace(path)
+                packed = open_trace(trace.to_zip(tmp_path / "a.zip", overwrite=True))
+                for one in (trace, packed):
+                    assert_prefix(one, steps)
+                packed.store.close()
+                found.append(trace.n_steps)
+        os.kill(writer, signal.SIGKILL)
+        process.stdout.readline()
+    assert found == sorted(found) and len(set(found)) >= 4
 
 
 LIMITED = """

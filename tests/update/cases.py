@@ -31,9 +31,12 @@ SETTINGS = [
     *product(optim.SGD, weight_decay=_decays, maximize=_signs),
     *product(optim.SGD, momentum=(0.9,), dampening=(0.0, 0.3), weight_decay=_decays),
     *product(optim.SGD, momentum=(0.9,), nesterov=(True,), weight_decay=_decays, maximize=_signs),
+    (optim.SGD, {"momentum": 0.9, "nesterov": True, "foreach": True}),  # writes into the gradients
+    (optim.SGD, {"momentum": 0.9, "dampening": 0.3, "fused": True}),
     *product(optim.Adam, amsgrad=_signs, weight_decay=_decays),
     *product(optim.AdamW, amsgrad=_signs, maximize=_signs),
     (optim.AdamW, {"fused": True}),
+    (optim.Adam, {"fused": True, "capturable": True}),
     (optim.AdamW, {"foreach": True}),
     *product(optim.NAdam, weight_decay=_decays, decoupled_weight_decay=_signs),
     (optim.NAdam, {"maximize": True, "weight_decay": 0.1, "foreach": True}),
@@ -147,6 +150,7 @@ def ledger(
             p.grad = step.summed[name].clone()
         division = StepDivision.begin(optimizer, rule, parameters, ledger=True)
         clip(how)(list(parameters.values()))
+        division.keep_gradients()
         optimizer.step()
         division.complete()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_gradtrace.update.clipping import clip_factors, copy_gradients, projection
+from lightning_gradtrace.update.clipping import clip_factors, copy_gradient, projection
 
 
 def test_norm_clipping_is_one_number_and_value_clipping_one_per_entry() -> None:
@@ -69,7 +69,10 @@ def test_what_clipping_made_nan_stays_nan() -> None:
 
 def test_copies_are_copies_and_dense() -> None:
     gradients = [torch.randn(3, 2), torch.randn(4, dtype=torch.float64), torch.randn(5), torch.eye(3).to_sparse()]
-    copies = copy_gradients(gradients)
+    for spare in [None, torch.full((3, 2), 7.0)]:  # one that fits the first gradient, and no other
+        copies = [copy_gradient(gradient, spare) for gradient in gradients]
+        assert (copies[0] is spare) == (spare is not None)
+        assert all(copy is not spare for copy in copies[1:])
     for gradient, copy in zip(gradients, copies, strict=True):
         torch.testing.assert_close(gradient.to_dense(), copy, rtol=0, atol=0)
         gradient.zero_()

@@ -89,8 +89,9 @@ def by_epoch(module: nn.Module) -> dict[str, Any]:
         (lambda m: torch.optim.Adafactor(m.parameters(), lr=0.1), {}),
         (lambda m: torch.optim.RAdam(m.parameters(), lr=0.1, weight_decay=0.1), {"gradient_clip_val": None}),
         (lambda m: torch.optim.Rprop(m.parameters(), lr=0.01), {}),
+        (lambda m: torch.optim.SGD(m.parameters(), 0.1, momentum=0.9, nesterov=True, foreach=True), {}),
     ],
-    ids=["adamw", "two groups", "one cycle", "warm-up", "by epoch", "adafactor", "radam", "rprop"],
+    ids=["adamw", "two groups", "one cycle", "warm-up", "by epoch", "adafactor", "radam", "rprop", "nesterov, foreach"],
 )
 def test_the_ledger_closes_in_a_training_that_is_the_same_bit_for_bit(configure, options, tmp_path: Path) -> None:
     trace = traced(tmp_path / "a.zarr", lambda: model_with(configure), **options)
@@ -190,6 +191,28 @@ def test_an_optimizer_without_a_rule_is_recorded_with_its_residual(tmp_path: Pat
     assert (trace.steps["residual"] > 0.05).all()
     assert trace.attrs["optimizer"][0]["rule"] is None
     assert "`Heavy` has no rule" in str(trace.verify())
+
+
+def test_an_optimizer_without_a_rule_may_write_into_the_gradients(tmp_path: Path) -> None:
+    """What it does to them after clipping is its own step, no clipping: the shifts are of the clipped gradient."""
+
+    class Scribbling(torch.optim.Optimizer):
+        def __init__(self, parameters) -> None:
+            super().__init__(parameters, {"lr": 0.1})
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            loss = closure() if closure is not None else None
+            for p in self.param_groups[0]["params"]:
+                p.add_(p.grad.mul_(3.0), alpha=-0.1)
+            return loss
+
+    with pytest.warns(UserWarning, match="no rule for the optimizer `Scribbling`"):
+        trace = traced(tmp_path / "a.zarr", lambda: model_with(lambda m: Scribbling(m.parameters())))
+    assert trace.steps["clip_factor"].to_numpy() == pytest.approx(
+        (0.3 / trace.steps["grad_norm"]).clip(upper=1), rel=1e-4
+    )
+    assert trace.steps["residual"].to_numpy() == pytest.approx(2 / 3, rel=1e-5)  # of three thirds one is explained
 
 
 def test_lbfgs_is_refused(tmp_path: Path) -> None:

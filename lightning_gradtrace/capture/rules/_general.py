@@ -33,6 +33,7 @@ from lightning_gradtrace.capture.replay import run
 from lightning_gradtrace.capture.rows import Rows
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, Share
 from lightning_gradtrace.capture.use import Use
+from lightning_gradtrace.update.clipping import dense
 
 Places = Mapping[int, SampleAxis | Rows]
 
@@ -147,7 +148,7 @@ def weighted_sums(use: Use, outputs: Places, weights: Tensor) -> dict[Lineage, T
     ]
     found = torch.autograd.grad([results[i] for i in outputs], list(received.values()), seeds, allow_unused=True)
     return {
-        lineage: torch.zeros_like(lineage.tensor) if gradient is None else gradient
+        lineage: torch.zeros_like(lineage.tensor) if gradient is None else dense(gradient)
         for lineage, gradient in zip(received, found, strict=True)
     }
 

@@ -1,4 +1,4 @@
-"""The numbers of all tracked weights: the params table of a trace."""
+"""The tracked parameters as a trace lists them: one row each, and a global number for every entry."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.shares import accumulation_dtype
-from lightning_gradtrace.record import ParameterInfo
+from lightning_gradtrace.record._base import ParameterInfo
 
 
 def parameter_infos(tracked: Sequence[TrackedParameter]) -> list[ParameterInfo]:
