@@ -80,9 +80,7 @@ class Run:
         """Register hooks around the steps of all optimizers, until `close`."""
         for optimizer in self.optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(before))
-            final = self.tracer.gradients_are_final
-            watch = optimizer.register_step_pre_hook(lambda _, args, kwargs: after_closure(args, kwargs, final))
-            self._hooks.append(watch)
+            self._hooks.append(optimizer.register_step_pre_hook(after_closure(self.tracer.gradients_are_final)))
             self._hooks.append(optimizer.register_step_post_hook(after))
         if self.tracer.sharded:
             self._hooks += watch_unsharding(self.tracer.module, [p.name for p in self.tracer.tracked])

@@ -27,30 +27,27 @@ def in_outermost_step(optimizer: Optimizer) -> bool:
     return running < 2
 
 
-def after_closure(
-    args: tuple[Any, ...], kwargs: dict[str, Any], then: Callable[[], None]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Call something when a step is about to use its gradients: once its closure has run, at once without one.
+def after_closure(then: Callable[[], None]) -> Callable[..., Any]:
+    """Return a hook before a step that calls something when the step is about to use its gradients.
+
+    That is once the step's closure has run, and at once without a closure.
 
     Args:
-        args: positional arguments of the step, the optimizer first, as a hook before the step receives them.
-        kwargs: its other arguments.
         then: what to call.
-
-    Returns:
-        What such a hook returns to change the arguments, None to leave them.
     """
-    closure = args[1] if len(args) > 1 else kwargs.get("closure")
-    if closure is None:
-        then()
-        return None
 
-    @functools.wraps(closure)
-    def watched(*inner: Any, **named: Any) -> Any:
-        result = closure(*inner, **named)
-        then()
-        return result
+    def hook(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            then()
+            return None
 
-    if len(args) > 1:
-        return (args[0], watched, *args[2:]), kwargs
-    return args, {**kwargs, "closure": watched}
+        @functools.wraps(closure)
+        def watched(*inner: Any, **named: Any) -> Any:
+            result = closure(*inner, **named)
+            then()
+            return result
+
+        return ((args[0], watched, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": watched})
+
+    return hook
