@@ -70,6 +70,12 @@ def pattern_enrichment(
 
     Raises:
         ValueError: a column is missing, or a sample's pattern is unknown.
+
+    Example:
+        >>> moved = pd.DataFrame({"sample_id": range(100), "thing": "a head", "size": [3.0] * 25 + [1.0] * 75})
+        >>> found = pattern_enrichment(moved, pd.Series(range(100)) < 25, by=["thing"])
+        >>> found[["expected", "share", "enrichment"]].round(2).to_numpy().tolist()
+        [[0.25, 0.5, 2.0]]
     """
     _check(moved, {"sample_id", amount, *by})
     seen = _seen(moved if occurrences is None else occurrences)

@@ -224,6 +224,8 @@ class Tape(TorchFunctionMode):
         kept = [operand(t, True) if keep and isinstance(t, Tensor) else None for t in outputs]
         key = (known.name, names)
         use = Use(Site(*key, self._counts.get(key, 0)), func, rule, leaves, structure, around, kept)
+        if self._probing and around.random is None and self._is_told_by_input(use):
+            use.outputs = [None] * len(outputs)
         if not self._has_room(use, live.values()):
             self._derive(func, leaves, structure, around, live, mixed=True)
             return None
@@ -240,6 +242,13 @@ class Tape(TorchFunctionMode):
             self._taint.written(outputs[0])
         self._taint.add(outputs)
         return use
+
+    def _is_told_by_input(self, use: Use) -> bool:
+        """Say whether the probe will compare an input of the use, so that its outputs need not be kept."""
+        if use.rule is None or any(operand.route is not None for operand in use.operands.values()):
+            return False
+        bound = use.bound()
+        return bound is not None and bound.place is not None
 
     def _derive(
         self,

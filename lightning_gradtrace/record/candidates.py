@@ -25,6 +25,9 @@ class Candidates:
 
     def by_occurrence(self) -> Iterator[Candidates]:
         """Split candidates that are sorted by occurrence."""
+        if len(self.occurrence) and self.occurrence[0] == self.occurrence[-1]:
+            yield self
+            return
         edges = np.append(np.unique(self.occurrence, return_index=True)[1], len(self.occurrence))
         for a, b in itertools.pairwise(edges):
             yield Candidates(self.occurrence[a:b], self.entry[a:b], self.shift[a:b])

@@ -118,7 +118,7 @@ class Task:
         numel, scale = self.parameter.info.numel, self.parameter.scale
         for part in _chunks(samples, (DEVICE_WORKSPACE if self.on_device else WORKSPACE) // max(1, numel)):
             for run in np.split(part, np.flatnonzero(np.diff(part) > 1) + 1):
-                values = self.share.dense(slice(int(run[0]), int(run[-1]) + 1)).flatten(1)
+                values = self.share.dense(slice(int(run[0]), int(run[-1]) + 1)).reshape(len(run), -1)
                 factor = 1.0
                 if isinstance(scale, Tensor):
                     values = values * scale.flatten()

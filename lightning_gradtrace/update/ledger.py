@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+# Entries that are added up at a time.
+_PIECE = 1 << 20
 
 
 @dataclass
@@ -64,13 +67,14 @@ class Ledger:
 
     def add(self, entry: Entry) -> None:
         """Add the line of one more parameter."""
-        moved = entry.after.double() - entry.before  # a new tensor: what follows changes it in place
-        self.change += _square(moved)
-        for part in (entry.shifts, entry.carry, entry.decay):
-            if part is not None:
+        rounding = torch.finfo(entry.after.dtype).eps / 2
+        for before, after, *parts in _pieces(entry):
+            moved = after.double().sub_(before)
+            self.change += _square(moved)
+            for part in parts:
                 moved.sub_(part)
-        self.missing += _square(moved)
-        self.unit += (torch.finfo(entry.after.dtype).eps / 2) ** 2 * _square(entry.after)
+            self.missing += _square(moved)
+            self.unit += rounding**2 * _square(after)
 
     def balance(self) -> Balance:
         """Return the outcome so far."""
@@ -85,6 +89,13 @@ def balance(entries: Iterable[Entry]) -> Balance:
     for entry in entries:
         ledger.add(entry)
     return ledger.balance()
+
+
+def _pieces(entry: Entry) -> Iterator[tuple[Tensor, ...]]:
+    """Yield weights before and after, shifts, carry and decay, some entries at a time: float64 needs room."""
+    parts = (entry.before, entry.after, entry.shifts, entry.carry, entry.decay)
+    flat = [part.reshape(-1).split(_PIECE) for part in parts if part is not None]
+    yield from zip(*flat, strict=True)
 
 
 def _square(tensor: Tensor) -> float:
