@@ -69,7 +69,7 @@ class Ledger:
         """Add the line of one more parameter."""
         rounding = torch.finfo(entry.after.dtype).eps / 2
         for before, after, *parts in _pieces(entry):
-            moved = after.double().sub_(before)
+            moved = after.to(torch.float64, copy=True).sub_(before)  # a copy also of what is float64 already
             self.change += _square(moved)
             for part in parts:
                 moved.sub_(part)
