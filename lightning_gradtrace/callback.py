@@ -30,12 +30,13 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BaseFinetuning, Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_gradtrace.arguments import check_settings
-from lightning_gradtrace.beginning import check_strategy, open_writer
+from lightning_gradtrace.beginning import check_parameters, check_strategy, open_writer
 from lightning_gradtrace.capture.arrival import BatchReader
 from lightning_gradtrace.capture.compiled import check_not_compiled
 from lightning_gradtrace.capture.engines import make_engine
@@ -160,8 +161,9 @@ class GradTrace(Callback):
         self._state, self._resume = {}, {}
         check_strategy(trainer.strategy, trainer.world_size, self.records)
         check_not_compiled(pl_module)
-        # A filter that matches nothing is said before any data is loaded.
-        select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
+        # A filter that matches nothing is said before any data is loaded, if the model is there already.
+        if not is_overridden("configure_model", pl_module):
+            select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
         if self.sample_ids == "auto":
             self._watch.start(trainer.strategy, lambda: bool(trainer.training))
 
@@ -170,6 +172,8 @@ class GradTrace(Callback):
         if "ended" in self._resume:
             self._state = refuse_to_resume(self.path, self._resume, self.on_error)
             return
+        if trainer.world_size > 1:
+            check_parameters(pl_module, trainer.strategy, trainer.world_size, self.engine)
         ranks = Ranks.join() if trainer.world_size > 1 else Ranks()
         resume = state_of_rank(self._resume, ranks)
         tracked = select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
@@ -201,7 +205,7 @@ class GradTrace(Callback):
             manual=not pl_module.automatic_optimization,
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             every_n_steps=self.every_n_steps,
-            weights=as_schedule("GradTrace", self.weights_every_n_steps) if ranks.rank == 0 else None,
+            weights=as_schedule("GradTrace", self.weights_every_n_steps),
         )
         if resume:
             self._run.restore(resume)
@@ -315,7 +319,7 @@ class GradTrace(Callback):
     @guarded
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert self._run is not None
-        self._run.end(trainer.global_step)
+        self._run.store_weights(trainer.global_step, last=True)
         self._take_state()
         self._close(complete=True)
 

@@ -1,4 +1,4 @@
-"""The check of the sums and the ledger of a step, over the samples of all ranks.
+"""What takes the samples, or the weights, of all ranks: the check of the sums, the ledger, and gathered factors.
 
 On each rank the shares add up to the gradient of that rank's own loss, which is gone when the gradients have been
 averaged. What can be compared with `.grad`, and with the movement of the weights, are sums over all ranks.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Size, Tensor, dtype
 
-from lightning_gradtrace.capture.check import sum_error, total_share
+from lightning_gradtrace.capture.check import relative_error, total_share
 from lightning_gradtrace.capture.shares import DenseShare, accumulation_dtype
 from lightning_gradtrace.ranks import Ranks
 from lightning_gradtrace.step import Step
 from lightning_gradtrace.update.division import StepDivision
 from lightning_gradtrace.update.ledger import Balance, Ledger
+from lightning_gradtrace.update.sharding import Piece, is_sharded, local
 
 
 def compare_over_ranks(
@@ -39,9 +41,8 @@ def compare_over_ranks(
     """
     errors: dict[str, float] = {}
     ledger = Ledger() if step is not None and step.division.ledger and not skipped else None
-
-    def shape(name: str) -> tuple[Size, dtype]:
-        return parameters[name].shape, accumulation_dtype(parameters[name].dtype)
+    squares: dict[str, tuple[float, float]] = {}
+    unseen: set[str] = set()
 
     def part(name: str) -> Tensor | None:
         return None if step is None else total_share(step.micro_batches, name)
@@ -49,15 +50,96 @@ def compare_over_ranks(
     def use(name: str, total: Tensor) -> None:
         if step is None or name not in step.division.gradients:
             return
-        division, scale = step.division, step.division.loss_scale
-        gradient = division.gradients[name] * scale
+        division, piece = step.division, Piece.of(parameters[name])
+        gradient = division.gradients[name] * division.loss_scale
         total = total.to(gradient.device)
-        errors[name] = sum_error(total, gradient, step.norm * scale)
+        if not total.any():
+            unseen.add(name)
+        squares[name] = (_square(piece.take(total) - gradient), _square(gradient))
         if ledger is not None:
-            ledger.add(division.entry(name, _shifts(division, name, total)))
+            shifts = _shifts(division, name, total)
+            ledger.add(division.entry(name, None if shifts is None else piece.take(shifts)))
 
-    ranks.sums(parameters, shape, part, use)
+    ranks.sums(parameters, lambda name: _form(parameters[name]), part, use)
+    if any(is_sharded(p) for p in parameters.values()):
+        _add_pieces(ranks, list(parameters), squares, ledger)
+    if step is not None:
+        for name, (difference, size) in squares.items():
+            kind = step.division.gradients[name].dtype
+            # A sum of nothing has no rounding.
+            overall = 0.0 if name in unseen else step.norm * step.division.loss_scale
+            errors[name] = relative_error(difference**0.5, size**0.5, kind, overall)
     return errors, Balance() if ledger is None else ledger.balance()
+
+
+def _add_pieces(ranks: Ranks, names: list[str], squares: dict[str, tuple[float, float]], ledger: Ledger | None) -> None:
+    """Add up squares over the pieces of spread parameters, in one message."""
+    book = [0.0, 0.0, 0.0] if ledger is None else [ledger.missing, ledger.change, ledger.unit]
+    mine = torch.tensor([*(x for name in names for x in squares.get(name, (0.0, 0.0))), *book], dtype=torch.float64)
+
+    def use(_: str, total: Tensor) -> None:
+        numbers = total.tolist()
+        squares.update({n: (numbers[2 * i], numbers[2 * i + 1]) for i, n in enumerate(names) if n in squares})
+        if ledger is not None:
+            ledger.missing, ledger.change, ledger.unit = numbers[-3:]
+
+    ranks.sums(["squares"], lambda _: (mine.shape, mine.dtype), lambda _: mine, use)
+
+
+def gather_factors(
+    ranks: Ranks, division: StepDivision | None, parameters: Mapping[str, Tensor], with_clips: bool
+) -> None:
+    """Make the factors of spread parameters whole: local samples move all weights, not only the piece that is here.
+
+    Holds one number for every tracked weight until the step is recorded.
+
+    Args:
+        ranks: the ranks, all of which call this.
+        division: of the step; None if this rank has nothing to tell of it.
+        parameters: tracked parameters of the step's optimizer by name, the same on all ranks.
+        with_clips: whether a gradient was clipped otherwise than by one number on any rank.
+
+    Raises:
+        RankError: something failed on another rank.
+    """
+    whole: dict[str, list[Tensor]] = {}
+    for which in (0, 1) if with_clips else (0,):
+
+        def part(name: str, which: int = which) -> Tensor | None:
+            factors = {} if division is None else division.factors
+            if name not in factors:
+                return None
+            return Piece.of(parameters[name]).place(factors[name][which], _form(parameters[name])[1])
+
+        def use(name: str, total: Tensor) -> None:
+            whole.setdefault(name, []).append(total.to(parameters[name].device))
+
+        ranks.sums(parameters, lambda name: _form(parameters[name]), part, use)
+    for name, (_, clip) in ({} if division is None else division.factors).items():
+        assert division is not None
+        division.gather(name, whole[name][0], whole[name][1] if with_clips else clip)
+
+
+def gather_weights(ranks: Ranks, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return spread parameters whole, on the CPU; all ranks call this."""
+    whole: dict[str, Tensor] = {}
+
+    def part(name: str) -> Tensor | None:
+        p = parameters[name]
+        if is_sharded(p):
+            return Piece.of(p).place(local(p), p.dtype)
+        return p if ranks.rank == 0 else None  # whole on all ranks
+
+    ranks.sums(parameters, lambda name: (parameters[name].shape, parameters[name].dtype), part, whole.__setitem__)
+    return whole
+
+
+def _form(parameter: Tensor) -> tuple[Size, dtype]:
+    return parameter.shape, accumulation_dtype(parameter.dtype)
+
+
+def _square(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) ** 2
 
 
 def _shifts(division: StepDivision, name: str, total: Tensor) -> Tensor | None:

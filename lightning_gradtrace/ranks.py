@@ -12,7 +12,7 @@ the training, and no device is waited for.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -49,26 +49,25 @@ class Ranks:
         """Make the group; every process of the training must call it."""
         return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
 
-    def agree(self, failure: Exception | None = None, wish: bool = False) -> bool:
+    def agree(self, failure: Exception | None = None, numbers: Sequence[float] = ()) -> list[float]:
         """Meet the others: all go on, or none does.
 
         Args:
             failure: what went wrong on this rank since they last met.
-            wish: what this rank asks for.
+            numbers: what this rank has to add; as many on all ranks.
 
         Returns:
-            Whether any rank asked for it.
+            The sums of the numbers over all ranks.
 
         Raises:
             RankError: another rank failed; the message holds its error. On a rank that failed, its own error.
         """
-        if self.size == 1:
-            return wish
-        flags = torch.tensor([failure is not None, wish], dtype=torch.int64)
-        dist.all_reduce(flags, group=self.group)
-        if flags[0]:
+        message = torch.tensor([float(failure is not None), *numbers], dtype=torch.float64)
+        dist.all_reduce(message, group=self.group)
+        failed, *sums = message.tolist()
+        if failed:
             self._part(failure)
-        return bool(flags[1])
+        return sums
 
     def together(self, work: Callable[[], T], failure: Exception | None = None) -> list[T]:
         """Do something on every rank that may fail on some.

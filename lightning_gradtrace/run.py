@@ -16,13 +16,14 @@ from torch.optim import Optimizer
 
 from lightning_gradtrace.capture.arrival import Arrival, BatchReader
 from lightning_gradtrace.capture.probe import PermutationProbe
+from lightning_gradtrace.capture.sharded import watch_unsharding
 from lightning_gradtrace.capture.tape import deactivate
 from lightning_gradtrace.checkpoint import joint_state, lone_state
 from lightning_gradtrace.ranks import Ranks, held_back
 from lightning_gradtrace.record import Schedule
 from lightning_gradtrace.step import Position
 from lightning_gradtrace.tracer import Tracer
-from lightning_gradtrace.update.nesting import before_use_of_gradients
+from lightning_gradtrace.update.nesting import after_closure
 
 Rehearsal = Callable[[int, Any], None]
 
@@ -79,9 +80,10 @@ class Run:
         """Register hooks around the steps of all optimizers, until `close`."""
         for optimizer in self.optimizers:
             self._hooks.append(optimizer.register_step_pre_hook(before))
-            final = before_use_of_gradients(self.tracer.gradients_are_final)
-            self._hooks.append(optimizer.register_step_pre_hook(final))
+            self._hooks.append(optimizer.register_step_pre_hook(after_closure(self.tracer.gradients_are_final)))
             self._hooks.append(optimizer.register_step_post_hook(after))
+        if self.tracer.sharded:
+            self._hooks += watch_unsharding(self.tracer.module, [p.name for p in self.tracer.tracked])
 
     def begin_batch(self, batch: Any, number: int, step: int) -> None:
         """Read a batch and start the tape, if a step of this batch may be recorded.
@@ -191,11 +193,11 @@ class Run:
         count = number if alone else self._n_steps.get(key, 0)
         self._n_steps[key] = count + 1
         self._recorded = count % self.every_n_steps == 0 and self._due(number)
+        self.store_weights(number)
         self._before_step(optimizer, number, epoch, rank)
 
     @held_back
     def _before_step(self, optimizer: Optimizer, number: int, epoch: int, rank: int) -> None:
-        self.store_weights(number)
         index = next((i for i, known in enumerate(self.optimizers) if known is optimizer), 0)
         scale = float(self.scaler.get_scale()) if self.scaler is not None and self.scaler.is_enabled() else 1.0
         self.tracer.before_step(
@@ -280,15 +282,16 @@ class Run:
         self.reader.restore(state["reader"], self.tracer.writer.stored_samples)
         self.tracer.restore(state["tracer"], self.optimizers)
 
-    @held_back
-    def end(self, step: int) -> None:
-        """Take note that the training came to its end, before optimizer step ``step``."""
-        self.store_weights(step, last=True)
-
     def store_weights(self, step: int, last: bool = False) -> None:
         """Store the weights as they are before a step, if it is time to."""
         if self.weights is not None and (last or self.weights.due(step)):
-            self.tracer.store_weights(max(step, self._next_step) if last else step)
+            if self.tracer.sharded:  # all ranks gather them, or none does
+                self.ranks.agree(self.failure)
+            self._store_weights(max(step, self._next_step) if last else step)
+
+    @held_back
+    def _store_weights(self, step: int) -> None:
+        self.tracer.store_weights(step)
 
     def close(self, *, complete: bool, reason: str | None) -> None:
         """Leave nothing behind: no mode, no hook, no open store."""
@@ -320,16 +323,17 @@ class Run:
         if optimizer is None:
             return
         self._complete_step(skipped)
-        compare = self._recorded and self.ranks.size > 1 and self.ranks.agree(self.failure, self.tracer.wants_sums)
-        self._after_step(optimizer, skipped, compare)
+        meets = self._recorded and self.ranks.size > 1
+        told = self.ranks.agree(self.failure, self.tracer.tells()) if meets else None
+        self._after_step(optimizer, skipped, told)
 
     @held_back
     def _complete_step(self, skipped: bool) -> None:
         self.tracer.complete_step(skipped)
 
     @held_back
-    def _after_step(self, optimizer: Optimizer, skipped: bool, compare: bool) -> None:
-        self.tracer.after_step(optimizer, skipped, compare)
+    def _after_step(self, optimizer: Optimizer, skipped: bool, told: list[float] | None) -> None:
+        self.tracer.after_step(optimizer, skipped, told)
 
     def _suspend(self) -> None:
         if self._tape is not None:

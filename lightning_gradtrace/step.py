@@ -53,6 +53,20 @@ class Step:
     check: frozenset[str] = frozenset()
     sum_error: float = float("nan")
 
+    def tells(self, sharded: bool) -> tuple[float, ...]:
+        """Return what the other ranks must know of the step, as numbers that add up.
+
+        Whether sums are to be compared; of spread parameters, whether the optimizer's factors, or those of clipping,
+        differ between weights; and the square of the norm of the gradients that are here.
+
+        Args:
+            sharded: whether parameters are spread over the ranks.
+        """
+        factors = self.division.factors.values() if sharded else ()
+        gains = any(isinstance(gain, Tensor) for gain, _ in factors)
+        clips = any(isinstance(clip, Tensor) for _, clip in factors)
+        return float(bool(self.check)), float(gains or clips), float(clips), self.norm**2
+
     def occurrences(self) -> dict[str, np.ndarray]:
         """Return the coordinates of the step's occurrences, as the store keeps them."""
         sizes = [m.n_samples for m in self.micro_batches]

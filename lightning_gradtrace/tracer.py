@@ -6,7 +6,6 @@ The tracer knows the stages and their order; it knows nothing of Lightning. `cal
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,12 +16,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_gradtrace.capture.accumulation import Accumulation
-from lightning_gradtrace.capture.check import check_known, check_sums, check_used, sum_errors
+from lightning_gradtrace.capture.check import check_known, check_sums, check_used, sum_errors, warn_of_edits
 from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.shares import Share
-from lightning_gradtrace.over_ranks import compare_over_ranks
+from lightning_gradtrace.over_ranks import compare_over_ranks, gather_factors, gather_weights
 from lightning_gradtrace.ranks import Ranks
 from lightning_gradtrace.record import ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record.parameters import parameter_infos
@@ -32,6 +31,7 @@ from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.update._base import UpdateRule, first_momentum, setting
 from lightning_gradtrace.update.division import StepDivision, explain, gradient_norm
 from lightning_gradtrace.update.ledger import Balance
+from lightning_gradtrace.update.sharding import is_sharded
 
 Quantity = Literal["shift", "gradient"]
 
@@ -77,9 +77,12 @@ class Tracer:
 
     def __post_init__(self) -> None:
         self.infos = parameter_infos(self.tracked)
+        self.sharded = any(is_sharded(p.tensor) for p in self.tracked)
 
     def parameters(self) -> dict[str, Tensor]:
-        """Return the tracked parameters by name, as the module holds them now."""
+        """Return the tracked parameters by name, as the module holds them now; spread ones as it holds them at rest."""
+        if self.sharded:
+            return {p.name: p.tensor for p in self.tracked}
         current = dict(self.module.named_parameters(remove_duplicate=False))
         return {p.name: current.get(p.name, p.tensor) for p in self.tracked}
 
@@ -160,7 +163,7 @@ class Tracer:
             return
         check_known(unknown)
         if id(optimizer) not in self._rules:
-            self._rules[id(optimizer)] = explain(optimizer)
+            self._rules[id(optimizer)] = explain(optimizer, self.sharded)
         every, last = self.ledger_every_n_steps, self._last_ledger.get(id(optimizer))
         scheduled = every is not None and (last is None or position.step - last >= every)
         ledger = scheduled or any(record.wants_ledger and record.due(position.step) for record in self.records)
@@ -181,10 +184,9 @@ class Tracer:
         if scheduled:
             self._last_ledger[id(optimizer)] = position.step
 
-    @property
-    def wants_sums(self) -> bool:
-        """Whether the step under way is to be compared over all ranks."""
-        return self._step is not None and bool(self._step.check)
+    def tells(self) -> tuple[float, ...]:
+        """Return what the other ranks must know of the step that was made, see `Step.tells`."""
+        return (0.0,) * 4 if self._step is None else self._step.tells(self.sharded)
 
     def gradients_are_final(self) -> None:
         """Take note that clipping is over and the optimizer is about to use the gradients."""
@@ -200,18 +202,20 @@ class Tracer:
             self._last_ledger.pop(id(step.division.optimizer), None)
         else:
             step.division.complete()
-            self._say_if_edited(step.division.unexplained)
+            if step.division.unexplained and not self._edited:
+                self._edited = True
+                warn_of_edits(step.division.unexplained)
 
-    def after_step(self, optimizer: Optimizer, skipped: bool = False, compare: bool = False) -> None:
+    def after_step(self, optimizer: Optimizer, skipped: bool = False, told: Sequence[float] | None = None) -> None:
         """Divide the step that was just made, reduce it, and append it to the trace.
 
         Args:
             optimizer: the optimizer that made it.
             skipped: the optimizer left the weights as they are (overflow under fp16 AMP): all shifts are zero.
-            compare: whether the ranks, of which there are several, compare sums.
+            told: sums of what all ranks `tells`; None with a single process.
         """
         step, self._step = self._step, None
-        joint = self._compare(optimizer, step, skipped) if compare else None
+        joint = None if told is None else self._meet(optimizer, step, skipped, told)
         if step is None:
             return
         division, position = step.division, step.position
@@ -226,9 +230,7 @@ class Tracer:
             if record.due(position.step):
                 self.writer.declare(record.later_specs(shifts))
                 rows.update(record.rows(shifts, first))
-        ledger = joint
-        if ledger is None:
-            ledger = Balance() if skipped else self._balance(step, shifts)
+        ledger = Balance() if skipped else self._balance(step, shifts) if joint is None else joint
         nonfinite = sum(int((~np.isfinite(r)).sum()) for r in rows.values() if np.issubdtype(r.dtype, np.floating))
         row = {
             "step": position.step,
@@ -272,14 +274,19 @@ class Tracer:
             record.restore(state["records"][record.group])
 
     def store_weights(self, step: int) -> None:
-        """Append all weights of the model as they are before optimizer step ``step``; a step is stored once."""
-        if step != self._stored_step:
+        """Append all weights of the model as they are before optimizer step ``step``, once; rank 0 does it for all."""
+        if step == self._stored_step:
+            return
+        parameters: dict[str, Tensor] = dict(self.module.named_parameters())
+        if self.sharded:
+            parameters = gather_weights(self.ranks, parameters)
+        if self.ranks.rank == 0:
             values = {}
-            for name, p in self.module.named_parameters():
+            for name, p in parameters.items():
                 dtype = torch.float32 if p.dtype == torch.bfloat16 else p.dtype  # NumPy has no bfloat16
                 values[name] = p.detach().to("cpu", dtype, copy=True).numpy()
             self.writer.append_weights(step, values)
-            self._stored_step = step
+        self._stored_step = step
 
     def _is_doubtful(self, name: str, micro_batches: Sequence[MicroBatch]) -> bool:
         """Say whether a parameter's sum was not found right before, as it is used now; that of no share never was."""
@@ -298,9 +305,17 @@ class Tracer:
         self._checked.update(finite)  # an overflowed gradient proves nothing
         return max(finite.values()) if finite else float("nan")
 
-    def _compare(self, optimizer: Optimizer, step: Step | None, skipped: bool) -> Balance:
+    def _meet(self, optimizer: Optimizer, step: Step | None, skipped: bool, told: Sequence[float]) -> Balance:
         """Do on all ranks together what a single process does by `_check` and `_balance`."""
-        errors, ledger = compare_over_ranks(self.ranks, step, self._held([optimizer]), skipped)
+        compare, spread, clipped, square = told
+        tracked = self._held([optimizer])
+        if spread:
+            gather_factors(self.ranks, None if step is None else step.division, tracked, bool(clipped))
+        if step is not None and self.sharded:
+            step.norm = square**0.5
+        if not compare:
+            return Balance()
+        errors, ledger = compare_over_ranks(self.ranks, step, tracked, skipped)
         if step is not None:
             advice = functools.partial(self.engine.advice, step.micro_batches, {})
             step.sum_error = self._judge(errors, step.division.gradients, advice)
@@ -319,18 +334,6 @@ class Tracer:
         shifts = shifts if self.quantity == "shift" else self._shifts(step, "shift")
         by_name = {p.info.name: p for p in shifts.parameters}
         return lambda name: by_name[name].total()
-
-    def _say_if_edited(self, names: Sequence[str]) -> None:
-        """Warn once where something was added to gradients between the backward pass and the step."""
-        if names and not self._edited:
-            self._edited = True
-            warnings.warn(
-                "GradTrace: between the backward pass and the optimizer's step the gradients of "
-                f"{', '.join(f'`{name}`' for name in names[:5])}{', ...' if len(names) > 5 else ''} were changed by "
-                "more than a factor: something was added to them (noise, a penalty, a projection), by a hook or by "
-                "`configure_gradient_clipping`. What was added is no sample's share; the `residual` shows it",
-                stacklevel=2,
-            )
 
     def _shifts(self, step: Step, quantity: Quantity, skipped: bool = False) -> StepShifts:
         division, parameters = step.division, []

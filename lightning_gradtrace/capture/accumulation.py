@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_gradtrace.capture.engine import MicroBatch
 from lightning_gradtrace.capture.shares import add_shares
 from lightning_gradtrace.update.clipping import copy_gradient
+from lightning_gradtrace.update.sharding import local
 
 
 @dataclass
@@ -158,10 +159,11 @@ class Accumulation:
 def _mark(parameter: Tensor) -> tuple[int, int] | None:
     """Return what changes when the gradient is replaced or written to; its address is not given away meanwhile."""
     grad = parameter.grad
-    return None if grad is None else (id(grad), grad._version)
+    return None if grad is None else (id(grad), local(grad)._version)
 
 
 def _any(grad: Tensor) -> bool:
+    grad = local(grad)
     return bool((grad.coalesce().values() if grad.is_sparse else grad).any())
 
 

@@ -73,9 +73,13 @@ def sum_error(total: Tensor | None, gradient: Tensor, overall: float = 0.0) -> f
     size = float(torch.linalg.vector_norm(gradient.float()))
     if total is None:
         return size / size if size else 0.0  # a sum of nothing has no rounding
-    floor = overall * _FLOOR.get(gradient.dtype, _COARSE_FLOOR) if math.isfinite(overall) else 0.0
+    return relative_error(float(torch.linalg.vector_norm(total - gradient)), size, gradient.dtype, overall)
+
+
+def relative_error(difference: float, size: float, dtype: torch.dtype, overall: float = 0.0) -> float:
+    """Compare the error of a sum with the norm of the gradient, or with a small part of all gradients'."""
+    floor = overall * _FLOOR.get(dtype, _COARSE_FLOOR) if math.isfinite(overall) else 0.0
     norm = max(size, floor) if size == size else size
-    difference = float(torch.linalg.vector_norm(total - gradient))
     if not norm:
         return float("inf") if difference else 0.0
     return difference / norm
@@ -138,6 +142,21 @@ def check_used(tracked: Sequence[TrackedParameter], used: Collection[str]) -> No
             "the first captured step; their shifts are zero until they do",
             stacklevel=2,
         )
+
+
+def warn_of_edits(names: Sequence[str]) -> None:
+    """Warn that something was added to gradients between the backward pass and the step.
+
+    Args:
+        names: the parameters.
+    """
+    warnings.warn(
+        "GradTrace: between the backward pass and the optimizer's step the gradients of "
+        f"{', '.join(f'`{name}`' for name in names[:5])}{', ...' if len(names) > 5 else ''} were changed by more than "
+        "a factor: something was added to them (noise, a penalty, a projection), by a hook or by "
+        "`configure_gradient_clipping`. What was added is no sample's share; the `residual` shows it",
+        stacklevel=2,
+    )
 
 
 def check_known(unknown: Sequence[str]) -> None:

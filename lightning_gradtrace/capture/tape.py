@@ -57,7 +57,29 @@ class Tape(TorchFunctionMode):
         self._mixtures: dict[Derived, Mixture] = {}
         # Lineages hold their tensors, so that an id is not given to another tensor while the tape lives.
         self._lineage: dict[int, Lineage] = {id(p): Root(name, p) for name, p in parameters.items()}
+        self._names = frozenset(parameters)
+        self._swaps = False
+        self._kept: list[Tensor] = []
         self._taint = Taint(batch, n_samples, self._lineage)
+
+    def meet(self, name: str, parameter: Tensor) -> None:
+        """Take a tensor for a parameter as well: FSDP2 swaps parameters while a module runs, and frees them after it.
+
+        From then on the tape copies whatever does not come from the batch, because it may be a view of such a tensor,
+        and uses are looked into when that is freed.
+
+        Args:
+            name: name of a tracked parameter.
+            parameter: the tensor that stands for it now.
+        """
+        self._swaps = True
+        if id(parameter) not in self._lineage and name in self._names:
+            self._lineage[id(parameter)] = Root(name, self._lasting(parameter))
+
+    def _lasting(self, tensor: Tensor) -> Tensor:
+        """Return a copy with values that nobody frees; the tensor itself is kept too, so that its id stays its own."""
+        self._kept.append(tensor)
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
     def unattributable(self) -> Mixture | None:
         """Return a mixture of samples from which the loss is computed directly, None if there is none.
@@ -78,6 +100,7 @@ class Tape(TorchFunctionMode):
         self.uses.clear()
         self._mixtures.clear()
         self._lineage.clear()
+        self._kept.clear()
 
     def __torch_function__(
         self,
@@ -163,7 +186,8 @@ class Tape(TorchFunctionMode):
             elif id(leaf) in self._lineage:
                 found.append(self._lineage[id(leaf)])
             else:
-                kept = operand(leaf, not known.fresh and not (known.shape_only and i) and self._taint(leaf))
+                batched = not known.fresh and not (known.shape_only and i) and self._taint(leaf)
+                kept = operand(self._lasting(leaf) if self._swaps and not batched else leaf, batched)
                 kept.route = self._routes(leaf) if kept.batched else None
                 if known.in_place and i == 0:
                     kept = self._before_writing(known, kept)
@@ -238,7 +262,8 @@ class Tape(TorchFunctionMode):
         shared = tuple(leaves)  # one object for all outputs: by it they are known to come from one call
         before = [self._mixtures[leaf] for leaf in leaves if isinstance(leaf, Derived) and leaf in self._mixtures]
         for i, tensor in live.items():
-            derived = Derived(func, shared, structure, around, i, tensor)
+            values = self._lasting(tensor) if self._swaps else tensor
+            derived = Derived(func, shared, structure, around, i, values)
             self._lineage[id(tensor)] = derived
             if (mixed or before) and tensor.requires_grad:
                 mixture = self._mixtures[derived] = Mixture(facts(func).name, tuple(derived.roots))

@@ -78,7 +78,9 @@ def array_of(trace: Trace, path: str) -> CheckedArray:
     Raises:
         StoreError: if the trace has no such array.
     """
-    find_array(trace.group, path)
+    # Of a trace of several ranks, some parts may hold what others never needed.
+    holder = next((part for part in trace.parts if part.has(path)), trace)
+    find_array(holder.group, path)
     return trace.checked(path)
 
 

@@ -47,6 +47,7 @@ class UpdateRule(ABC):
         carried: names in the optimizer's state of what carries earlier steps into the next; `remember` copies them for
             the ledger.
         caution: what a user should know before trusting the shifts, said once as a warning; None for nothing.
+        elementwise: whether a weight's step depends on no other weight's gradient.
         tolerance: residual up to which a float32 ledger counts as closed, rounding of the weights aside.
         half_tolerance: the same where layers compute their gradients in half precision. An optimizer that lifts small
             entries of the gradient lifts their rounding errors with them.
@@ -55,6 +56,7 @@ class UpdateRule(ABC):
     optimizers: ClassVar[tuple[type[Optimizer], ...]] = ()
     carried: ClassVar[tuple[str, ...]] = ()
     caution: ClassVar[str | None] = None
+    elementwise: ClassVar[bool] = True
     tolerance: ClassVar[float] = 1e-3
     half_tolerance: ClassVar[float] = 0.2
 

@@ -20,6 +20,7 @@ class AdafactorRule(UpdateRule):
     """
 
     optimizers: ClassVar = (torch.optim.Adafactor,)
+    elementwise: ClassVar = False
 
     @override
     def remember(

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_gradtrace.update.sharding import local
+
 # Entries that are compared at a time on a CPU, so that what is compared stays in its cache.
 _CHUNK = 1 << 16
 # Two gradients are called proportional when they differ by less than this part of the larger, elementwise.
@@ -26,8 +28,8 @@ def copy_gradient(gradient: Tensor, spare: Tensor | None = None) -> Tensor:
 
 
 def dense(gradient: Tensor) -> Tensor:
-    """Return a gradient, detached; one that `nn.Embedding(sparse=True)` left sparse is written out."""
-    gradient = gradient.detach()
+    """Return a gradient, detached: sparse ones (`nn.Embedding(sparse=True)`) written out, of spread ones the piece."""
+    gradient = local(gradient).detach()
     return gradient.to_dense() if gradient.layout != torch.strided else gradient
 
 

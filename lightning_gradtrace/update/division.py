@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from lightning_gradtrace.update._registry import rule_for
 from lightning_gradtrace.update.clipping import clip_factors, copy_gradient, dense, projection
 from lightning_gradtrace.update.ledger import Balance, Entry, balance
 from lightning_gradtrace.update.preconditioned import precondition
+from lightning_gradtrace.update.sharding import local, local_state
 
 
 @dataclass
@@ -38,7 +39,7 @@ class _Parameter:
         """The gradient as the optimizer saw it; one that the step set to None is taken as not clipped."""
         if self.kept is not None:
             return self.kept
-        return self.gradient if self.tensor.grad is None else self.tensor.grad.detach()
+        return self.gradient if self.tensor.grad is None else local(self.tensor.grad).detach()
 
 
 @dataclass
@@ -106,8 +107,9 @@ class StepDivision:
                     "with `GradTrace(params=...)`, or keep its real and imaginary part as two parameters."
                 )
             group = groups[id(tensor)]
-            memory = rule.remember(tensor.detach(), group, optimizer.state.get(tensor, {}), ledger)
-            weights = tensor.detach().clone() if ledger else None
+            state = local_state(optimizer.state.get(tensor, {}))
+            memory = rule.remember(local(tensor).detach(), group, state, ledger)
+            weights = local(tensor).detach().clone() if ledger else None
             division._parameters[name] = _Parameter(tensor, group, gradients[name], memory, weights)
         return division
 
@@ -133,8 +135,19 @@ class StepDivision:
             if factor is None:
                 self.unexplained.append(name)
                 factor = projection(p.gradient, after)
-            p.clip = factor.expand(p.tensor.shape) if isinstance(factor, Tensor) else factor
+            p.clip = factor.expand(p.gradient.shape) if isinstance(factor, Tensor) else factor
             p.split = self._split(p, None)
+
+    @property
+    def factors(self) -> dict[str, tuple[float | Tensor, float | Tensor]]:
+        """The optimizer's own factor and that of clipping of every parameter that moved; of a spread one, by piece."""
+        return {name: (p.split.gain, p.clip) for name, p in self._parameters.items() if p.split is not None}
+
+    def gather(self, name: str, gain: float | Tensor, clip: float | Tensor) -> None:
+        """Replace `factors` of a piece by those of the whole parameter, for `scale`, `share` and `gain`."""
+        p = self._parameters[name]
+        assert p.split is not None
+        p.split, p.clip = replace(p.split, gain=gain), clip
 
     def scale(self, name: str) -> float | Tensor | None:
         """Return the factor from `share` to the shifts of a parameter, None if the step did not move it."""
@@ -190,27 +203,29 @@ class StepDivision:
         assert p.weights is not None
         split = self._split(p, p.weights)
         shifts = torch.zeros_like(p.weights) if shifts is None else shifts
-        return Entry(p.weights, p.tensor.detach(), shifts, split.carry, split.decay, name)
+        return Entry(p.weights, local(p.tensor).detach(), shifts, split.carry, split.decay, name)
 
     def _split(self, p: _Parameter, before: Tensor | None) -> Split:
-        return self._rule.split(p.group, self.optimizer.state.get(p.tensor, {}), p.memory, p.seen, before)
+        return self._rule.split(p.group, local_state(self.optimizer.state.get(p.tensor, {})), p.memory, p.seen, before)
 
 
 def _has_matrix(split: Split) -> bool:
     return split.left is not None or split.right is not None
 
 
-def explain(optimizer: Optimizer) -> UpdateRule:
+def explain(optimizer: Optimizer, sharded: bool = False) -> UpdateRule:
     """Return the rule of an optimizer's family, or the generic rule with a warning.
 
     Args:
         optimizer: the optimizer.
+        sharded: whether its parameters are spread over ranks.
 
     Returns:
         The rule.
 
     Raises:
-        ValueError: the optimizer evaluates the loss several times in one step.
+        ValueError: the optimizer evaluates the loss several times in one step, or mixes the weights of a parameter of
+            which only a piece is here.
     """
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
@@ -219,6 +234,11 @@ def explain(optimizer: Optimizer) -> UpdateRule:
             "optimizer that takes one gradient per step."
         )
     rule = rule_for(optimizer)
+    if sharded and rule is not None and not rule.elementwise:
+        raise ValueError(
+            f"GradTrace: the step of `{type(optimizer).__name__}` mixes the weights of a parameter, and every process "
+            'holds only a piece of it. Use an optimizer that treats weights one by one, or `strategy="ddp"`.'
+        )
     if rule is None:
         warnings.warn(
             f"GradTrace has no rule for the optimizer `{type(optimizer).__name__}`: shifts are taken as "
@@ -233,10 +253,10 @@ def explain(optimizer: Optimizer) -> UpdateRule:
 
 
 def gradient_norm(optimizer: Optimizer) -> float:
-    """Return the Euclidean norm of all gradients of an optimizer, as norm clipping computes it."""
+    """Return the Euclidean norm of all gradients of an optimizer, as norm clipping computes it; of the pieces here."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     if not gradients:
         return 0.0
-    values = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    values = [local(g.coalesce().values() if g.is_sparse else g) for g in gradients]
     norms = [torch.linalg.vector_norm(g.detach()).float() for g in values]
     return float(torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms])))

@@ -54,28 +54,33 @@ class Ledger:
 
     In low precision the weights themselves are rounded when they are stored: where they move little, that, and no
     fault of the division, is what is left.
+
+    Attributes:
+        missing: square of what shifts, carry and decay leave of the change.
+        change: square of the change.
+        unit: square of what rounding can leave.
     """
 
-    _missing: float = 0.0
-    _change: float = 0.0
-    _unit: float = 0.0
+    missing: float = 0.0
+    change: float = 0.0
+    unit: float = 0.0
 
     def add(self, entry: Entry) -> None:
         """Add the line of one more parameter."""
         rounding = torch.finfo(entry.after.dtype).eps / 2
         for before, after, *parts in _pieces(entry):
-            moved = after.to(torch.float64, copy=True).sub_(before)  # what follows changes it in place
-            self._change += _square(moved)
+            moved = after.to(torch.float64, copy=True).sub_(before)  # a copy also of what is float64 already
+            self.change += _square(moved)
             for part in parts:
                 moved.sub_(part)
-            self._missing += _square(moved)
-            self._unit += rounding**2 * _square(after)
+            self.missing += _square(moved)
+            self.unit += rounding**2 * _square(after)
 
     def balance(self) -> Balance:
         """Return the outcome so far."""
-        if self._change == 0:
-            return Balance(float("inf") if self._missing else self._missing)
-        return Balance((self._missing / self._change) ** 0.5, (self._unit / self._change) ** 0.5)
+        if self.change == 0:
+            return Balance(float("inf") if self.missing else self.missing)
+        return Balance((self.missing / self.change) ** 0.5, (self.unit / self.change) ** 0.5)
 
 
 def balance(entries: Iterable[Entry]) -> Balance:

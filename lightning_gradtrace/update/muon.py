@@ -29,6 +29,7 @@ class MuonRule(UpdateRule):
 
     optimizers: ClassVar = (torch.optim.Muon,)
     carried: ClassVar = ("momentum_buffer",)
+    elementwise: ClassVar = False
     caution: ClassVar = (
         "the orthogonalised step of `Muon` is not linear in the samples: it is divided by holding its matrix at the "
         "value of the step. Muon iterates in bfloat16, and what it makes of its own rounding errors belongs to no "

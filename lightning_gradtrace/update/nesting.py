@@ -27,29 +27,27 @@ def in_outermost_step(optimizer: Optimizer) -> bool:
     return running < 2
 
 
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+def after_closure(then: Callable[[], None]) -> Callable[..., Any]:
+    """Return a hook before a step that calls something when the step is about to use its gradients.
 
+    That is once the step's closure has run, and at once without a closure.
 
-def before_use_of_gradients(note: Callable[[], None]) -> Callable[..., Arguments | None]:
-    """Return a step hook that calls a function when a step is about to use its gradients: once its closure has run.
-
-    Lightning clips gradients at the end of the closure, so that no hook of its own stands between clipping and step.
+    Args:
+        then: what to call.
     """
 
-    def hook(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments | None:
+    def hook(_: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            note()
+            then()
             return None
 
         @functools.wraps(closure)
         def watched(*inner: Any, **named: Any) -> Any:
             result = closure(*inner, **named)
-            note()
+            then()
             return result
 
-        if len(args) > 1:
-            return (args[0], watched, *args[2:]), kwargs
-        return args, {**kwargs, "closure": watched}
+        return ((args[0], watched, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": watched})
 
     return hook

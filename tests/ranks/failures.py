@@ -71,7 +71,7 @@ def spoil(where: str) -> None:
     elif where == "sum":
         replace(over_ranks, "total_share", 8 * FAILS_AT + 2)  # eight parameters in every step
     elif where == "comparison":
-        replace(over_ranks, "sum_error", 8 * FAILS_AT + 7)
+        replace(over_ranks, "_square", 16 * FAILS_AT + 15)  # two squares for each of them
     elif where == "record":
         replace(TopK, "reduce", 2 * FAILS_AT)
     else:

@@ -12,8 +12,9 @@ import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from lightning_gradtrace import Dense, Factored, GradTrace, Norms, TopK
@@ -67,6 +68,27 @@ class Adam(Model):
 
 class JointAdam(Joint, Adam):
     pass
+
+
+class Sharded(Model):
+    """Every layer sharded by itself, the rest together: FSDP2."""
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        for layer in self.encoder.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self, mesh=mesh)
+
+
+class ShardedAdam(Sharded, Adam):
+    pass
+
+
+class Whole(Model):
+    """A model that forgets to shard itself."""
+
+    def configure_model(self):
+        pass
 
 
 class Listed(BatchSampler):
@@ -162,13 +184,36 @@ def ddp(folder: Path, name: str, kind: type[Model], ddp_options: dict[str, Any],
     return found
 
 
+def fsdp(folder: Path, name: str, kind: type[Model], options: dict[str, Any]) -> Any:
+    """Train with and without the callback; the weights of both."""
+    torch.set_default_dtype(torch.float64)  # the strategy knows no precision="64-true"
+    found = []
+    for callbacks in ([trace_callback(folder / f"{name}.zarr", **options.get("trace", {}))], []):
+        model = make(kind, **options.get("model", {}))
+        strategy = ModelParallelStrategy(RANKS, 1, process_group_backend="gloo")
+        fit(model, *callbacks, strategy=strategy, loader=_loader(options), **options.get("trainer", {}))
+        found.append({name: w.full_tensor().numpy() for name, w in weights(model).items()})
+    return found
+
+
+def refused(folder: Path, kind: type[Model], trace: dict[str, Any]) -> Any:
+    """Train with a callback that refuses to."""
+    try:
+        strategy = ModelParallelStrategy(RANKS, 1, process_group_backend="gloo")
+        fit(make(kind), trace_callback(folder / "refused.zarr", **trace), strategy=strategy)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+
+
 def _loader(options: dict[str, Any]) -> Any:
     batches = options.get("batches")
     return None if batches is None else DataLoader(Sentences(), batch_sampler=Listed(batches[int(os.environ["RANK"])]))
 
 
-def single(folder: Path, name: str, kind: type[Model], options: dict[str, Any]) -> Any:
+def single(folder: Path, name: str, kind: type[Model], options: dict[str, Any], double: bool = False) -> Any:
     """Train as one process on the same global batches; the weights."""
+    if double:
+        torch.set_default_dtype(torch.float64)
     batches = options.get("batches")
     if batches is None:
         loader = DataLoader(Sentences(), batch_sampler=Epochs([joined(epoch) for epoch in range(EPOCHS)]))
@@ -178,5 +223,6 @@ def single(folder: Path, name: str, kind: type[Model], options: dict[str, Any]) 
         loader = DataLoader(Sentences(), batch_sampler=Listed([a + b for a, b in pairs]))
         sizes = {i: [len(a), len(b)] for i, (a, b) in enumerate(pairs)}
     model = make(kind, sizes=sizes, **options.get("model", {}))
-    fit(model, trace_callback(folder / f"{name}-single.zarr"), loader=loader, **options.get("trainer", {}))
+    trace = trace_callback(folder / f"{name}-single.zarr", **options.get("trace", {}))
+    fit(model, trace, loader=loader, **options.get("trainer", {}))
     return {name: w.numpy() for name, w in weights(model).items()}
