@@ -130,7 +130,8 @@ class Adapted(nn.Module):
         x = x + torch.tanh(self.base(x))  # derived there, plain here
         x = self.orthogonal(torch.tanh(self.normed(x))) + self.spectral(x)
         bias = torch.stack([part.sum(1) for part in self.parts]).flatten()
-        return self.head(F.linear(x, torch.cat(list(self.parts)), bias))
+        parts = [part.unflatten(0, (2, 2)).flatten(0, 1) for part in self.parts]
+        return self.head(F.linear(x, torch.cat(parts), bias))
 
 
 class Experts(nn.Module):

@@ -60,6 +60,7 @@ class Tape(TorchFunctionMode):
         self._names = frozenset(parameters)
         self._swaps = False
         self._kept: list[Tensor] = []
+        self._opened: set[tuple[Any, ...]] = set()  # calls of Python functions whose bodies are running
         self._taint = Taint(batch, n_samples, self._lineage)
 
     def meet(self, name: str, parameter: Tensor) -> None:
@@ -118,8 +119,9 @@ class Tape(TorchFunctionMode):
             return self._untracked(facts(func), func, args, kwargs)
         rule = rule_for(func)
         if rule is None and isinstance(func, types.FunctionType):
-            with self:
-                return opened(func)(*args, **kwargs)
+            call_of = (func, *map(id, args))
+            if call_of not in self._opened:
+                return self._look_inside(call_of, args, kwargs)
         known = facts(func)
         if not (self._probing or torch.is_grad_enabled()):
             return self._untracked(known, func, args, kwargs)
@@ -137,6 +139,19 @@ class Tape(TorchFunctionMode):
                 routes = {i: self._routes(t) for i, t in enumerate(outputs) if isinstance(t, Tensor)}
                 use.routes = {i: route for i, route in routes.items() if route is not None}
         return result
+
+    def _look_inside(self, call_of: tuple[Any, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Run the body of a function written in Python under the tape.
+
+        Some of them, as `Tensor.unflatten`, hand their call on to a built-in function that reaches the tape under the
+        same name; that one is taken as it is.
+        """
+        self._opened.add(call_of)
+        try:
+            with self:
+                return opened(call_of[0])(*args, **kwargs)
+        finally:
+            self._opened.discard(call_of)
 
     def _untracked(
         self, known: Facts, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
