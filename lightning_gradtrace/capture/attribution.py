@@ -170,8 +170,13 @@ def _closed_form(use: Use, placement: UsePlaces, n_samples: int) -> Shares | Non
 
 
 def _keeps_rows(bound: BoundUse, placement: UsePlaces) -> bool:
-    """Say whether a rule can read picked rows: its output holds the rows of its input, in the same leading axes."""
-    place = placement.inputs.get(bound.place) if bound.place is not None else None
+    """Say whether a rule can read picked rows: its output holds the rows of its input, in the same leading axes.
+
+    A rule that finds the samples in its output alone (bags of unlike sizes) doesn't mind where its input comes from.
+    """
+    if bound.place is None:
+        return not isinstance(placement.outputs[0], Rows)
+    place = placement.inputs.get(bound.place)
     if not isinstance(place, Rows) or not isinstance(placement.outputs[0], Rows):
         return False
     axes = {axis: out for axis, out in bound.axes.items() if axis < place.n_rows}

@@ -133,8 +133,15 @@ class Use:
         """Whether the backward pass came here."""
         return bool(self.cotangents)
 
-    def receive(self, output: int, cotangent: Tensor) -> None:
-        """Keep the cotangent of one output; a second backward pass through it adds up."""
+    def receive(self, output: int, cotangent: Tensor | None) -> None:
+        """Keep the cotangent of one output; a second backward pass through it adds up.
+
+        Args:
+            output: number of the output.
+            cotangent: None where nothing came to this one of several outputs (cuDNN's recurrent layers).
+        """
+        if cotangent is None:
+            return
         known = self.cotangents.get(output)
         self.cotangents[output] = cotangent.detach() if known is None else known + cotangent.detach()
 

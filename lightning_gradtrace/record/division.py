@@ -46,7 +46,7 @@ class Division(Record):
     Example::
 
         >>> Division(schedule=10)
-        Division(schedule=EveryNSteps(n=10, first=0))
+        Division(schedule=EveryNSteps(n=10, first=0, width=1))
     """
 
     wants_ledger = True

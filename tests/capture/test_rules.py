@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.rules import registered
+from lightning_gradtrace.capture.tape import Tape
 from tests.capture.uses import USES, N, UseCase
 
 
@@ -23,10 +25,13 @@ def capture(model: nn.Module, x: Tensor, axis: int = 0, *, rules: bool = True, n
     with tape:
         loss = model(x).square().sum()
     loss.backward()
-    if not rules:
-        for use in tape.uses:
-            use.rule = None
-    return engine.collect(tape, n_samples, PermutationProbe(model, parameters, model, x, n_samples, axis))
+    probe = PermutationProbe(model, parameters, model, x, n_samples, axis)
+    if rules:
+        return engine.collect(tape, n_samples, probe)
+    for use in tape.uses:
+        use.rule = None
+    with mock.patch.object(Tape, "_is_told_by_input", return_value=False):
+        return engine.collect(tape, n_samples, probe)
 
 
 def make(case: UseCase, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor]:

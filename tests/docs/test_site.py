@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.main import get_command
 
 from lightning_gradtrace import report
+from tests.analysis.traces import write_trace
 from tests.cli.conftest import trace_path as trace_path
 from tests.docs.command_reference import MARK, reference
 from tests.docs.command_reference import PAGE as COMMANDS
@@ -23,11 +25,23 @@ RECIPES = sorted(file.relative_to(ROOT).as_posix() for file in ROOT.glob("docs/h
 PAGES = sorted(file.relative_to(ROOT).as_posix() for file in ROOT.glob("docs/**/*.md"))
 
 
+def write_heads(path: Path) -> None:
+    """Write a trace of the queries and keys of two heads, with weights before and after its twelve steps."""
+    rng = np.random.default_rng(0)
+    shapes = {f"attention.W_{part}": (2, 4, 2) for part in "QK"}
+    index = np.stack([np.sort(rng.permutation(32)[:4]) for _ in range(120)])
+    text = {sample: rng.integers(0, 9, 10).tolist() for sample in range(20)}
+    weights = {step: {name: rng.normal(size=shape) for name, shape in shapes.items()} for step in (0, 12)}
+    sample_id = np.stack([rng.permutation(20)[:10] for _ in range(12)])
+    write_trace(shapes, sample_id, index, shift=rng.normal(size=(120, 4)), text=text, weights=weights, to=path)
+
+
 @pytest.fixture
 def runs(trace_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with `runs/a.zarr`, as the pages suppose."""
+    """A folder with `runs/a.zarr` and `runs/heads.zarr`, as the pages suppose."""
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "a.zarr").symlink_to(trace_path)
+    write_heads(tmp_path / "runs" / "heads.zarr")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

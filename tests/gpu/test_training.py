@@ -81,8 +81,8 @@ def test_the_trace_is_that_of_the_cpu(adam: bool, tmp_path: Path) -> None:
     settings = {"adam": adam, "precision": "64-true"}
     cpu = record(tmp_path / "cpu.zarr", "cpu", records, **settings)
     gpu = record(tmp_path / "gpu.zarr", "gpu", records, **settings)
-    for column in ("loss", "grad_norm", "clip_factor"):
-        np.testing.assert_allclose(gpu.steps[column], cpu.steps[column], rtol=1e-8)
+    for column in ("loss", "grad_norm", "clip_factor"):  # norms are kept in single precision
+        np.testing.assert_allclose(gpu.steps[column], cpu.steps[column], rtol=1e-6)
     assert (gpu.occurrences == cpu.occurrences).all(axis=None)
     for name in cpu.params["param"]:
         a, b = np.asarray(gpu.dense[name][:]), np.asarray(cpu.dense[name][:])
