@@ -36,7 +36,6 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_gradtrace.arguments import check_settings
-from lightning_gradtrace.beginning import check_parameters, check_strategy, open_writer
 from lightning_gradtrace.capture.arrival import BatchReader
 from lightning_gradtrace.capture.compiled import check_not_compiled
 from lightning_gradtrace.capture.engines import make_engine
@@ -45,10 +44,11 @@ from lightning_gradtrace.capture.parameters import ParameterFilter, select_param
 from lightning_gradtrace.capture.rehearsal import loss_factor, rehearse
 from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
 from lightning_gradtrace.capture.sample_losses import PerSampleLoss
-from lightning_gradtrace.checkpoint import state_of_rank
 from lightning_gradtrace.guard import guarded, refuse_to_resume
 from lightning_gradtrace.provenance import trace_attributes
-from lightning_gradtrace.ranks import Ranks
+from lightning_gradtrace.ranks.beginning import check_parameters, check_strategy, open_writer
+from lightning_gradtrace.ranks.checkpoint import state_of_rank
+from lightning_gradtrace.ranks.meeting import Ranks
 from lightning_gradtrace.record import ParameterInfo, Record, Schedule, TopK
 from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
 from lightning_gradtrace.record.parameters import parameter_infos, parameter_table

@@ -18,8 +18,8 @@ from lightning_gradtrace.capture.arrival import Arrival, BatchReader
 from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.sharded import watch_unsharding
 from lightning_gradtrace.capture.tape import deactivate
-from lightning_gradtrace.checkpoint import joint_state, lone_state
-from lightning_gradtrace.ranks import Ranks, held_back
+from lightning_gradtrace.ranks.checkpoint import joint_state, lone_state
+from lightning_gradtrace.ranks.meeting import Ranks, held_back
 from lightning_gradtrace.record import Schedule
 from lightning_gradtrace.step import Position
 from lightning_gradtrace.tracer import Tracer
@@ -43,7 +43,7 @@ class Run:
         scaler: the GradScaler of the precision plugin, None without one.
         every_n_steps: record every n-th optimizer step; with several optimizers, every n-th of each.
         weights: before which steps all weights are stored, None for never.
-        failure: an error that waits until the ranks meet, see `ranks.held_back`; None with a single process.
+        failure: an error that waits until the ranks meet, see `ranks.meeting.held_back`; None with a single process.
     """
 
     tracer: Tracer

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts
+from lightning_gradtrace.record.token_grads import with_tokens
 from lightning_gradtrace.update.division import StepDivision
+
+Quantity = Literal["shift", "gradient"]
 
 
 @dataclass
@@ -78,3 +84,26 @@ class Step:
             "rank": np.full(n, self.position.rank, np.int32),
             "sample_id": np.concatenate([m.sample_ids for m in self.micro_batches]),
         }
+
+    def shifts(self, infos: Sequence[ParameterInfo], quantity: Quantity = "shift", skipped: bool = False) -> StepShifts:
+        """Turn the shares of the step into what the optimizer made of them.
+
+        Args:
+            infos: the tracked parameters.
+            quantity: "shift", or "gradient" for the shares themselves.
+            skipped: whether the optimizer left the weights as they are: all shifts are zero.
+        """
+        division, parameters, shift = self.division, [], quantity == "shift"
+        for info in infos:
+            scale = None if skipped else division.scale(info.name)
+            if not shift and scale is not None:
+                scale = 1.0 / division.loss_scale
+            shares: list[Share | None] = [
+                m.shares.get(info.name) if scale is not None else None for m in self.micro_batches
+            ]
+            if shift:
+                shares = [None if share is None else division.share(info.name, share) for share in shares]
+            gain = None if skipped else division.gain(info.name)
+            parameters.append(ParameterShifts(info, 1.0 if scale is None else scale, shares, gain))
+        found = StepShifts([m.n_samples for m in self.micro_batches], parameters, self.position.step)
+        return with_tokens(found, self.micro_batches, division.share if shift else lambda _, share: share)

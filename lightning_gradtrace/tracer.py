@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +20,16 @@ from lightning_gradtrace.capture.check import check_known, check_sums, check_use
 from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import Probe
-from lightning_gradtrace.capture.shares import Share
-from lightning_gradtrace.over_ranks import compare_over_ranks, gather_factors, gather_weights
-from lightning_gradtrace.ranks import Ranks
-from lightning_gradtrace.record import ParameterShifts, Record, StepShifts
+from lightning_gradtrace.ranks.meeting import Ranks
+from lightning_gradtrace.ranks.sums import compare_over_ranks, gather_factors, gather_weights
+from lightning_gradtrace.record import Record, StepShifts
 from lightning_gradtrace.record.parameters import parameter_infos
-from lightning_gradtrace.record.token_grads import with_tokens
-from lightning_gradtrace.step import Position, Step
+from lightning_gradtrace.step import Position, Quantity, Step
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.update._base import UpdateRule, first_momentum, setting
 from lightning_gradtrace.update.division import StepDivision, explain, gradient_norm
 from lightning_gradtrace.update.ledger import Balance
 from lightning_gradtrace.update.sharding import is_sharded
-
-Quantity = Literal["shift", "gradient"]
 
 
 @dataclass
@@ -219,7 +215,7 @@ class Tracer:
         if step is None:
             return
         division, position = step.division, step.position
-        shifts = self._shifts(step, self.quantity, skipped)
+        shifts = step.shifts(self.infos, self.quantity, skipped)
         shifts.number = position.step
         if division.ledger and not skipped:
             shifts.ledger = functools.partial(division.entries, self._totals(step, shifts))
@@ -331,22 +327,6 @@ class Tracer:
 
     def _totals(self, step: Step, shifts: StepShifts) -> Callable[[str], Tensor | None]:
         """Return what sums the shifts of a parameter, whatever quantity is recorded."""
-        shifts = shifts if self.quantity == "shift" else self._shifts(step, "shift")
+        shifts = shifts if self.quantity == "shift" else step.shifts(self.infos, "shift")
         by_name = {p.info.name: p for p in shifts.parameters}
         return lambda name: by_name[name].total()
-
-    def _shifts(self, step: Step, quantity: Quantity, skipped: bool = False) -> StepShifts:
-        division, parameters = step.division, []
-        for info in self.infos:
-            name, shift = info.name, quantity == "shift"
-            scale = division.scale(name) if not skipped else None
-            if not shift and scale is not None:
-                scale = 1.0 / division.loss_scale
-            shares: list[Share | None] = [m.shares.get(name) if scale is not None else None for m in step.micro_batches]
-            if shift:
-                shares = [None if share is None else division.share(name, share) for share in shares]
-            gain = division.gain(name) if not skipped else None
-            parameters.append(ParameterShifts(info, 1.0 if scale is None else scale, shares, gain))
-        shifts = StepShifts([m.n_samples for m in step.micro_batches], parameters, step.position.step)
-        convert = division.share if quantity == "shift" else lambda _, share: share
-        return with_tokens(shifts, step.micro_batches, convert)

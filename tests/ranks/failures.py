@@ -52,8 +52,9 @@ class _Fails:
 
 def spoil(where: str) -> None:
     """Let something fail on rank 1 in the step `FAILS_AT`."""
-    from lightning_gradtrace import over_ranks, tracer
+    from lightning_gradtrace import tracer
     from lightning_gradtrace.capture.arrival import BatchReader
+    from lightning_gradtrace.ranks import sums
     from lightning_gradtrace.update.division import StepDivision
 
     def replace(owner: Any, name: str, at: int = FAILS_AT) -> None:
@@ -69,9 +70,9 @@ def spoil(where: str) -> None:
     elif where == "after the step":
         replace(StepDivision, "complete")
     elif where == "sum":
-        replace(over_ranks, "total_share", 8 * FAILS_AT + 2)  # eight parameters in every step
+        replace(sums, "total_share", 8 * FAILS_AT + 2)  # eight parameters in every step
     elif where == "comparison":
-        replace(over_ranks, "_square", 16 * FAILS_AT + 15)  # two squares for each of them
+        replace(sums, "_square", 16 * FAILS_AT + 15)  # two squares for each of them
     elif where == "record":
         replace(TopK, "reduce", 2 * FAILS_AT)
     else:

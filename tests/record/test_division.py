@@ -10,7 +10,7 @@ import torch
 
 from lightning_gradtrace import Dense, Division, GradTrace, TopK, open_trace
 from lightning_gradtrace.analysis import divided, division
-from lightning_gradtrace.beginning import check_strategy
+from lightning_gradtrace.ranks.beginning import check_strategy
 from lightning_gradtrace.record.division import PARTS
 from lightning_gradtrace.store import Trace
 from tests.record.steps import make_infos, make_step, record_steps

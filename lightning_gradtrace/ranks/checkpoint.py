@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning_gradtrace.ranks import Ranks
+from lightning_gradtrace.ranks.meeting import Ranks
 
 
 def joint_state(ranks: Ranks, state: Callable[[], dict[str, Any]], failure: Exception | None = None) -> dict[str, Any]:

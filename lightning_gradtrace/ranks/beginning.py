@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_gradtrace.capture.sharded import bring_to_rest
-from lightning_gradtrace.ranks import Ranks
+from lightning_gradtrace.ranks.meeting import Ranks
 from lightning_gradtrace.record import Record
 from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.parts import PartWriter, part_target

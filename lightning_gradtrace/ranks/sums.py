@@ -13,7 +13,7 @@ from torch import Size, Tensor, dtype
 
 from lightning_gradtrace.capture.check import relative_error, total_share
 from lightning_gradtrace.capture.shares import DenseShare, accumulation_dtype
-from lightning_gradtrace.ranks import Ranks
+from lightning_gradtrace.ranks.meeting import Ranks
 from lightning_gradtrace.step import Step
 from lightning_gradtrace.update.division import StepDivision
 from lightning_gradtrace.update.ledger import Balance, Ledger
