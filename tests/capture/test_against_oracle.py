@@ -11,6 +11,8 @@ from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placement import UnattributableError
 from lightning_gradtrace.capture.probe import PermutationProbe
+from lightning_gradtrace.capture.replay import Surroundings
+from lightning_gradtrace.capture.use import Site, Use
 from tests.cases import CASES, REDUCTIONS, Case, NoProbe
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -87,6 +89,15 @@ def test_a_use_in_a_pass_without_backward_is_left_out() -> None:
     loss.backward()
     micro_batch = engine.collect(tape, 4, NoProbe())
     torch.testing.assert_close(micro_batch.shares["weight"].total(), model.weight.grad)
+
+
+def test_an_output_to_which_nothing_came_has_no_cotangent() -> None:
+    """cuDNN's recurrent layers have several outputs, and autograd calls the hooks of all of them, with None for some."""
+    use = Use(Site("lstm", ("w",), 0), torch.lstm, None, [], None, Surroundings("cpu", None, None), [None, None])
+    use.receive(1, None)
+    assert not use.reached
+    use.receive(0, torch.ones(2))
+    assert list(use.cotangents) == [0]
 
 
 def test_placements_are_remembered_and_serve_a_last_batch_of_another_size() -> None:
