@@ -92,7 +92,7 @@ def test_a_use_in_a_pass_without_backward_is_left_out() -> None:
 
 
 def test_an_output_to_which_nothing_came_has_no_cotangent() -> None:
-    """cuDNN's recurrent layers have several outputs, and autograd calls the hooks of all of them, with None for some."""
+    """Of the outputs of cuDNN's recurrent layers autograd calls all hooks, some of them with None."""
     use = Use(Site("lstm", ("w",), 0), torch.lstm, None, [], None, Surroundings("cpu", None, None), [None, None])
     use.receive(1, None)
     assert not use.reached
