@@ -58,6 +58,7 @@ from lightning_gradtrace.analysis.neurons import neurons as neurons
 from lightning_gradtrace.analysis.normalise import relative_shifts as relative_shifts
 from lightning_gradtrace.analysis.outliers import outliers as outliers
 from lightning_gradtrace.analysis.phases import phase_boundaries as phase_boundaries
+from lightning_gradtrace.analysis.phases import phases as phases
 from lightning_gradtrace.analysis.phases import series_changes as series_changes
 from lightning_gradtrace.analysis.phases import trace_series as trace_series
 from lightning_gradtrace.analysis.predictions import Predictor as Predictor

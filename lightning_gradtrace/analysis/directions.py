@@ -106,7 +106,7 @@ def principal_directions(
     Args:
         trace: as in `direction_shifts`.
         param: name of a tracked matrix.
-        n: how many.
+        n: how many; as many as the axis has if it has fewer.
         axis: "in" or "out".
         record: as in `direction_shifts`.
         steps: step numbers to look at; None for all.
@@ -116,13 +116,13 @@ def principal_directions(
         `direction`, `square` (sum of the squared shifts along it), `share` (of all squared shifts).
 
     Raises:
-        ValueError: as in `direction_shifts`, or `n` out of range.
+        ValueError: as in `direction_shifts`, or `n` below 1.
     """
     shape = _access.matrix(trace, param).shape
     _access.check_axis(axis)
     size = shape[1] if axis == "in" else shape[0]
-    if not 1 <= n <= size:
-        raise ValueError(f"`n` is {n}, expected 1 to {size}, the size of this axis of `{param}` {shape}")
+    if n < 1:
+        raise ValueError(f"`n` is {n}, expected 1 or more directions")
     record = choose_record(trace, record, linear=False)
     total = np.zeros((size, size))
     for _, shift in shift_blocks(trace, record, param, steps):
@@ -133,8 +133,8 @@ def principal_directions(
     square, found = values[::-1][:n], vectors.T[::-1][:n]
     largest = np.take_along_axis(found, np.abs(found).argmax(axis=1)[:, None], axis=1)
     everything = float(np.trace(total))
-    share = square / everything if everything > 0 else np.full(n, np.nan)
-    table = pd.DataFrame({"direction": np.arange(n), "square": square, "share": share})
+    share = square / everything if everything > 0 else np.full(square.size, np.nan)
+    table = pd.DataFrame({"direction": np.arange(len(square)), "square": square, "share": share})
     return found * np.where(largest < 0, -1.0, 1.0), table
 
 

@@ -20,6 +20,33 @@ KEYS = ["series", "param"]
 # Points of a series: enough to place a change to half a percent of the training.
 _POINTS = 200
 _FEWEST_SNAPSHOTS = 8
+# The window of a boundary is this part of the training unless one is given.
+_WINDOWS = 40
+
+
+def phases(trace: Trace, *, window: int | None = None, every: int | None = None) -> pd.DataFrame:
+    """Find the steps at which several series of a trace change together: `trace_series` to `phase_boundaries`.
+
+    Args:
+        trace: an open trace.
+        window: steps within which changes count as one; None for a fortieth of the training.
+        every: as in `trace_series`.
+
+    Returns:
+        As `phase_boundaries`, which also says what can mislead.
+
+    Raises:
+        ImportError: ruptures is not installed.
+        ValueError: `window` or `every` below 1.
+    """
+    changes = series_changes(trace_series(trace, every=every))
+    step = trace.steps.index
+    if not len(step):
+        return phase_boundaries(changes, window or 1)
+    first, last = int(step[0]), int(step[-1])
+    if window is None:
+        window = max(1, (last - first + 1) // _WINDOWS)
+    return phase_boundaries(changes, window, span=(first, last))
 
 
 def trace_series(trace: Trace, *, every: int | None = None, moved: pd.DataFrame | None = None) -> pd.DataFrame:

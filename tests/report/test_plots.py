@@ -10,8 +10,10 @@ import pytest
 
 from lightning_gradtrace import analysis
 from lightning_gradtrace.report import plots
+from lightning_gradtrace.report.plots._drawing import label_of
 from tests.analysis.models import PlantedLM, planted_world
 from tests.analysis.test_weights import snapshots, trace_with
+from tests.analysis.traces import write_trace
 
 FUNCTIONS = {name: f for name, f in vars(plots).items() if name.startswith("plot_")}
 
@@ -29,6 +31,10 @@ def tables():
         "plot_tokens": notable.assign(text="$x^$"),
         "plot_entries": analysis.count_entries(world.trace),
         "plot_controls": analysis.random_control(world.trace, PlantedLM(), neurons, entries, n_resamples=9),
+        "plot_ablation": analysis.neuron_ablation(world.trace, PlantedLM(), neurons, entries),
+        "plot_neurons": neurons,
+        "plot_heads": head_shifts(),
+        "plot_phases": boundaries(),
         "plot_layers": analysis.layer_table(analysis.neuron_ablation(world.trace, PlantedLM(), neurons, entries)),
         "plot_effects": analysis.ablation_effects(ablated, n_resamples=9),
         "plot_enrichment": enrichment(world.trace),
@@ -50,6 +56,16 @@ def tables():
 def enrichment(trace):
     moved = trace.topk.frame().assign(size=lambda t: t["shift"].abs())
     return analysis.token_enrichment(moved, trace, by=["param"], min_count=1, n_resamples=9)
+
+
+def head_shifts():
+    trace = write_trace({"a.W_Q": (2, 4, 2)}, np.arange(6).reshape(3, 2), np.array([[0, 9, 13]] * 6))
+    return analysis.head_shifts(trace)
+
+
+def boundaries():
+    changes = pd.DataFrame({"series": ["loss", "moved", "moved"], "param": ["", "a", "b"], "step": [5, 6, 90]})
+    return analysis.phase_boundaries(changes, window=10, span=(0, 100))
 
 
 def draw(name, table, **options):
@@ -102,7 +118,32 @@ def test_every_plot_takes_axes():
 
 
 def test_labels_leave_out_what_is_said_twice_and_keep_the_end_of_long_names():
-    assert plots._label(("a.b.weight", "a.b", "in", 3)) == "a.b.weight in 3"
-    long = plots._label(("network.encoder.layers.0.self_attn.in_proj_weight", 3))
-    assert plots._label("a\x1bb") == r"a\x1bb"
+    assert label_of(("a.b.weight", "a.b", "in", 3)) == "a.b.weight in 3"
+    long = label_of(("network.encoder.layers.0.self_attn.in_proj_weight", 3))
+    assert label_of("a\x1bb") == r"a\x1bb"
     assert long == "….0.self_attn.in_proj_weight 3"
+
+
+def test_the_map_of_neurons_holds_their_values_and_nothing_elsewhere(tables):
+    table = tables["plot_neurons"]
+    ax = plots.plot_neurons(table, value="n_samples")
+    cells = np.asarray(ax.images[0].get_array().filled(np.nan))
+    labels = [text.get_text() for text in ax.get_yticklabels()]
+    assert np.isfinite(cells).sum() == len(table) and len(labels) == table["param"].nunique()
+    one = table[table["param"] == sorted(table["param"])[0]]
+    expected = np.full(cells.shape[1], np.nan)
+    expected[one["neuron"]] = one["n_samples"]
+    np.testing.assert_array_equal(cells[0], expected)
+
+
+def test_phases_stand_at_their_steps_with_their_number_of_series(tables):
+    ax = plots.plot_phases(tables["plot_phases"])
+    assert list(ax.lines[0].get_xdata()) == [5.5] and list(ax.lines[0].get_ydata()) == [2]
+    assert list(ax.lines[1].get_ydata()) == [tables["plot_phases"]["expected"].iloc[0]] * 2
+
+
+def test_movement_of_heads_adds_up_over_occurrences():
+    table = head_shifts()
+    image = plots.plot_heads(table).images[0].get_array()
+    assert image.shape == (table[["module", "head", "part"]].drop_duplicates().shape[0], 3)
+    np.testing.assert_allclose(image, 1 / 3)
