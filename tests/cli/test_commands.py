@@ -51,11 +51,28 @@ def tables(path: Path) -> dict[str, tuple[tuple[Any, ...], pd.DataFrame]]:
             ("--embedding", "head.weight", "--n", 3, "--summed"),
             analysis.bigram_shifts(trace, "head.weight", n=3, summed=True),
         ),
+        "bigrams --alignment": (
+            ("--embedding", "head.weight", "--alignment"),
+            analysis.bigram_alignment(trace, "head.weight"),
+        ),
+        "phases": (("--window", 4), analysis.trace_phases(trace, window=4)),
+        "phases --series": (
+            ("--series", "--every", 2, "--of", "moved"),
+            analysis.trace_series(trace, every=2).query("series == 'moved'"),
+        ),
+        "phases --changes": (("--changes",), analysis.series_changes(analysis.trace_series(trace))),
+        "concentration weights": (
+            ("--of", "weights", "--every", 5, "--steps", "5:"),
+            analysis.shift_sparsity(trace, every=5, steps=slice(5, None)),
+        ),
+        "concentration overlap": (("--of", "overlap"), analysis.selection_overlap(trace)),
     }
 
 
 NAMES = ["outliers", "tokens", "tokens by neuron", "neurons", "movers", "formation", "formation --series"]
 NAMES += ["formation --changes", "weights", "weights --spectra", "weights --neurons", "bigrams"]
+NAMES += ["bigrams --alignment", "phases", "phases --series", "phases --changes"]
+NAMES += ["concentration weights", "concentration overlap"]
 
 
 @pytest.mark.parametrize("name", NAMES)

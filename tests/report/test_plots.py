@@ -140,10 +140,10 @@ def test_shares_of_heads_and_of_parts_of_a_change_are_those_of_the_table(tables)
     assert drawn.sum() == pytest.approx(1)
     assert sorted(drawn[drawn > 0]) == pytest.approx(sorted(sums / sums.sum()))
     division = tables["plot_division"]
-    drawn = {line.get_label(): line.get_ydata() for line in plots.plot_division(division).lines}
-    one = division[division["step"] == division["step"].iloc[0]].groupby("part")["growth"].sum()
-    assert {name: drawn[name][0] for name in one.index} == pytest.approx(dict(one / one.abs().sum()))
-    assert drawn["together"][0] == pytest.approx(one.sum() / one.abs().sum())
+    drawn = {line.get_label(): line.get_ydata()[-1] for line in plots.plot_division(division).lines}
+    whole = division.groupby("part")["growth"].sum()
+    assert {name: drawn[name] for name in whole.index} == pytest.approx(dict(whole))
+    assert drawn["together"] == pytest.approx(whole.sum())
 
 
 def test_series_are_rows_from_lowest_to_highest_and_boundaries_say_how_many_change():
@@ -153,7 +153,7 @@ def test_series_are_rows_from_lowest_to_highest_and_boundaries_say_how_many_chan
     ax = draw("plot_phases", pd.concat(parts))
     falling, rising = ax.images[0].get_array()
     assert (np.diff(falling) <= 0).all() and (np.diff(rising) >= 0).all() and rising[-1] == 1
-    assert [text.get_text() for text in ax.texts] == ["2", "5"]
+    assert [(text.get_position()[0], text.get_text()) for text in ax.texts] == [(3.5, "5"), (1, "2")]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["loss", "moved a"]
 
 
@@ -169,6 +169,7 @@ def test_every_plot_takes_axes():
 
 def test_labels_leave_out_what_is_said_twice_and_keep_the_end_of_long_names():
     assert label_of(("a.b.weight", "a.b", "in", 3)) == "a.b.weight in 3"
+    assert label_of(("0.attn", 0)) == "0.attn 0"
     long = label_of(("network.encoder.layers.0.self_attn.in_proj_weight", 3))
     assert label_of("a\x1bb") == r"a\x1bb"
     assert long == "….0.self_attn.in_proj_weight 3"

@@ -82,14 +82,17 @@ def labels_of(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
     """Return a short name for every row."""
     names = table[list(keys)].copy()
     for column in {"param", "module"} & set(keys):
-        names[column] = names[column].astype(str).map(shorten(names[column].astype(str)))
+        given = names[column].astype(str)
+        names[column] = given.map({"": "", **shorten(name for name in given if name)})
     return [label_of(key) for key in names.itertuples(index=False, name=None)]
 
 
 def label_of(key: object) -> str:
     """Name a group: without a module that its parameter names too, and of long names the end."""
-    parts = [str(part) for part in key if str(part)] if isinstance(key, tuple) else [str(key)]
-    kept = [part for part in parts if not any(other.startswith(f"{part}.") for other in parts)]
+    parts = list(key) if isinstance(key, tuple) else [key]
+    names = [part for part in parts if isinstance(part, str)]
+    said_twice = {part for part in names if not part or any(other.startswith(f"{part}.") for other in names)}
+    kept = [str(part) for part in parts if part not in said_twice]
     return plain(" ".join(part if len(part) <= _LONGEST else "…" + part[1 - _LONGEST :] for part in kept))
 
 

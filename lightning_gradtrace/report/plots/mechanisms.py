@@ -100,16 +100,13 @@ def plot_coherence(table: pd.DataFrame, ax: Axes | None = None, *, null: pd.Data
     ax.axhline(1, color=LIGHT.faint, linewidth=1)
     if (table["coherence"] > 0).any():
         ax.set_yscale("log")
-        ax.legend(fontsize=7)
+        ax.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
     ax.set(title="Do the samples pull the same way?", xlabel="step", ylabel=r"$|\sum s_i|^2\ /\ \sum |s_i|^2$")
     return ax
 
 
 def plot_division(table: pd.DataFrame, ax: Axes | None = None, *, value: str = "growth") -> Axes:
-    """Draw the table of `division` over steps: what shifts, carry and decay add and take.
-
-    Each step is in shares of what its parts come to without their signs, so that early and late steps can be compared;
-    the sum of the parts is black.
+    """Draw the table of `division`, added up over the recorded steps: what shifts, carry and decay give and take.
 
     Args:
         table: from `division`; rows of some parameters or components alone say how these divide.
@@ -121,13 +118,13 @@ def plot_division(table: pd.DataFrame, ax: Axes | None = None, *, value: str = "
     """
     ax = axes_for(table, {"step", "part", value}, ax)
     wide = table.pivot_table(index="step", columns="part", values=value, aggfunc="sum", sort=False, observed=True)
-    share = wide.div(wide.abs().sum(axis=1).where(lambda total: total > 0), axis=0)
-    for part in share:
-        ax.plot(share.index, share[part], linewidth=1, label=str(part))
-    ax.plot(share.index, share.sum(axis=1), color=LIGHT.ink, linewidth=2, label="together")
+    added = wide.sort_index().cumsum()
+    for part in added:
+        ax.plot(added.index, added[part], linewidth=1.2, label=str(part))
+    ax.plot(added.index, added.sum(axis=1), color=LIGHT.ink, linewidth=2, linestyle=":", label="together")
     ax.axhline(0, color=LIGHT.faint, linewidth=1)
-    what = "squared norm" if value == "growth" else "change"
-    ax.set(title=f"Who makes the {what}, who takes it", xlabel="step", ylabel="share", ylim=(-1.02, 1.02))
+    what = "growth of the squared norm" if value == "growth" else "product with the change"
+    ax.set(title="Who gives, who takes", xlabel="step", ylabel=f"{what}, added up")
     ax.legend(fontsize=7)
     return ax
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _POINTS = 300
+_MOST_BOUNDARIES = 8
 
 
 def plot_phases(series: pd.DataFrame, phases: pd.DataFrame, ax: Axes | None = None, *, n: int = MOST) -> Axes:
@@ -21,7 +22,8 @@ def plot_phases(series: pd.DataFrame, phases: pd.DataFrame, ax: Axes | None = No
 
     Args:
         series: from `trace_series`; the first `n` are drawn.
-        phases: from `phase_boundaries`; the number of series that change there stands above each.
+        phases: from `phase_boundaries` or `trace_phases`; of the 8 at which most series change, the number of these
+            stands above.
         ax: the Axes to draw in; None makes a figure.
         n: at most so many series.
 
@@ -41,10 +43,11 @@ def plot_phases(series: pd.DataFrame, phases: pd.DataFrame, ax: Axes | None = No
             cmap="Blues",
             interpolation="nearest",
         )
-    for row in phases.to_dict("records"):
-        ax.axvspan(row["first_step"], max(row["last_step"], row["first_step"] + 1), color=LIGHT.contrast, alpha=0.5)
-        at = ((row["first_step"] + row["last_step"]) / 2, 1.01)
-        ax.text(*at, row["series"], ha="center", fontsize=7, color=LIGHT.contrast, transform=ax.get_xaxis_transform())
+    for row in phases.nlargest(_MOST_BOUNDARIES, "series").to_dict("records"):
+        middle = (row["first_step"] + row["last_step"]) / 2
+        ax.axvline(middle, color=LIGHT.contrast, linewidth=1)
+        place = ax.get_xaxis_transform()
+        ax.text(middle, 1.01, row["series"], ha="center", fontsize=7, color=LIGHT.contrast, transform=place)
     names = pd.DataFrame([key for key, _ in groups], columns=keys)
     ax.set_yticks(np.arange(len(groups)), labels_of(names, keys), parse_math=False, fontsize=7)
     ax.set_title("Phases: steps at which several series change", pad=14)
