@@ -119,7 +119,7 @@ def overview_tables(
     if "changes" not in tables and importlib.util.find_spec("ruptures"):
         tables["changes"] = _changes(tables["steps"])
     if "phases" not in tables and importlib.util.find_spec("ruptures"):
-        tables["phases"] = analysis.phases(trace)
+        tables["phases"] = analysis.trace_phases(trace)
     if model is not None:
         few = neurons["n_samples"] <= max_sample_share * trace.occurrences["sample_id"].nunique()
         # the first ones of the page's list, which begins with the largest evidence

@@ -10,48 +10,48 @@ from lightning_gradtrace.cli._options import Json, Output, Record, Rows, TracePa
 from lightning_gradtrace.cli._output import check_output, emit
 from lightning_gradtrace.cli._trace import open_for, working
 
-SHOW = ("boundaries", "changes", "series")
-
 
 def phases(
     trace: TracePath,
-    show: Annotated[str, typer.Option("--show", help=f"Which table: {', '.join(SHOW)}.")] = "boundaries",
+    of: Annotated[
+        list[str] | None, typer.Option("--of", metavar="SERIES", help="Only this series; may be given several times.")
+    ] = None,
     window: Annotated[
-        int | None,
-        typer.Option("--window", min=1, help="Steps within which changes are one; else a fortieth of all."),
+        int | None, typer.Option("--window", min=1, help="Steps within which changes belong together.")
     ] = None,
     every: Annotated[int | None, typer.Option("--every", min=1, help="Steps that share a point of a series.")] = None,
+    series: Annotated[bool, typer.Option("--series", help="The series themselves instead.")] = False,
+    changes: Annotated[bool, typer.Option("--changes", help="The change points of each series instead.")] = False,
     record: Record = None,
     as_json: Json = False,
     output: Output = None,
     rows: Rows = 20,
 ) -> None:
-    """Find the steps at which loss, gradient norm, movement and weights change their level, and change together.
+    """Find the steps at which many series of the training change together.
 
     \b
     Examples:
       gradtrace phases runs/a.zarr
-      gradtrace phases runs/a.zarr --show changes --output changes.csv
+      gradtrace phases runs/a.zarr --changes --of loss --of weight_norm
 
-    \b
-    Tables (--show):
-      boundaries  steps at which several series change, beside how many would by chance (`expected`)
-      changes     the change points of each series, by parameter where it has one
-      series      the series themselves
+    The series are those that the trace holds: loss and gradient norm, by parameter movement, number of weights that
+    carry a shift, norms of shifts and of weights. Compare `series` with `expected`, which chance would bring together.
 
-    The series of one run share its randomness, and a steady drift is a staircase of changes: agreement is no proof.
-
-    Next: `gradtrace movers --steps A:B` for the samples behind a change.
+    Next: `gradtrace movers --steps A:B` for the samples behind a boundary.
     """
     from lightning_gradtrace import analysis
 
     check_output(output)
-    if show not in SHOW:
-        raise typer.BadParameter(f"`{show}` is none of {', '.join(SHOW)}", param_hint="--show")
-    with working("series", open_for(trace, record)) as opened:
-        if show == "boundaries":
-            table = analysis.phases(opened, window=window, every=every)
-        else:
-            table = analysis.trace_series(opened, every=every)
-            table = analysis.series_changes(table) if show == "changes" else table
+    if series and changes:
+        raise typer.BadParameter("give one of --series and --changes")
+    with working("phases", open_for(trace, record)) as opened:
+        table = analysis.trace_series(opened, every=every)
+        known = list(table["series"].unique())
+        if unknown := sorted(set(of or ()) - set(known)):
+            raise typer.BadParameter(f"{unknown} are none of its series, which are {known}", param_hint="--of")
+        table = table[table["series"].isin(of or known)].reset_index(drop=True)
+        if changes:
+            table = analysis.series_changes(table)
+        elif not series:
+            table = analysis.trace_phases(opened, table, window=window)
     emit("phases", table, as_json, output, rows)

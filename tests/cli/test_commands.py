@@ -48,9 +48,6 @@ def tables(path: Path) -> dict[str, tuple[tuple[Any, ...], pd.DataFrame]]:
         ),
         "weights --neurons": (("--neurons", "--axis", "out"), analysis.neuron_weights(trace, None, "out")),
         "entries": (("--entries", 9, "--steps", "2:8"), analysis.frequent_entries(trace, 9, slice(2, 8))),
-        "phases": (("--window", 4), analysis.phases(trace, window=4)),
-        "phases --changes": (("--show", "changes"), analysis.series_changes(analysis.trace_series(trace))),
-        "phases --series": (("--show", "series", "--every", 3), analysis.trace_series(trace, every=3)),
         "directions": (("--param", "head.weight", "--n", 2), analysis.principal_directions(trace, "head.weight", 2)[1]),
         "directions --shifts": (
             ("--param", "head.weight", "--shifts", "--axis", "out", "--steps", "3:9"),
@@ -66,12 +63,29 @@ def tables(path: Path) -> dict[str, tuple[tuple[Any, ...], pd.DataFrame]]:
             ("--embedding", "head.weight", "--n", 3, "--summed"),
             analysis.bigram_shifts(trace, "head.weight", n=3, summed=True),
         ),
+        "bigrams --alignment": (
+            ("--embedding", "head.weight", "--alignment"),
+            analysis.bigram_alignment(trace, "head.weight"),
+        ),
+        "phases": (("--window", 4), analysis.trace_phases(trace, window=4)),
+        "phases --series": (
+            ("--series", "--every", 2, "--of", "moved"),
+            analysis.trace_series(trace, every=2).query("series == 'moved'"),
+        ),
+        "phases --changes": (("--changes",), analysis.series_changes(analysis.trace_series(trace))),
+        "concentration weights": (
+            ("--of", "weights", "--every", 5, "--steps", "5:"),
+            analysis.shift_sparsity(trace, every=5, steps=slice(5, None)),
+        ),
+        "concentration overlap": (("--of", "overlap"), analysis.selection_overlap(trace)),
     }
 
 
 NAMES = ["outliers", "tokens", "tokens by neuron", "neurons", "movers", "formation", "formation --series"]
-NAMES += ["entries", "phases", "phases --changes", "phases --series", "directions", "directions --shifts"]
+NAMES += ["entries", "directions", "directions --shifts"]
 NAMES += ["formation --changes", "weights", "weights --spectra", "weights --neurons", "bigrams"]
+NAMES += ["bigrams --alignment", "phases", "phases --series", "phases --changes"]
+NAMES += ["concentration weights", "concentration overlap"]
 
 
 @pytest.mark.parametrize("name", NAMES)

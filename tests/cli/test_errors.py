@@ -73,7 +73,6 @@ def test_verify_finds_damage_with_status_1(run: Run, trace_path: Path, tmp_path:
         (("directions", "T", "--param", "head.weight", "--axis", "weight"), "directions of all weights need --basis"),
         (("directions", "T", "--param", "head.weight", "--basis", "no.npy"), "`no.npy` can't be read"),
         (("directions", "T", "--param", "head.weight", "--record", "dense"), "reads a record 'dense'"),
-        (("phases", "T", "--show", "x"), "`x` is none of boundaries, changes, series"),
         (("plan", "--steps", 5, "--samples", 1), "give one of --model and --like"),
         (("plan", "--like", "T", "--steps", 5, "--samples", 1, "--record", "all"), "`all` is no record"),
         (("export", "T", "x", "--format", "xls"), "`xls` is neither parquet nor csv"),
