@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from examples.mechanisms.study import Run, build_model, conclude
 from examples.mechanisms.task import Task, TaskData
 from examples.mechanisms.watch import Watch
-from examples.train import CONF, instantiate_callbacks, quietly
+from examples.train import CONF, instantiate_callbacks, quietly, write_settings
 
 
 def train(cfg: DictConfig, task: Task, folder: Path, *, traced: bool) -> float:
@@ -34,9 +34,7 @@ def train(cfg: DictConfig, task: Task, folder: Path, *, traced: bool) -> float:
     Returns:
         Seconds that the training took.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    resolved = OmegaConf.to_container(cfg, resolve=True)
-    OmegaConf.save(OmegaConf.create(resolved), folder / "config.yaml")
+    resolved = write_settings(cfg, folder)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = TaskData(task, seed=cfg.seed, **cfg.data)
     model = build_model(cfg, task)
