@@ -228,8 +228,14 @@ function drawCharts() {
   } else box.append(el("p", {class: "note"}, "No loss was recorded."));
   if (data.phases.length) {
     const note = "Change points of the loss, of movement, sparsity and norms by parameter. Series share the run's randomness, and a steady drift is a staircase of changes: read the number beside what is expected by chance.";
+    const middle = data.phases.map((row) => (row[0] + row[1]) / 2), count = data.phases.map((row) => row[2]), [, , , of, chance] = data.phases[0];
+    const what = `Phases: series that change together, of ${number(of)}; ${number(chance)} by chance (dashed)`, ends = span(x.length ? x : middle);
+    const [svg, X, Y, bottom] = frame(what, ends, [0, Math.max(chance, span(count)[1])]);
+    data.phases.forEach((row, i) => svg.append(el("path", {class: "bar", d: `M${(X(middle[i]) - 2).toFixed(1)} ${bottom}V${Y(row[2]).toFixed(1)}h4V${bottom}Z`}, el("title", {}, `steps ${row[0]} to ${row[1]}: ${row[5].replaceAll("_", " ")}`))));
+    svg.append(el("line", {class: "change", x1: X(ends[0]), x2: X(ends[1]), y1: Y(chance), y2: Y(chance)}));
     const rows = data.phases.map((row) => row.map((v) => typeof v === "number" ? number(v) : v.replaceAll("_", " ")));
-    box.append(fold("Phases: steps at which series change together", el("p", {class: "note"}, note), table("Phases", ["from step", "to step", "series that change", "of", "by chance", "which"], rows)));
+    const listed = el("div", {class: "wide"}, table("Phases", ["from step", "to step", "series that change", "of", "by chance", "which"], rows));
+    box.append(el("figure", {}, svg, el("figcaption", {}, what), fold("Phases as a table", el("p", {class: "note"}, note), listed)));
   }
   const [at, residual] = data.residual, log = residual.map((v) => Math.log10(Math.max(v, 1e-12)));
   if (at.length) {
