@@ -4,6 +4,7 @@ from lightning_gradtrace.report.document import page_document as page_document
 from lightning_gradtrace.report.page import ReportFiles as ReportFiles
 from lightning_gradtrace.report.page import write_page as write_page
 from lightning_gradtrace.report.page import write_report as write_report
+from lightning_gradtrace.report.plots import plot_ablation as plot_ablation
 from lightning_gradtrace.report.plots import plot_activations as plot_activations
 from lightning_gradtrace.report.plots import plot_bigram_alignment as plot_bigram_alignment
 from lightning_gradtrace.report.plots import plot_bigrams as plot_bigrams
@@ -21,6 +22,7 @@ from lightning_gradtrace.report.plots import plot_head_shifts as plot_head_shift
 from lightning_gradtrace.report.plots import plot_layers as plot_layers
 from lightning_gradtrace.report.plots import plot_movement as plot_movement
 from lightning_gradtrace.report.plots import plot_movers as plot_movers
+from lightning_gradtrace.report.plots import plot_neurons as plot_neurons
 from lightning_gradtrace.report.plots import plot_outliers as plot_outliers
 from lightning_gradtrace.report.plots import plot_phases as plot_phases
 from lightning_gradtrace.report.plots import plot_selection_overlap as plot_selection_overlap

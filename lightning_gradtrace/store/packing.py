@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
 
 
+MOST_BYTES = 2**31
+"""Size over which an object is not packed; a chunk holds at most 1 GiB."""
+
+
 def pack(trace: Trace, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Copy a trace into a zip file, which `open_trace` reads like a directory.
 
@@ -45,7 +49,7 @@ def pack(trace: Trace, path: str | os.PathLike[str], *, overwrite: bool = False)
                 roots = [ROOT, *(f"{PARTS}/{rank}/{ROOT}" for rank in range(trace.attrs.get("ranks", 0)))]
                 first = {key: read_key(trace.store, key) for key in roots}
                 for key in sync(_keys(trace, sorted(trace.group.group_keys()))):
-                    data = first[key] if key in first else read_key(trace.store, key)
+                    data = first[key] if key in first else read_key(trace.store, key, MOST_BYTES)
                     if data is None:
                         raise StoreError(f"`{key}` disappeared while the trace was packed; pack it when it is complete")
                     archive.writestr(key, data)

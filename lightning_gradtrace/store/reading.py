@@ -7,7 +7,6 @@ decoded by zarr, still one chunk at a time. Of a sharded array a chunk is a whol
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +16,9 @@ import google_crc32c
 import numpy as np
 import zarr
 from numcodecs import Blosc, VLenUTF8, Zstd
-from zarr.abc.store import Store
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.sync import sync
-from zarr.storage import LocalStore
 
 from lightning_gradtrace.store.sharding import ABSENT
-from lightning_gradtrace.store.target import StoreError, key_exists
+from lightning_gradtrace.store.target import StoreError, fetch, key_exists
 
 AT_ONCE = 16
 """Chunks that are fetched together."""
@@ -40,6 +35,13 @@ Place = tuple[int, ...]
 def chunk_shape(array: zarr.Array) -> tuple[int, ...]:
     """Return the shape of what one object of the store holds: a chunk, or a shard."""
     return array.shards or array.chunks
+
+
+def most_bytes(array: zarr.Array) -> int:
+    """Return what an object that holds a chunk takes at most: no codec makes it much larger than its numbers."""
+    raw = MAX_TEXT_BYTES if _is_text(array) else math.prod(chunk_shape(array)) * array.dtype.itemsize
+    n_inner = math.prod(n // size for n, size in zip(chunk_shape(array), array.chunks, strict=True))
+    return raw + raw // 8 + 64 * n_inner + 2**16
 
 
 def find_array(group: zarr.Group, path: str) -> zarr.Array:
@@ -98,7 +100,8 @@ def read_rows(
     except (MemoryError, ValueError) as error:
         raise StoreError(f"`{path}` rows {start} to {stop - 1} of shape {shape} don't fit into memory") from error
     while batch := list(itertools.islice(wanted, AT_ONCE)):
-        for place, data in zip(batch, fetch(group.store, [_key(array, path, p) for p in batch]), strict=True):
+        found = fetch(group.store, [_key(array, path, p) for p in batch], most_bytes(array))
+        for place, data in zip(batch, found, strict=True):
             region = chunk_region(array, place)
             if data is None:
                 if not _excused(array, place, may_be_absent):
@@ -282,29 +285,3 @@ def places(counts: Sequence[int]) -> Iterator[Place]:
 
 def _key(array: zarr.Array, path: str, place: Place) -> str:
     return f"{path}/{array.metadata.encode_chunk_key(place)}"
-
-
-def fetch(store: Store, keys: Sequence[str]) -> list[bytes | None]:
-    """Get objects, together where the store is far away; None for those that are missing."""
-    if isinstance(store, LocalStore):
-        return [_read_file(store, key) for key in keys]
-
-    async def get(key: str) -> Any:
-        return await store.get(key, default_buffer_prototype())
-
-    async def gather() -> list[Any]:
-        return await asyncio.gather(*(get(key) for key in keys))
-
-    try:
-        return [None if buffer is None else buffer.to_bytes() for buffer in sync(gather())]
-    except Exception as error:
-        raise StoreError(f"`{store}` can't be read: {type(error).__name__}: {error}") from error
-
-
-def _read_file(store: LocalStore, key: str) -> bytes | None:
-    try:
-        return (store.root / key).read_bytes()
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreError(f"`{key}` of `{store}` can't be read: {type(error).__name__}: {error}") from error

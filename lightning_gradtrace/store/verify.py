@@ -13,9 +13,9 @@ import zarr
 
 from lightning_gradtrace.store.ledger import check_ledger
 from lightning_gradtrace.store.params import params_arrays, params_digest
-from lightning_gradtrace.store.reading import chunk_shape, decode_chunk, fetch, name_chunk, places
+from lightning_gradtrace.store.reading import chunk_shape, decode_chunk, most_bytes, name_chunk, places
 from lightning_gradtrace.store.schema import AXES
-from lightning_gradtrace.store.target import StoreError
+from lightning_gradtrace.store.target import StoreError, fetch
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
@@ -130,7 +130,7 @@ def _check_chunks(trace: Trace, path: str, array: zarr.Array, report: VerifyRepo
         )
         report.n_chunks += 1
         try:
-            (data,) = fetch(trace.store, [f"{path}/{array.metadata.encode_chunk_key(place)}"])
+            (data,) = fetch(trace.store, [f"{path}/{array.metadata.encode_chunk_key(place)}"], most_bytes(array))
             if data is not None:
                 decode_chunk(trace.group, path, array, place, data)
             if data is not None or _may_be_absent(trace, path, region, rows):

@@ -32,6 +32,8 @@ def tables(tmp_path_factory):
         "plot_tokens": notable.assign(text="$x^$"),
         "plot_entries": analysis.count_entries(world.trace),
         "plot_controls": analysis.random_control(world.trace, PlantedLM(), neurons, entries, n_resamples=9),
+        "plot_ablation": analysis.neuron_ablation(world.trace, PlantedLM(), neurons, entries),
+        "plot_neurons": neurons,
         "plot_layers": analysis.layer_table(analysis.neuron_ablation(world.trace, PlantedLM(), neurons, entries)),
         "plot_effects": analysis.ablation_effects(ablated, n_resamples=9),
         "plot_enrichment": enrichment(world.trace),
@@ -173,3 +175,15 @@ def test_labels_leave_out_what_is_said_twice_and_keep_the_end_of_long_names():
     long = label_of(("network.encoder.layers.0.self_attn.in_proj_weight", 3))
     assert label_of("a\x1bb") == r"a\x1bb"
     assert long == "….0.self_attn.in_proj_weight 3"
+
+
+def test_the_map_of_neurons_holds_their_values_and_nothing_elsewhere(tables):
+    table = tables["plot_neurons"]
+    ax = plots.plot_neurons(table, value="n_samples")
+    cells = np.asarray(ax.images[0].get_array().filled(np.nan))
+    labels = [text.get_text() for text in ax.get_yticklabels()]
+    assert np.isfinite(cells).sum() == len(table) and len(labels) == table["param"].nunique()
+    one = table[table["param"] == sorted(table["param"])[0]]
+    expected = np.full(cells.shape[1], np.nan)
+    expected[one["neuron"]] = one["n_samples"]
+    np.testing.assert_array_equal(cells[0], expected)

@@ -3,6 +3,7 @@
 Every function takes `ax`, the Axes to draw in; None makes a figure of its own (`ax.figure`), outside pyplot.
 """
 
+from lightning_gradtrace.report.plots.ablation import plot_ablation as plot_ablation
 from lightning_gradtrace.report.plots.ablation import plot_activations as plot_activations
 from lightning_gradtrace.report.plots.ablation import plot_controls as plot_controls
 from lightning_gradtrace.report.plots.ablation import plot_effects as plot_effects
@@ -27,6 +28,7 @@ from lightning_gradtrace.report.plots.phases import plot_self_influence as plot_
 from lightning_gradtrace.report.plots.phases import plot_shift_sparsity as plot_shift_sparsity
 from lightning_gradtrace.report.plots.selection import plot_bigrams as plot_bigrams
 from lightning_gradtrace.report.plots.selection import plot_entries as plot_entries
+from lightning_gradtrace.report.plots.selection import plot_neurons as plot_neurons
 from lightning_gradtrace.report.plots.selection import plot_outliers as plot_outliers
 from lightning_gradtrace.report.plots.selection import plot_tokens as plot_tokens
 from lightning_gradtrace.report.plots.weights import plot_spectra as plot_spectra

@@ -7,11 +7,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lightning_gradtrace.report.plots._shared import MOST, axes_for, bars, intervals, labels_of
+from lightning_gradtrace.report.plots._shared import MOST, axes_for, bars, intervals, labels_of, letters
 from lightning_gradtrace.report.theme import LIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+def plot_ablation(table: pd.DataFrame, ax: Axes | None = None, *, n: int = MOST) -> Axes:
+    """Draw the table of `neuron_ablation`: share of flipped predictions, at all positions and at notable tokens."""
+    ax = axes_for(table, {"n_samples", "flip_rate", "notable_flip_rate"}, ax)
+    part = table.head(n)
+    place = np.arange(len(part))[::-1]
+    ax.hlines(place, part["flip_rate"], part["notable_flip_rate"], color=LIGHT.faint)
+    ax.plot(part["flip_rate"], place, "o", color=LIGHT.contrast, markersize=5, label="all positions")
+    ax.plot(part["notable_flip_rate"], place, "o", color=LIGHT.accent, markersize=5, label="with a notable token")
+    keys = list(table.columns[: list(table.columns).index("n_samples")])
+    ax.set_yticks(place, labels_of(part, keys), parse_math=False, fontsize=letters(len(part)))
+    ax.set(title="Flipped predictions without it", xlabel="share of the positions")
+    ax.legend(loc="lower right")
+    return ax
 
 
 def plot_effects(table: pd.DataFrame, ax: Axes | None = None, *, n: int = MOST) -> Axes:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from lightning_gradtrace.report.plots._shared import MOST, axes_for, bars, plain
+from lightning_gradtrace.report.plots._shared import MOST, axes_for, bars, labels_of, plain
 from lightning_gradtrace.report.theme import LIGHT
 
 if TYPE_CHECKING:
@@ -50,6 +50,34 @@ def plot_tokens(table: pd.DataFrame, ax: Axes | None = None, *, n: int = MOST) -
         ax.set_yscale("log")
     _name_points(ax, table.nlargest(n, "score").drop_duplicates("text"), "count", "relative")
     ax.set(title="Notable tokens", xlabel="count", ylabel="relative frequency")
+    return ax
+
+
+def plot_neurons(table: pd.DataFrame, ax: Axes | None = None, *, value: str = "n_occurrences") -> Axes:
+    """Draw the table of `neurons` (or of `components` by head) as a map: a row per weight, a cell per neuron.
+
+    Neurons that the table doesn't hold are left white.
+
+    Args:
+        table: of `neurons`, or of `components` with `by` "head" or "head_part".
+        ax: the Axes to draw in; None makes a figure.
+        value: column that the colour stands for.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    number = "neuron" if "neuron" in table else "head"
+    ax = axes_for(table, {number, value}, ax)
+    keys = [name for name in ("param", "module", "part", "axis") if name in table]
+    rows = table[keys].drop_duplicates().sort_values(keys, kind="stable", ignore_index=True)
+    if len(rows):
+        cells = np.full((len(rows), int(table[number].max()) + 1), np.nan)
+        place = table[keys].merge(rows.assign(place=rows.index), on=keys, how="left")["place"]
+        cells[place.to_numpy(int), table[number].to_numpy(int)] = table[value]
+        image = ax.imshow(cells, aspect="auto", cmap="Blues", vmin=0, interpolation="nearest")
+        ax.figure.colorbar(image, ax=ax, label=value.replace("_", " "))
+    ax.set_yticks(np.arange(len(rows)), labels_of(rows, keys), parse_math=False)
+    ax.set(title=f"{number.capitalize()}s", xlabel=number)
     return ax
 
 

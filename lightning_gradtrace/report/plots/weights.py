@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 def plot_weights(table: pd.DataFrame, ax: Axes | None = None, *, value: str = "norm") -> Axes:
-    """Draw a column of `weight_statistics` over training, one line for each parameter."""
+    """Draw a column of `weight_statistics` or `neuron_weights` over training: a line for each parameter or neuron."""
     ax = axes_for(table, {"param", "step", value}, ax)
-    return lines(ax, table, ["param"], value, "Weights over training")
+    keys = [name for name in ("param", "axis", "neuron") if name in table]
+    return lines(ax, table, keys, value, "Weights over training")
 
 
 def plot_spectra(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
