@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 _TIMES = 60
 _MOST_CHANGE_POINTS = 2000
-# The window of a phase boundary is this part of the training.
-_PHASES = 40
 _KEYS = ["param", "axis", "neuron"]
 
 
@@ -121,7 +119,7 @@ def overview_tables(
     if "changes" not in tables and importlib.util.find_spec("ruptures"):
         tables["changes"] = _changes(tables["steps"])
     if "phases" not in tables and importlib.util.find_spec("ruptures"):
-        tables["phases"] = _phases(trace)
+        tables["phases"] = analysis.trace_phases(trace)
     if model is not None:
         few = neurons["n_samples"] <= max_sample_share * trace.occurrences["sample_id"].nunique()
         # the first ones of the page's list, which begins with the largest evidence
@@ -171,15 +169,6 @@ def _changes(steps: pd.DataFrame) -> pd.DataFrame:
     spans = steps.groupby(np.arange(len(steps)) // max(1, -(-len(steps) // _MOST_CHANGE_POINTS)))
     means = pd.DataFrame({"step": spans["step"].first(), "loss": spans["loss"].mean()})
     return analysis.change_points(means, "loss")[["step", "before", "after"]]
-
-
-def _phases(trace: Trace) -> pd.DataFrame:
-    changes = analysis.series_changes(analysis.trace_series(trace))
-    step = trace.steps.index
-    if not len(step):
-        return analysis.phase_boundaries(changes, 1)
-    first, last = int(step[0]), int(step[-1])
-    return analysis.phase_boundaries(changes, max(1, (last - first + 1) // _PHASES), span=(first, last))
 
 
 def _ablations(

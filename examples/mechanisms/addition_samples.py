@@ -11,7 +11,7 @@ import pandas as pd
 from examples.mechanisms.addition import ModularAddition, number_waves
 from examples.mechanisms.phases import NAMES, label_steps
 from examples.mechanisms.study import Run
-from lightning_gradtrace.analysis import pattern_enrichment, variance_explained
+from lightning_gradtrace.analysis import grouped_variance, pattern_enrichment
 
 TABLES = {"embedding": "network.embedding.weight", "head": "network.head.weight"}
 """What is read of the numbers, and what is said of them: the two tables that have a row for every number."""
@@ -80,13 +80,10 @@ def by_group(growth: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """Say by phase, table and kind how much of what samples added depends on each grouping, against a null.
 
     Returns:
-        Columns phase, table, kind, and those of `variance_explained`.
+        As `grouped_variance`, by phase, table and kind.
     """
-    parts = {}
-    for key, part in growth.groupby(["phase", "table", "kind"], observed=True):
-        values = part.set_index("sample_id")["growth"]
-        parts[key] = variance_explained(values, known[GROUPINGS], n_permutations=499)
-    return pd.concat(parts, names=["phase", "table", "kind", None]).reset_index(["phase", "table", "kind"])
+    by = ["phase", "table", "kind"]
+    return grouped_variance(growth, known[GROUPINGS], amount="growth", by=by, n_permutations=499)
 
 
 def mirrored(growth: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:

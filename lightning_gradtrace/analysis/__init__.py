@@ -43,6 +43,7 @@ from lightning_gradtrace.analysis.enrichment import token_enrichment as token_en
 from lightning_gradtrace.analysis.entries import count_entries as count_entries
 from lightning_gradtrace.analysis.entries import frequent_entries as frequent_entries
 from lightning_gradtrace.analysis.flips import count_flips as count_flips
+from lightning_gradtrace.analysis.grouping import grouped_variance as grouped_variance
 from lightning_gradtrace.analysis.grouping import variance_explained as variance_explained
 from lightning_gradtrace.analysis.head_shifts import head_shifts as head_shifts
 from lightning_gradtrace.analysis.head_shifts import weight_change as weight_change
@@ -59,6 +60,7 @@ from lightning_gradtrace.analysis.normalise import relative_shifts as relative_s
 from lightning_gradtrace.analysis.outliers import outliers as outliers
 from lightning_gradtrace.analysis.phases import phase_boundaries as phase_boundaries
 from lightning_gradtrace.analysis.phases import series_changes as series_changes
+from lightning_gradtrace.analysis.phases import trace_phases as trace_phases
 from lightning_gradtrace.analysis.phases import trace_series as trace_series
 from lightning_gradtrace.analysis.predictions import Predictor as Predictor
 from lightning_gradtrace.analysis.predictions import predict as predict

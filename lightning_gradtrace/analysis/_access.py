@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ Entries = pd.DataFrame | Sequence[int] | IntArray
 
 # Up to here a table over all entries (4 bytes each) is cheaper than a search per selection.
 _TABLE_LIMIT = 1 << 26
+# Names that an error lists in full.
+_FEW = 6
 
 
 def topk(trace: Trace) -> Any:
@@ -244,7 +247,11 @@ def shape_of(trace: Trace, param: str) -> Shape:
     """
     known = {one.param: one for one in shapes(trace)}
     if param not in known:
-        raise ValueError(f"`{param}` is not tracked in this trace; it tracks {', '.join(f'`{p}`' for p in known)}")
+        alike = list(known) if len(known) <= _FEW else difflib.get_close_matches(param, known, 3, 0.0)
+        more = "" if len(alike) == len(known) else f" and {len(known) - len(alike)} others, see `trace.params`"
+        raise ValueError(
+            f"`{param}` is not tracked in this trace; it tracks {', '.join(f'`{p}`' for p in alike)}{more}"
+        )
     return known[param]
 
 

@@ -50,6 +50,14 @@ class LargestOfRows:
         full = count == self._n
         self._floor[full] = value[last[full]]
 
+    def merge(self, later: LargestOfRows) -> LargestOfRows:
+        """Return what is kept of all that was offered to this one and then to another one."""
+        both = LargestOfRows(self._floor.size, self._n)
+        for one in (self, later):
+            if one._held is not None:
+                both.add(*one._held)
+        return both
+
     def result(self, n_columns: int) -> list[npt.NDArray[Any]]:
         """Return row, value and the further columns, rows ascending, the largest value of a row first."""
         if self._held is None:

@@ -70,11 +70,10 @@ def sample_counts(
     """
     most_seen = int(np.bincount(sample, minlength=1).max()) if sample.size else 0
     dtype = np.min_scalar_type(most_seen) if weight == "none" else np.dtype(np.float64)
-    shared = sample if client is None else client.scatter(sample, broadcast=True)
     at_once = max(1, _TABLE_BYTES // (dtype.itemsize * max(1, n_samples)))
     for start in range(0, len(groups.table), at_once):
         part = groups.between(start, start + at_once)
-        found = over_steps(client, trace, steps, _count, SampleCounts.add, part, shared, n_samples, weight, dtype)
+        found = over_steps(client, trace, steps, _count, SampleCounts.add, part, sample, n_samples, weight, dtype)
         yield SampleCounts(start, found.table, found.number)
 
 

@@ -15,6 +15,7 @@ from lightning_gradtrace.analysis._components import KINDS, Components, tokens_o
 from lightning_gradtrace.analysis._groups import groups_of
 from lightning_gradtrace.analysis._sample_counts import SampleCounts, sample_counts
 from lightning_gradtrace.analysis._texts import linked_samples
+from lightning_gradtrace.analysis._workers import joined, over_steps
 
 if TYPE_CHECKING:
     from lightning_gradtrace.analysis.switches import Switch
@@ -98,6 +99,7 @@ def attributed_samples(
     heads: pd.DataFrame | None = None,
     links: IntArray | None = None,
     steps: Steps = None,
+    client: Any = None,
 ) -> pd.DataFrame:
     """List the attributed occurrences of many neurons, heads or entries in one pass over the record per axis.
 
@@ -108,6 +110,7 @@ def attributed_samples(
         heads: for heads, the table of `attention_heads`.
         links: as in `notable_tokens`.
         steps: step numbers to look at; None for all.
+        client: a `dask.distributed.Client` whose workers share the work; None does all of it here.
 
     Returns:
         In the order of `components`, then of occurrences: `place` (row number in `components`), `occurrence`, `step`,
@@ -120,8 +123,7 @@ def attributed_samples(
     size = max(1, trace.n_occurrences)
     found: list[IntArray] = [np.zeros(0, dtype=np.int64)]
     for entry, place in Components(trace, components, heads).entries(numbers):
-        for occurrence, row in _access.selections(trace, entry, place, steps):
-            found.append(row.astype(np.int64) * size + occurrence)
+        found.append(over_steps(client, trace, steps, _pairs, joined, entry, place, size))
     pairs, count = np.unique(np.concatenate(found), return_counts=True)
     places, occurrence = np.divmod(pairs, size)
     return pd.DataFrame(
@@ -133,6 +135,14 @@ def attributed_samples(
             "n_entries": count,
         }
     )
+
+
+def _pairs(trace: Trace, entry: IntArray, place: IntArray, size: int, steps: Steps) -> IntArray:
+    """Return place * size + occurrence of every selection of the entries."""
+    found = [np.zeros(0, dtype=np.int64)]
+    for occurrence, row in _access.selections(trace, entry, place, steps):
+        found.append(row.astype(np.int64) * size + occurrence)
+    return np.concatenate(found)
 
 
 def component_switches(trace: Trace, components: pd.DataFrame, heads: pd.DataFrame | None = None) -> list[Switch]:

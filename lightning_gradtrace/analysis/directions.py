@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import IntArray, Steps
 from lightning_gradtrace.analysis._bootstrap import FloatArray
 from lightning_gradtrace.analysis._shift_sources import choose_record, shift_blocks, sketched
+from lightning_gradtrace.analysis._workers import joined, over_steps
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
@@ -27,6 +28,7 @@ def direction_shifts(
     *,
     record: str = "auto",
     steps: Steps = None,
+    client: Any = None,
 ) -> pd.DataFrame:
     """Measure how far each occurrence moved a weight along given directions.
 
@@ -49,6 +51,7 @@ def direction_shifts(
             The signs are those of the whole run, so means over occurrences are no more exact than that; runs with
             other seeds are. "auto": the first of the four that the trace holds and that can answer.
         steps: step numbers to look at; None for all.
+        client: a `dask.distributed.Client` whose workers share the work; None does all of it here.
 
     Returns:
         One row per occurrence of the record and direction, in order: `occurrence`, `step`, `sample_id`, `direction`
@@ -64,22 +67,8 @@ def direction_shifts(
     record = choose_record(trace, record, linear=axis == "weight")
     if record == "sketch":
         units = sketched(trace, param, units)
-    rows: list[IntArray] = [np.zeros(0, dtype=np.int64)]
-    moved: list[FloatArray] = [np.zeros((0, len(units)))]
-    norms: list[FloatArray] = [np.zeros(0)]
-    for occurrence, shift in shift_blocks(trace, record, param, steps):
-        wide = shift.astype(np.float64, copy=False)
-        if axis == "weight":
-            along = wide.reshape(len(wide), -1) @ units.reshape(len(units), -1).T
-        else:
-            turned = wide @ units.T if axis == "in" else np.swapaxes(wide, 1, 2) @ units.T
-            along = np.linalg.norm(turned, axis=1)
-        rows.append(occurrence)
-        moved.append(along)
-        norms.append(np.linalg.norm(wide.reshape(len(wide), -1), axis=1))
-    occurrence = np.repeat(np.concatenate(rows), len(units))
-    shift = np.concatenate(moved).reshape(-1)
-    norm = np.repeat(np.concatenate(norms), len(units))
+    row, along, length = over_steps(client, trace, steps, _along, joined, param, record, units, axis)
+    occurrence, shift, norm = np.repeat(row, len(units)), along.reshape(-1), np.repeat(length, len(units))
     where = trace.occurrences.iloc[occurrence]
     return pd.DataFrame(
         {
@@ -96,7 +85,14 @@ def direction_shifts(
 
 
 def principal_directions(
-    trace: Trace, param: str, n: int = 5, axis: str = "in", *, record: str = "auto", steps: Steps = None
+    trace: Trace,
+    param: str,
+    n: int = 5,
+    axis: str = "in",
+    *,
+    record: str = "auto",
+    steps: Steps = None,
+    client: Any = None,
 ) -> tuple[FloatArray, pd.DataFrame]:
     """Find the directions of input or output space along which a weight was moved most.
 
@@ -106,36 +102,63 @@ def principal_directions(
     Args:
         trace: as in `direction_shifts`.
         param: name of a tracked matrix.
-        n: how many.
+        n: how many; as many as the axis has if it has fewer.
         axis: "in" or "out".
         record: as in `direction_shifts`.
         steps: step numbers to look at; None for all.
+        client: as in `direction_shifts`.
 
     Returns:
         The directions (n, in) or (n, out), the largest first, each with its largest component positive; and a table
         `direction`, `square` (sum of the squared shifts along it), `share` (of all squared shifts).
 
     Raises:
-        ValueError: as in `direction_shifts`, or `n` out of range.
+        ValueError: as in `direction_shifts`, or `n` below 1.
     """
     shape = _access.matrix(trace, param).shape
     _access.check_axis(axis)
     size = shape[1] if axis == "in" else shape[0]
-    if not 1 <= n <= size:
-        raise ValueError(f"`n` is {n}, expected 1 to {size}, the size of this axis of `{param}` {shape}")
+    if n < 1:
+        raise ValueError(f"`n` is {n}, expected 1 or more directions")
     record = choose_record(trace, record, linear=False)
+    total = over_steps(client, trace, steps, _products, np.add, param, record, axis, size)
+    values, vectors = np.linalg.eigh(total)
+    square, found = values[::-1][:n], vectors.T[::-1][:n]
+    largest = np.take_along_axis(found, np.abs(found).argmax(axis=1)[:, None], axis=1)
+    everything = float(np.trace(total))
+    share = square / everything if everything > 0 else np.full(square.size, np.nan)
+    table = pd.DataFrame({"direction": np.arange(len(square)), "square": square, "share": share})
+    return found * np.where(largest < 0, -1.0, 1.0), table
+
+
+def _along(
+    trace: Trace, param: str, record: str, units: FloatArray, axis: str, steps: Steps
+) -> tuple[IntArray, FloatArray, FloatArray]:
+    """Return occurrences (m,), their shifts along the directions (m, n), and their lengths (m,)."""
+    rows: list[IntArray] = [np.zeros(0, dtype=np.int64)]
+    moved: list[FloatArray] = [np.zeros((0, len(units)))]
+    norms: list[FloatArray] = [np.zeros(0)]
+    for occurrence, shift in shift_blocks(trace, record, param, steps):
+        wide = shift.astype(np.float64, copy=False)
+        if axis == "weight":
+            along = wide.reshape(len(wide), -1) @ units.reshape(len(units), -1).T
+        else:
+            turned = wide @ units.T if axis == "in" else np.swapaxes(wide, 1, 2) @ units.T
+            along = np.linalg.norm(turned, axis=1)
+        rows.append(occurrence)
+        moved.append(along)
+        norms.append(np.linalg.norm(wide.reshape(len(wide), -1), axis=1))
+    return np.concatenate(rows), np.concatenate(moved), np.concatenate(norms)
+
+
+def _products(trace: Trace, param: str, record: str, axis: str, size: int, steps: Steps) -> FloatArray:
+    """Return the sum over occurrences of s' s ("in") or s s' ("out")."""
     total = np.zeros((size, size))
     for _, shift in shift_blocks(trace, record, param, steps):
         wide = shift.astype(np.float64, copy=False)
         lines = (wide if axis == "in" else np.swapaxes(wide, 1, 2)).reshape(-1, size)
         total += lines.T @ lines
-    values, vectors = np.linalg.eigh(total)
-    square, found = values[::-1][:n], vectors.T[::-1][:n]
-    largest = np.take_along_axis(found, np.abs(found).argmax(axis=1)[:, None], axis=1)
-    everything = float(np.trace(total))
-    share = square / everything if everything > 0 else np.full(n, np.nan)
-    table = pd.DataFrame({"direction": np.arange(n), "square": square, "share": share})
-    return found * np.where(largest < 0, -1.0, 1.0), table
+    return total
 
 
 def _units(directions: FloatArray, param: str, shape: tuple[int, ...], axis: str) -> FloatArray:

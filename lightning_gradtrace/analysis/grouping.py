@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+
+from lightning_gradtrace.analysis.enrichment import HEAD_PARTS
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -55,6 +59,56 @@ def variance_explained(
         rows.append([name, len(labels), found, null.mean(), low, high, p_value if np.isfinite(found) else np.nan])
     columns = ["grouping", "n_groups", "explained", "null_mean", "null_low", "null_high", "p_value"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def grouped_variance(
+    moved: pd.DataFrame,
+    groups: pd.DataFrame,
+    *,
+    amount: str = "size",
+    by: Sequence[str] = HEAD_PARTS,
+    occurrences: pd.DataFrame | None = None,
+    n_permutations: int = 999,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Say for each thing that was moved how much of the variance between samples lies between their groups.
+
+    Args:
+        moved: one row per occurrence and thing that was moved, e.g. from `head_shifts`; needs `sample_id`, the column
+            `amount`, which is added up by sample, and the columns `by`.
+        groups: one column per grouping, by sample id.
+        amount: column to add up.
+        by: columns that name the thing that was moved.
+        occurrences: all occurrences that could have moved it (column `sample_id`): a sample without a row in `moved`
+            moved nothing. None: those in `moved`.
+        n_permutations: as in `variance_explained`.
+        confidence: as in `variance_explained`.
+        seed: as in `variance_explained`.
+
+    Returns:
+        The columns `by` and those of `variance_explained`, in the order of `by`.
+
+    Raises:
+        ValueError: a column is missing; otherwise as in `variance_explained`.
+
+    Example:
+        >>> moved = pd.DataFrame({"sample_id": range(4), "thing": "a head", "size": [1.0, 1.0, 5.0, 5.0]})
+        >>> groups = pd.DataFrame({"pair": [0, 0, 1, 1]})
+        >>> grouped_variance(moved, groups, by=["thing"])[["thing", "grouping", "explained"]].to_numpy().tolist()
+        [['a head', 'pair', 1.0]]
+    """
+    missing = {"sample_id", amount, *by} - set(moved.columns)
+    if missing:
+        raise ValueError(f"`moved` lacks the columns {sorted(missing)}; it has {list(moved.columns)}")
+    seen = np.unique((moved if occurrences is None else occurrences)["sample_id"])
+    columns = [*by, "grouping", "n_groups", "explained", "null_mean", "null_low", "null_high", "p_value"]
+    parts = [pd.DataFrame(columns=columns)]
+    for key, part in moved.groupby(list(by), sort=True, observed=True):
+        values = part.groupby("sample_id")[amount].sum().reindex(seen, fill_value=0.0)
+        found = variance_explained(values, groups, n_permutations=n_permutations, confidence=confidence, seed=seed)
+        parts.append(found.assign(**dict(zip(by, key, strict=True)))[columns])
+    return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
 def _explained(away: FloatArray, member: FloatArray) -> FloatArray:

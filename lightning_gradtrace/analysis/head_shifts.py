@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +11,7 @@ import pandas as pd
 from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import FloatArray, IntArray
 from lightning_gradtrace.analysis._shift_sources import shift_blocks
+from lightning_gradtrace.analysis._workers import joined, over_steps
 from lightning_gradtrace.analysis.heads import attention_heads, head_rows
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ def head_shifts(
     *,
     along: Mapping[str, FloatArray] | None = None,
     record: str = "topk",
+    client: Any = None,
 ) -> pd.DataFrame:
     """Add up how much each occurrence, or each of its loss tokens, moved each part of each attention head.
 
@@ -44,6 +46,7 @@ def head_shifts(
             also counts what samples undo of each other; along the change, only what remained counts. Parameters left
             out have no direction.
         record: which record to read: "topk", "dense", "factored", or "token_grads" for the shifts of loss tokens.
+        client: a `dask.distributed.Client` whose workers share the work; None does all of it here.
 
     Returns:
         One row per occurrence (or loss token) and block that it moved, in that order: `occurrence`, `step`,
@@ -67,6 +70,12 @@ def head_shifts(
     if record != "topk" and record not in trace.records:
         raise ValueError(f"`record` is {record!r}, and this trace holds {', '.join(trace.records) or 'none'}")
     direction = None if along is None else _flat(trace, along)
+    return over_steps(client, trace, steps, _table, joined, heads, direction, record)
+
+
+def _table(
+    trace: Trace, heads: pd.DataFrame, direction: FloatArray | None, record: str, steps: _access.Steps
+) -> pd.DataFrame:
     if record == "token_grads":
         where, moved = _of_loss_tokens(trace, steps)
     else:

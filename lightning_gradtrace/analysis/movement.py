@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from lightning_gradtrace.analysis import _access
-from lightning_gradtrace.analysis._access import Entries, Steps
-from lightning_gradtrace.analysis._groups import groups_of
+from lightning_gradtrace.analysis._access import Entries, IntArray, Steps
+from lightning_gradtrace.analysis._bootstrap import FloatArray
+from lightning_gradtrace.analysis._groups import Groups, groups_of
 from lightning_gradtrace.analysis._ranking import LargestOfRows, ranks
+from lightning_gradtrace.analysis._workers import over_steps
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
@@ -30,6 +32,7 @@ def movement(
     axis: str = "in",
     heads: pd.DataFrame | None = None,
     steps: Steps = None,
+    client: Any = None,
 ) -> pd.DataFrame:
     """Add up the recorded shifts of each neuron (or entry, head, parameter, module) over time.
 
@@ -45,6 +48,7 @@ def movement(
         axis: of neurons: "in" for columns, "out" for rows.
         heads: of heads: the table of `attention_heads`.
         steps: step numbers to look at; None for all.
+        client: a `dask.distributed.Client` whose workers share the work; None does all of it here.
 
     Returns:
         One row per group and time, times without a shift included: the columns of the group, `step` (the first of
@@ -65,16 +69,22 @@ def movement(
     bins = np.unique((chosen - known[0]) // every)
     number = np.searchsorted(bins, (step - known[0]) // every)
     width, size = bins.size, len(groups.table)
-    sums = np.zeros((3, size * width))
-    for occurrence, row, _, shift in _access.shifts_of(trace, groups.entry, groups.row, steps):
-        place = row.astype(np.int64) * width + number[occurrence]
-        wide = shift.astype(np.float64)
-        for total, weights in zip(sums, (np.ones_like(wide), np.abs(wide), wide), strict=True):
-            np.add.at(total, place, weights)
+    sums = over_steps(client, trace, steps, _sums, np.add, groups, number, width)
     table = groups.table.iloc[np.repeat(np.arange(size), width)].reset_index(drop=True)
     return table.assign(
         step=np.tile(known[0] + bins * every, size), shifts=sums[0].astype(np.int64), moved=sums[1], net=sums[2]
     )
+
+
+def _sums(trace: Trace, groups: Groups, column: IntArray, width: int, steps: Steps) -> FloatArray:
+    """Return number, sum of |s| and sum of s by group and column of its occurrence: (3, group * column)."""
+    sums = np.zeros((3, len(groups.table) * width))
+    for occurrence, row, _, shift in _access.shifts_of(trace, groups.entry, groups.row, steps):
+        place = row.astype(np.int64) * width + column[occurrence]
+        wide = shift.astype(np.float64)
+        for total, weights in zip(sums, (np.ones_like(wide), np.abs(wide), wide), strict=True):
+            np.add.at(total, place, weights)
+    return sums
 
 
 def formation(movement: pd.DataFrame, *, shares: Sequence[float] = (0.1, 0.5, 0.9)) -> pd.DataFrame:
@@ -121,6 +131,7 @@ def movers(
     axis: str = "in",
     heads: pd.DataFrame | None = None,
     steps: Steps = None,
+    client: Any = None,
 ) -> pd.DataFrame:
     """List the samples that moved each neuron (or entry, head, parameter, module) most.
 
@@ -132,6 +143,7 @@ def movers(
         axis: as in `movement`.
         heads: as in `movement`.
         steps: step numbers to look at; None for all.
+        client: as in `movement`.
 
     Returns:
         The columns of the group, `rank`, `sample_id`, `moved` (sum of |s| over the group's recorded shifts), `net`
@@ -145,18 +157,13 @@ def movers(
     groups = groups_of(trace, entries, by, axis=axis, heads=heads)
     sample, ids = pd.factorize(trace.occurrences["sample_id"].to_numpy(), sort=True)
     size = len(groups.table)
-    most = max(1, _GROUP_BYTES // (16 * max(1, len(ids))))
+    most = max(1, _GROUP_BYTES // (24 * max(1, len(ids))))
     best = LargestOfRows(size, n)
     totals = np.zeros(size)
     for start in range(0, size, most):
-        inside = (groups.row >= start) & (groups.row < start + most)
-        n_rows = min(most, size - start)
-        moved, net = np.zeros((2, n_rows * len(ids)))
-        rows = groups.row[inside] - start
-        for occurrence, row, _, shift in _access.shifts_of(trace, groups.entry[inside], rows, steps):
-            place = row.astype(np.int64) * len(ids) + sample[occurrence]
-            np.add.at(moved, place, np.abs(shift).astype(np.float64))
-            np.add.at(net, place, shift.astype(np.float64))
+        part = groups.between(start, start + most)
+        n_rows = len(part.table)
+        _, moved, net = over_steps(client, trace, steps, _sums, np.add, part, sample, len(ids))
         found = np.flatnonzero(moved)
         row, column = np.divmod(found, max(1, len(ids)))
         totals[start : start + n_rows] = moved.reshape(n_rows, -1).sum(axis=1)

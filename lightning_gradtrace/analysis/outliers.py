@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from lightning_gradtrace.analysis._access import Entries, IntArray, Steps
 from lightning_gradtrace.analysis._bootstrap import FloatArray
 from lightning_gradtrace.analysis._groups import Groups, groups_of
 from lightning_gradtrace.analysis._ranking import LargestOfRows, ranks
+from lightning_gradtrace.analysis._workers import over_steps
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
@@ -33,6 +34,7 @@ def outliers(
     entries: Entries | None = None,
     min_count: int = 10,
     steps: Steps = None,
+    client: Any = None,
 ) -> pd.DataFrame:
     """List the `n` largest recorded shifts of every step, sample, parameter, neuron or entry.
 
@@ -55,6 +57,7 @@ def outliers(
         entries: look at these only: a table with a column `entry`, or global entry numbers; None for all.
         min_count: smallest length of an entry's series.
         steps: step numbers to look at; None for all.
+        client: a `dask.distributed.Client` whose workers share the work; None does all of it here.
 
     Returns:
         One row per outlier, groups in ascending order (neurons and parameters: of the model), the largest first:
@@ -76,15 +79,13 @@ def outliers(
     occurrences = trace.occurrences
     step, (sample, sample_ids) = occurrences["step"].to_numpy(), pd.factorize(occurrences["sample_id"], sort=True)
     number = np.searchsorted(trace.steps.index.to_numpy(), step)
-    scale = _scale(trace, normalise, groups, min_count, steps)
+    scale = _scale(trace, normalise, groups, min_count, steps, client)
     of_entry, n_rows = _rows_by_entry(trace, of, groups)
     if of in ("step", "sample"):
         n_rows = len(trace.steps) if of == "step" else len(sample_ids)
-    best = LargestOfRows(n_rows, n)
-    place = np.arange(groups.entry.size)
-    for occurrence, at, entry, shift in _access.shifts_of(trace, groups.entry, place, steps):
-        row = number[occurrence] if of == "step" else sample[occurrence] if of == "sample" else of_entry[at]
-        best.add(row, scale(occurrence, at, np.abs(shift).astype(np.float64)), shift, occurrence, entry)
+    of_occurrence = {"step": number, "sample": sample}.get(of)
+    arguments = (groups.entry, scale, of_occurrence, of_entry, n_rows, n)
+    best = over_steps(client, trace, steps, _largest, LargestOfRows.merge, *arguments)
     row, value, shift, occurrence, entry = best.result(3)
     names = trace.entries(entry)
     table = pd.DataFrame(
@@ -106,6 +107,24 @@ def outliers(
     return table[[*first, *(c for c in table.columns if c not in first)]]
 
 
+def _largest(
+    trace: Trace,
+    entries: IntArray,
+    scale: Scale,
+    of_occurrence: IntArray | None,
+    of_entry: IntArray,
+    n_rows: int,
+    n: int,
+    steps: Steps,
+) -> LargestOfRows:
+    """Return the largest scaled shifts of each row, which the occurrence or else the entry belongs to."""
+    best = LargestOfRows(n_rows, n)
+    for occurrence, at, entry, shift in _access.shifts_of(trace, entries, np.arange(entries.size), steps):
+        row = of_entry[at] if of_occurrence is None else of_occurrence[occurrence]
+        best.add(row, scale(occurrence, at, np.abs(shift).astype(np.float64)), shift, occurrence, entry)
+    return best
+
+
 def _rows_by_entry(trace: Trace, of: str, groups: Groups) -> tuple[IntArray, int]:
     """Return the row of each of the groups' entries, and the number of rows."""
     if of == "neuron":
@@ -119,16 +138,12 @@ def _rows_by_entry(trace: Trace, of: str, groups: Groups) -> tuple[IntArray, int
     return row, row.size
 
 
-def _scale(trace: Trace, normalise: str, groups: Groups, min_count: int, steps: Steps) -> Scale:
+def _scale(trace: Trace, normalise: str, groups: Groups, min_count: int, steps: Steps, client: Any) -> Scale:
     """Return what turns occurrence, place among the groups' entries and |s| into the value compared."""
     if normalise == "none":
         return lambda occurrence, at, size: size
     if normalise == "series":
-        count, total, square = np.zeros((3, groups.entry.size))
-        for _, at, _, shift in _access.shifts_of(trace, groups.entry, np.arange(groups.entry.size), steps):
-            size = np.abs(shift).astype(np.float64)
-            for sums, weights in ((count, None), (total, size), (square, size**2)):
-                sums += np.bincount(at, weights, minlength=sums.size)
+        count, total, square = over_steps(client, trace, steps, _moments, np.add, groups.entry)
         mean = total / np.maximum(count, 1)
         variance = np.maximum(square / np.maximum(count, 1) - mean**2, 0)
         # Equal shifts leave a rounding error of the squares instead of zero.
@@ -137,6 +152,16 @@ def _scale(trace: Trace, normalise: str, groups: Groups, min_count: int, steps: 
     row, rms = _rms(trace, normalise, groups)
     snapshot = _access.snapshots_of(trace)
     return lambda occurrence, at, size: size / rms[snapshot[occurrence], row[at]]
+
+
+def _moments(trace: Trace, entries: IntArray, steps: Steps) -> FloatArray:
+    """Return number, sum of |s| and sum of s^2 of each entry: (3, entry)."""
+    moments = np.zeros((3, entries.size))
+    for _, at, _, shift in _access.shifts_of(trace, entries, np.arange(entries.size), steps):
+        size = np.abs(shift).astype(np.float64)
+        for sums, weights in zip(moments, (None, size, size**2), strict=True):
+            sums += np.bincount(at, weights, minlength=entries.size)
+    return moments
 
 
 def _rms(trace: Trace, normalise: str, groups: Groups) -> tuple[IntArray, FloatArray]:

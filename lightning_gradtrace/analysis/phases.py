@@ -20,6 +20,8 @@ KEYS = ["series", "param"]
 # Points of a series: enough to place a change to half a percent of the training.
 _POINTS = 200
 _FEWEST_SNAPSHOTS = 8
+# The window of a boundary is this part of the training, unless it is given.
+_WINDOWS = 40
 
 
 def trace_series(trace: Trace, *, every: int | None = None, moved: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -44,7 +46,7 @@ def trace_series(trace: Trace, *, every: int | None = None, moved: pd.DataFrame 
 
     Example::
 
-        >>> # phases = phase_boundaries(series_changes(trace_series(trace)), window=50)
+        >>> # changes = series_changes(trace_series(trace))
     """
     if every is not None and every < 1:
         raise ValueError(f"`every` is {every}, expected 1 or more steps")
@@ -151,3 +153,26 @@ def phase_boundaries(changes: pd.DataFrame, window: int, *, span: tuple[int, int
         rows.append([int(step[best].min()), int(step[best].max()), max(sizes), int(number.max()) + 1, expected, names])
         left &= ~best
     return pd.DataFrame(rows, columns=columns).sort_values("first_step", ignore_index=True)
+
+
+def trace_phases(trace: Trace, series: pd.DataFrame | None = None, *, window: int | None = None) -> pd.DataFrame:
+    """Find the phase boundaries of a trace.
+
+    Args:
+        trace: an open trace.
+        series: any series by step, with the columns of `trace_series`; None for that default set.
+        window: as in `phase_boundaries`; None for a fortieth of the training.
+
+    Returns:
+        As `phase_boundaries`.
+
+    Raises:
+        ImportError: ruptures is not installed.
+        ValueError: a column is missing, or `window` below 1.
+    """
+    changes, step = series_changes(trace_series(trace) if series is None else series), trace.steps.index
+    if not len(step):
+        return phase_boundaries(changes, window or 1)
+    first, last = int(step[0]), int(step[-1])
+    length = max(1, (last - first + 1) // _WINDOWS) if window is None else window
+    return phase_boundaries(changes, length, span=(first, last))

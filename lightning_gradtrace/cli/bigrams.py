@@ -17,6 +17,9 @@ def bigrams(
     head: Annotated[str | None, typer.Option("--head", help="Name of the output head's; none where tied.")] = None,
     n: Annotated[int, typer.Option("--n", min=1, help="Pairs of each span.")] = 20,
     summed: Annotated[bool, typer.Option("--summed", help="From the first to the last snapshot at once.")] = False,
+    alignment: Annotated[
+        bool, typer.Option("--alignment", help="How far the change goes with the bigrams of the texts instead.")
+    ] = False,
     steps: Annotated[str | None, typer.Option("--steps", metavar="A:B", help="Snapshots in this range.")] = None,
     as_json: Json = False,
     output: Output = None,
@@ -25,8 +28,9 @@ def bigrams(
     """List the pairs (token, next token) whose direct score changed most between weight snapshots.
 
     \b
-    Example:
+    Examples:
       gradtrace bigrams runs/a.zarr --embedding embed.weight --head head.weight --summed
+      gradtrace bigrams runs/a.zarr --embedding embed.weight --head head.weight --alignment
 
     Needs snapshots of both weights: `GradTrace(..., weights_every_n_steps=100)`.
     """
@@ -37,5 +41,8 @@ def bigrams(
     if isinstance(chosen, int):
         raise typer.BadParameter("expected a range A:B: a change lies between two snapshots", param_hint="--steps")
     with working("pairs of tokens"):
-        table = analysis.bigram_shifts(open_for(trace), embedding, head, n=n, summed=summed, steps=chosen)
+        if alignment:
+            table = analysis.bigram_alignment(open_for(trace), embedding, head, summed=summed, steps=chosen)
+        else:
+            table = analysis.bigram_shifts(open_for(trace), embedding, head, n=n, summed=summed, steps=chosen)
     emit("bigrams", table, as_json, output, rows)

@@ -29,6 +29,10 @@ def enrichment(
         list[str] | None,
         typer.Option("--loss-token", metavar="WORD", help="Loss of this word (TokenGrads); may be repeated."),
     ] = None,
+    groups: Annotated[
+        str | None,
+        typer.Option("--groups", metavar="FILE.csv", help="Variance between groups: a column each, by `sample_id`."),
+    ] = None,
     along: Annotated[
         bool, typer.Option("--along", help="Count what pushed along the change of the weights, not the size.")
     ] = False,
@@ -48,20 +52,23 @@ def enrichment(
       gradtrace enrichment runs/a.zarr --heads 4 --pattern samples.csv:repeated --steps 1000:1200 --along
       gradtrace enrichment runs/a.zarr --heads 4 --token war --token peace
       gradtrace enrichment runs/a.zarr --heads 4 --loss-token ")" --whole
+      gradtrace enrichment runs/a.zarr --heads 4 --groups samples.csv
 
     `enrichment` is 1 by chance; `low` to `high` is its 95 % interval over samples, `null_low` to `null_high` where 95 %
-    of permutations lie. Without --pattern, --token or --loss-token: all words that occur often enough.
+    of permutations lie. Without --pattern, --token or --loss-token: all words that occur often enough. With --groups:
+    `explained` is the share of the variance of what samples moved that lies between groups.
 
     Next: `gradtrace movers --by head` for the samples themselves.
     """
     from lightning_gradtrace import analysis
 
     check_output(output)
-    if sum(map(bool, (pattern, token, loss_token))) > 1:
-        raise typer.BadParameter("give one of --pattern, --token and --loss-token")
+    if sum(map(bool, (pattern, token, loss_token, groups))) > 1:
+        raise typer.BadParameter("give one of --pattern, --token, --loss-token and --groups")
     number, chosen = parse_heads(heads), parse_steps(steps)
     chosen = slice(chosen, chosen) if isinstance(chosen, int) else chosen
     marks = None if pattern is None else _read_pattern(pattern)
+    known = None if groups is None else _read_samples(groups, "--groups")
     by, amount = ["module", "head"] if whole else ["module", "head", "part"], "toward" if along else "size"
     with working("enrichment", open_for(trace)) as opened:
         change = analysis.weight_change(opened, chosen) if along else None
@@ -76,7 +83,9 @@ def enrichment(
             )
         else:
             seen = opened.occurrences[opened.occurrences["step"].isin(opened.steps.loc[chosen or slice(None)].index)]
-            if marks is not None:
+            if known is not None:
+                table = analysis.grouped_variance(moved, known, amount=amount, by=by, occurrences=seen, seed=seed)
+            elif marks is not None:
                 table = analysis.pattern_enrichment(moved, marks, amount=amount, by=by, occurrences=seen, seed=seed)
             else:
                 words = None if not token else _ids(opened, token, "--token")
@@ -101,18 +110,28 @@ def _ids(trace: Trace, words: list[str], option: str) -> list[int]:
 
 def _read_pattern(text: str) -> pd.Series:
     """Read a column of a table with a column `sample_id`."""
+    file, _, column = text.rpartition(":")
+    if not file:
+        raise typer.BadParameter(f"`{text}` names no column; write FILE.csv:COLUMN", param_hint="--pattern")
+    table = _read_samples(file, "--pattern")
+    if column not in table.columns:
+        raise typer.BadParameter(
+            f"`{file}` has the columns {['sample_id', *table.columns]}, expected `sample_id` and `{column}`",
+            param_hint="--pattern",
+        )
+    return table[column]
+
+
+def _read_samples(file: str, option: str) -> pd.DataFrame:
+    """Read a table with a column `sample_id`, which becomes its index."""
     import pandas as pd
 
-    file, _, column = text.rpartition(":")
     try:
         table = pd.read_csv(file)
     except (OSError, ValueError) as error:
+        raise typer.BadParameter(f"`{file}` can't be read: {error}", param_hint=option) from None
+    if "sample_id" not in table.columns:
         raise typer.BadParameter(
-            f"`{text}` can't be read: {error}; write FILE.csv:COLUMN", param_hint="--pattern"
-        ) from None
-    if not {"sample_id", column} <= set(table.columns):
-        raise typer.BadParameter(
-            f"`{file}` has the columns {list(table.columns)}, expected `sample_id` and `{column}`",
-            param_hint="--pattern",
+            f"`{file}` has the columns {list(table.columns)}, expected `sample_id` among them", param_hint=option
         )
-    return table.drop_duplicates("sample_id").set_index("sample_id")[column]
+    return table.drop_duplicates("sample_id").set_index("sample_id")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lightning_gradtrace.report.summary import KEYS, MEASURES, count_clear, neuron_summary, short_names
+from lightning_gradtrace.report.findings import findings
+from lightning_gradtrace.report.summary import KEYS, MEASURES, short_names
 from lightning_gradtrace.report.tables import Tables, check_tables
 from lightning_gradtrace.report.text import layer_rows, pooled_rows
 
@@ -53,12 +54,12 @@ def page_document(tables: Tables, title: str) -> dict[str, Any]:
     words, names = Words(), short_names(tables)
     neurons = _neurons(tables, words, list(names))
     steps = tables["steps"]
-    summary = neuron_summary(tables["neurons"], tables["controls"]) if "controls" in tables else None
     checked = steps[steps["residual"].notna()]
     return {
         "title": title,
         "run": tables["run"][["name", "value"]].fillna("").astype(str).to_numpy().tolist(),
-        "clear": None if summary is None or summary.empty else count_clear(summary),
+        "found": findings(tables),
+        "effects": _effects(tables),
         "loss": _thinned(steps["step"], steps["loss"]),
         "residual": [_numbers(checked["step"]), _numbers(checked["residual"])],
         "changes": _rows(tables, "changes", ["step", "before", "after"]),
@@ -159,6 +160,15 @@ def _controls(tables: Tables) -> dict[Key, dict[str, list[float | None]]]:
         values = [_number(row[c]) for c in ("value", "control_value", "effect", "low", "high")]
         found.setdefault(key, {})[str(row["control"])] = values
     return found
+
+
+def _effects(tables: Tables) -> list[list[Any]]:
+    """Control, effect and its interval, averaged over neurons, of the measure that the summary names."""
+    if "pooled" not in tables:
+        return []
+    rows = tables["pooled"].to_dict("records")
+    chosen = [row for row in rows if MEASURES.get(str(row["control"])) == row["measure"]]
+    return [[str(row["control"]), *(_number(row[c]) for c in ("effect", "low", "high"))] for row in chosen]
 
 
 def _map(tables: Tables, params: list[str]) -> list[dict[str, Any]]:

@@ -1,5 +1,3 @@
-
-"use strict";
 // The page's only script. Text from the trace is only ever set as textContent, never as HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
@@ -19,11 +17,19 @@ function short(v) {
   const size = Math.abs(v);
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? v.toExponential(1) : String(Number(v.toPrecision(3)));
 }
-const signed = (v) => v === null || v === undefined ? DASH : (v < 0 ? "\u2212" : "+") + Math.abs(v).toFixed(3);
+function signed(v) {
+  if (v === null || v === undefined) return DASH;
+  const size = Math.abs(v).toFixed(3);
+  return (Number(size) === 0 ? "" : v < 0 ? "\u2212" : "+") + size;
+}
 // Blanks and line ends of a token are shown; other control characters have no picture of their own.
-const visible = (text) => text === "" ? "\u2205" : /^\s+$/.test(text) ? text.replace(/\n/g, "\u23ce").replace(/\t/g, "\u21e5").replace(/ /g, "\u2423") : text.replace(/[\u0000-\u001f\u007f]/g, "\ufffd");
-const word = (i) => visible(data.words[i]);
-const token = (i, tag) => el(tag || "span", {class: "w", dir: "auto"}, word(i));
+// What has no picture at all, or would turn the text around, is shown by its number.
+const numbered = (text) => [...text].map((c) => "\u27e8" + c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0") + "\u27e9").join("");
+const visible = (text) => text === "" ? "\u2205" : /^\s+$/.test(text) && !/^[\ufeff\u2028\u2029]+$/.test(text) ? text.replace(/\n/g, "\u23ce").replace(/\t/g, "\u21e5").replace(/ /g, "\u2423")
+  : /^[\p{Cf}\p{Mn}\u2028\u2029\ufe0f]+$/u.test(text) ? numbered(text) : text.replace(/[\u0000-\u001f\u007f]/g, "\ufffd").replace(/[\u202a-\u202e\u2066-\u2069]/g, numbered);
+const LONGEST = 60;
+const word = (i) => { const text = [...visible(data.words[i])]; return text.length > LONGEST ? text.slice(0, LONGEST).join("") + "\u2026" : text.join(""); };
+const token = (i, tag) => el(tag || "span", {class: "w", dir: "auto", title: data.words[i].length > LONGEST ? data.words[i].slice(0, 500) : null}, word(i));
 const paramName = (p) => data.params[p][1];
 const unit = (n) => (n.a === "in" ? "column " : "row ") + n.n;
 const keyOf = (n) => data.params[n.p][0] + "~" + n.a + "~" + n.n;
@@ -42,7 +48,7 @@ const COLUMNS = [
   ["s", "samples", (n) => n.s, true],
   ["m", "shift", (n) => n.m, true],
   ["v", "evidence", (n) => n.v, true],
-  ["r", "flips, diff.", MEASURES.r[1], true],
+  ["r", "flips", MEASURES.r[1], true],
 ].filter(([id, , value]) => ["name", "t", "s"].includes(id) || data.neurons.some((n) => value(n) !== null));
 // At first by evidence: a neuron to which every sample is attributed has many words, and they say nothing.
 const state = {n: "", q: "", p: "", sort: COLUMNS.some(([id]) => id === "v") ? "v" : "", dir: "desc", colour: ""};
@@ -131,10 +137,11 @@ new IntersectionObserver((seen) => { if (seen.some((s) => s.isIntersecting) && d
 
 const CONTROLS = [["random", "random samples"], ["neuron", "other neurons"], ["frequency", "other tokens"], ["null", "permuted links"]];
 
-function table(caption, head, rows) {
-  const cells = (row, tag) => row.map((cell, i) => el(tag === "th" || i === 0 ? "th" : "td", {scope: tag === "th" ? "col" : i === 0 ? "row" : null, class: i ? "n" : null}, cell));
+function table(caption, head, rows, texts = [0]) {
+  const cells = (row, tag) => row.map((cell, i) => el(tag === "th" || i === 0 ? "th" : "td", {scope: tag === "th" ? "col" : i === 0 ? "row" : null, class: texts.includes(i) ? null : "n"}, cell));
   return el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, ...cells(head, "th"))), el("tbody", {}, ...rows.map((row) => el("tr", {}, ...cells(row, "td")))));
 }
+const scrolling = (label, ...inside) => el("div", {class: "wide", tabindex: "0", role: "region", "aria-label": label}, ...inside);
 function drawDetail() {
   const box = $("detail"), n = data.neurons[byKey.get(state.n) ?? shown[0]]; // without a choice the first one
   if (!n) {
@@ -155,10 +162,10 @@ function drawDetail() {
   const side = el("div", {class: "tables"});
   if (n.f.length) side.append(flipTable(n));
   const known = CONTROLS.filter(([id]) => n.c[id]);
-  if (known.length) side.append(table("Flip proportion of its words against controls", ["control", "value", "control", "difference", "95 % interval"], known.map(([id, text]) => {
+  if (known.length) side.append(scrolling("Controls of this neuron", table("Flip proportion of its words against controls", ["control", "neuron", "on control", "difference", "95 % interval"], known.map(([id, text]) => {
     const [value, control, effect, low, high] = n.c[id];
     return [text, number(value, 3), number(control, 3), signed(effect), low === null ? DASH : `${signed(low)} to ${signed(high)}`];
-  })));
+  }))));
   if (side.children.length) box.append(el("h4", {}, "Switched off"), side);
   else box.append(el("p", {class: "note"}, "Not switched off. For flips and controls the report needs the model (--model); --ablate says of how many neurons."));
   if (n.x.length) drawSamples(box, n);
@@ -167,7 +174,7 @@ function flipTable(n) {
   const notable = new Set(n.t);
   const flips = table("Flipped predictions; notable words are marked", ["token", "flips", "count", "proportion"], n.f.map(([w, flips, count]) => [token(w, notable.has(w) ? "mark" : "span"), short(flips), short(count), count ? (flips / count).toFixed(3) : DASH]));
   [...flips.tBodies[0].rows].slice(12).forEach((row) => { row.hidden = true; });
-  const box = el("div", {}, flips);
+  const box = scrolling("Flipped predictions of this neuron", flips);
   if (n.f.length > 12) {
     const button = el("button", {type: "button"}, `Show all ${n.f.length}`);
     button.onclick = () => { [...flips.tBodies[0].rows].forEach((row) => { row.hidden = false; }); button.remove(); };
@@ -194,33 +201,17 @@ function drawSamples(box, n) {
 
 // --- Charts ---------------------------------------------------------------------------------------------------------
 
-function ticks(low, high) {
-  const step = 10 ** Math.floor(Math.log10((high - low) / 2 || 1)), size = [1, 2, 5, 10].map((f) => f * step).find((s) => (high - low) / s <= 4) || step;
-  const found = [];
-  for (let v = Math.ceil(low / size) * size; v <= high + size * 1e-9; v += size) found.push(Number(v.toPrecision(10)));
-  return found;
-}
-function frame(label, x, y, write) {
-  const W = 520, H = 190, L = 52, R = 10, T = 10, B = 26;
-  const X = (v) => L + (W - L - R) * (v - x[0]) / (x[1] - x[0] || 1), Y = (v) => H - B - (H - B - T) * (v - y[0]) / (y[1] - y[0] || 1);
-  const svg = el("svg", {viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": label});
-  for (const v of ticks(...y)) svg.append(el("line", {class: "axis", x1: L, x2: W - R, y1: Y(v), y2: Y(v)}), el("text", {x: L - 6, y: Y(v) + 4, "text-anchor": "end"}, write ? write(v) : short(v)));
-  for (const v of ticks(...x)) svg.append(el("text", {x: X(v), y: H - 8, "text-anchor": "middle"}, short(v)));
-  return [svg, X, Y, H - B, T];
-}
-const span = (values) => values.reduce(([a, b], v) => [Math.min(a, v), Math.max(b, v)], [Infinity, -Infinity]);
-
-function bars(x, y, label) {
-  const width = x.length > 1 ? x[1] - x[0] : 1, [svg, X, Y, bottom] = frame(label, [x[0], x[x.length - 1] + width], [0, span(y)[1] || 1]);
-  const d = y.map((v, i) => `M${X(x[i]).toFixed(1)} ${bottom}V${Y(v).toFixed(1)}H${Math.max(X(x[i]) + 1, X(x[i] + width) - 1).toFixed(1)}V${bottom}Z`).join("");
-  svg.append(el("path", {class: "bar", d}));
-  return el("figure", {}, svg, el("figcaption", {}, `Sum of the recorded |shift| per ${short(width)} steps; largest ${number(span(y)[1])}`));
+function drawEffects() {
+  const names = new Map(CONTROLS), rows = data.effects.filter(([, effect]) => effect !== null).map(([id, ...v]) => [names.get(id) || id, ...v]);
+  if (!rows.length) return;
+  const said = rows.map(([name, effect, a, b]) => `${name} ${signed(effect)}` + (a === null ? "" : `, ${signed(a)} to ${signed(b)}`)).join("; ");
+  $("effects").append(el("figure", {}, forest(rows, `Flips of its words minus those of each control: ${said}`), el("figcaption", {}, "A neuron switched off minus each control: mean over neurons, 95 % interval; right of 0 is more than the control. Rate of flips at its words; for permuted links the share of its words among the flipped.")));
 }
 function drawCharts() {
   const [x, y] = data.loss, box = $("charts");
   if (x.length) {
     const what = data.changes.length ? `, ${data.changes.length} change points (dashed)` : "";
-    const [svg, X, Y, bottom, top] = frame(`Training loss, from ${number(y[0])} to ${number(y[y.length - 1])}${what}`, span(x), span(y));
+    const [svg, X, Y, bottom, top] = frame(`Training loss, from ${number(y[0])} to ${number(y[y.length - 1])}${what}`, span(x), span(y), ["step", "loss"]);
     svg.append(el("path", {class: "line", d: "M" + y.map((v, i) => `${X(x[i]).toFixed(1)} ${Y(v).toFixed(1)}`).join("L")}));
     for (const [at, before, after] of data.changes) svg.append(el("line", {class: "change", x1: X(at), x2: X(at), y1: top, y2: bottom}, el("title", {}, `step ${at}: from ${number(before)} to ${number(after)}`)));
     box.append(el("figure", {}, svg, el("figcaption", {}, `Loss by step${what}`)));
@@ -228,12 +219,14 @@ function drawCharts() {
   } else box.append(el("p", {class: "note"}, "No loss was recorded."));
   if (data.phases.length) {
     const note = "Change points of the loss, of movement, sparsity and norms by parameter. Series share the run's randomness, and a steady drift is a staircase of changes: read the number beside what is expected by chance.";
+    const what = `Phases: series that change together, of ${number(data.phases[0][3])}; ${number(data.phases[0][4])} by chance (dashed)`;
     const rows = data.phases.map((row) => row.map((v) => typeof v === "number" ? number(v) : v.replaceAll("_", " ")));
-    box.append(fold("Phases: steps at which series change together", el("p", {class: "note"}, note), table("Phases", ["from step", "to step", "series that change", "of", "by chance", "which"], rows)));
+    const listed = table("Phases", ["from step", "to step", "series that change", "of", "by chance", "which"], rows, [0, 5]);
+    $("phases").append(el("figure", {}, phaseBars(data.phases, x, what), el("figcaption", {}, what)), fold("Phases as a table", el("p", {class: "note"}, note), listed));
   }
   const [at, residual] = data.residual, log = residual.map((v) => Math.log10(Math.max(v, 1e-12)));
   if (at.length) {
-    const [low, high] = span(log), [svg, X, Y] = frame(`Residual of the ledger, largest ${number(span(residual)[1])}`, span(at), [Math.floor(Math.min(low, -7)), Math.ceil(Math.max(high, -5))], (v) => "1e" + v);
+    const [low, high] = span(log), [svg, X, Y] = frame(`Residual of the ledger, largest ${number(span(residual)[1])}`, span(at), [Math.floor(Math.min(low, -7)), Math.ceil(Math.max(high, -5))], ["step", "relative residual"], (v) => "1e" + v);
     log.forEach((v, i) => svg.append(el("circle", {class: "dot", r: 2.5, cx: X(at[i]).toFixed(1), cy: Y(v).toFixed(1)})));
     box.append(el("figure", {}, svg, el("figcaption", {}, `Relative residual of the ledger at ${short(at.length)} checked steps; largest ${number(span(residual)[1])}`)));
   } else box.append(el("p", {class: "note"}, "The ledger was never computed."));
@@ -265,7 +258,7 @@ function drawMap() {
   const canvas = $("map"), rows = rowsOfMap;
   $("map-section").hidden = !rows.length || !colours.length;
   if ($("map-section").hidden) return;
-  $("map-names").replaceChildren(...rows.map((row) => el("div", {}, paramName(row.p) + (row.a === "out" ? " (rows)" : ""))));
+  $("map-names").replaceChildren(...rows.map((row) => el("div", {}, paramName(row.p) + (row.a === "out" ? " rows" : ""), el("span", {}, ` ${short(row.size)}`))));
   const width = Math.max(200, canvas.parentNode.clientWidth - $("map-names").offsetWidth - 20), height = rows.length * CELL, ratio = window.devicePixelRatio || 1;
   canvas.width = width * ratio; canvas.height = height * ratio;
   canvas.style.width = width + "px"; canvas.style.height = height + "px";
@@ -352,14 +345,10 @@ $("colour").append(...colours.map((id) => el("option", {value: id}, MEASURES[id]
 
 const run = new Map(data.run);
 for (const name of ["model", "optimizer", "steps", "occurrences", "trace", "ledger, largest residual"]) if (run.has(name)) $("facts").append(el("li", {}, el("span", {}, name), run.get(name)));
-if (data.clear) {
-  const [above, below, known] = data.clear;
-  $("lead").hidden = false;
-  $("lead").textContent = !known ? "Neurons were switched off, but none could be compared with random samples: every sample is attributed to them, or their words are never predicted." : `For ${above} of the ${known} switched-off neurons with an interval, the predictions of their notable words flip more often on the samples attributed to the neuron than on random samples (interval above 0); for ${below} less often. If there were nothing to find, about 2.5 % of the intervals (${(known * 0.025).toFixed(1)}) would lie above 0 and as many below.`;
-}
+drawEffects();
 drawCharts();
 const pooled = data.pooled.map((r) => [r.control, r.measure, r.neurons, r.value, r.control_value, r.effect]);
-$("pooled").append(pooled.length ? el("div", {class: "wide", tabindex: "0", role: "region", "aria-label": "Controls"}, table("Controls, averaged over neurons", ["control", "measure", "neurons", "value", "control", "effect, with interval"], pooled)) : el("p", {class: "note"}, "No neuron was switched off in this report."));
-if (data.layers.length) $("layers").append(el("div", {class: "wide", tabindex: "0", role: "region", "aria-label": "Layers"}, table("Layers: distinct flipped tokens, and the share of them that was notable beforehand", ["parameter", "neurons", "mean flipped tokens", "notable share"], data.layers.map((r) => [r.param, r.neurons, r.flipped, r.share]))));
+$("pooled").append(pooled.length ? scrolling("Controls", table("Controls, averaged over neurons", ["control", "measure", "neurons", "value", "on control", "difference [95 % interval]"], pooled, [0, 1])) : el("p", {class: "note"}, "No neuron was switched off in this report."));
+if (data.layers.length) $("layers").append(scrolling("Layers", table("Layers: distinct flipped tokens, and the share of them that was notable beforehand", ["parameter", "neurons", "mean flipped tokens", "notable share"], data.layers.map((r) => [r.param, r.neurons, r.flipped, r.share]))));
 update();
 document.documentElement.dataset.ready = Math.round(performance.now()) + " ms";

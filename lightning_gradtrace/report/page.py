@@ -85,16 +85,20 @@ def render_page(document: dict[str, Any]) -> str:
     Args:
         document: from `page_document`.
     """
-    script = _resource("page.js")
+    script = _resource("charts.js") + "\n" + _resource("page.js")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     facts = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
         for name, value in document["run"]
     )
+    found = "".join(
+        f"<li><strong>{html.escape(name)}</strong> {html.escape(text)}</li>" for name, text in document["found"]
+    )
     parts = {
         "title": html.escape(document["title"]),
         "style": _resource("page.css"),
         "digest": digest,
+        "found": found,
         "facts": facts,
         "data": embedded(document),
         "script": script,

@@ -37,12 +37,17 @@ def effect(value: float, low: float, high: float) -> str:
     """Write an effect with its interval.
 
     Example:
-        >>> effect(0.05, -0.012, 0.11), effect(0.05, float("nan"), float("nan"))
-        ('+0.050 [-0.012, +0.110]', '+0.050')
+        >>> effect(0.05, -0.012, 0.11), effect(-0.0001, float("nan"), float("nan"))
+        ('+0.050 [-0.012, +0.110]', '0.000')
     """
     if math.isnan(value):
         return MISSING
-    return f"{value:+.3f}" + ("" if math.isnan(low) else f" [{low:+.3f}, {high:+.3f}]")
+    return _signed(value) + ("" if math.isnan(low) else f" [{_signed(low)}, {_signed(high)}]")
+
+
+def _signed(value: float) -> str:
+    text = f"{value:+.3f}"
+    return text[1:] if float(text) == 0 else text
 
 
 def neuron_rows(summary: pd.DataFrame, names: Mapping[str, str]) -> list[dict[str, str]]:

@@ -23,16 +23,20 @@ N = 4
 
 
 def capture(
-    model: nn.Module, batch: object, loss: Callable[[nn.Module, object], Tensor], engine: TapeEngine | None = None
+    model: nn.Module,
+    batch: object,
+    loss: Callable[[nn.Module, object], Tensor],
+    engine: TapeEngine | None = None,
+    n: int = N,
 ) -> MicroBatch:
     engine, parameters = engine or TapeEngine(), dict(model.named_parameters())
     model.zero_grad()
-    tape = engine.tape(parameters, batch, N)
+    tape = engine.tape(parameters, batch, n)
     with tape:
         value = loss(model, batch)
     value.backward()
     micro_batch = engine.collect(
-        tape, N, PermutationProbe(model, parameters, lambda data: loss(model, data), batch, N, 0)
+        tape, n, PermutationProbe(model, parameters, lambda data: loss(model, data), batch, n, 0)
     )
     gradients = {name: dense(p.grad) for name, p in parameters.items() if p.grad is not None}
     advice = functools.partial(engine.advice, [micro_batch], gradients)

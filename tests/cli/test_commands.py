@@ -47,15 +47,45 @@ def tables(path: Path) -> dict[str, tuple[tuple[Any, ...], pd.DataFrame]]:
             analysis.weight_spectra(trace, ["hidden.weight"]),
         ),
         "weights --neurons": (("--neurons", "--axis", "out"), analysis.neuron_weights(trace, None, "out")),
+        "entries": (("--entries", 9, "--steps", "2:8"), analysis.frequent_entries(trace, 9, slice(2, 8))),
+        "directions": (("--param", "head.weight", "--n", 2), analysis.principal_directions(trace, "head.weight", 2)[1]),
+        "directions --shifts": (
+            ("--param", "head.weight", "--shifts", "--axis", "out", "--steps", "3:9"),
+            analysis.direction_shifts(
+                trace,
+                "head.weight",
+                analysis.principal_directions(trace, "head.weight", 5, "out", steps=slice(3, 9))[0],
+                "out",
+                steps=slice(3, 9),
+            ),
+        ),
         "bigrams": (
             ("--embedding", "head.weight", "--n", 3, "--summed"),
             analysis.bigram_shifts(trace, "head.weight", n=3, summed=True),
         ),
+        "bigrams --alignment": (
+            ("--embedding", "head.weight", "--alignment"),
+            analysis.bigram_alignment(trace, "head.weight"),
+        ),
+        "phases": (("--window", 4), analysis.trace_phases(trace, window=4)),
+        "phases --series": (
+            ("--series", "--every", 2, "--of", "moved"),
+            analysis.trace_series(trace, every=2).query("series == 'moved'"),
+        ),
+        "phases --changes": (("--changes",), analysis.series_changes(analysis.trace_series(trace))),
+        "concentration weights": (
+            ("--of", "weights", "--every", 5, "--steps", "5:"),
+            analysis.shift_sparsity(trace, every=5, steps=slice(5, None)),
+        ),
+        "concentration overlap": (("--of", "overlap"), analysis.selection_overlap(trace)),
     }
 
 
 NAMES = ["outliers", "tokens", "tokens by neuron", "neurons", "movers", "formation", "formation --series"]
+NAMES += ["entries", "directions", "directions --shifts"]
 NAMES += ["formation --changes", "weights", "weights --spectra", "weights --neurons", "bigrams"]
+NAMES += ["bigrams --alignment", "phases", "phases --series", "phases --changes"]
+NAMES += ["concentration weights", "concentration overlap"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -176,3 +206,17 @@ def test_csv_of_a_table_with_tuples_reads_back(run: Run, trace_path: Path, tmp_p
     text = (tmp_path / "n.csv").read_text(encoding="utf-8")
     table = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""])
     assert all(isinstance(json.loads(words), list) for words in table["text"])
+
+
+@pytest.mark.parametrize("suffix", ["npy", "csv"])
+def test_directions_come_from_a_file(suffix: str, run: Run, trace_path: Path, tmp_path: Path) -> None:
+    basis, file = np.array([[1.0, 2, 0, 0], [0, 0, 0, 3]]), tmp_path / f"basis.{suffix}"
+    np.save(file, basis) if suffix == "npy" else np.savetxt(file, basis, delimiter=",")
+    done = run("directions", trace_path, "--param", "hidden.weight", "--basis", file, "--json")
+    assert done.exit_code == 0, done.stderr
+    expected = analysis.direction_shifts(open_trace(trace_path), "hidden.weight", basis)
+    rows = json.loads(done.stdout)["rows"]
+    np.testing.assert_allclose([row["shift"] for row in rows], expected["shift"])
+    file.write_bytes(b"no numbers")
+    wrong = run("directions", trace_path, "--param", "hidden.weight", "--basis", file)
+    assert wrong.exit_code == 2 and "can't be read" in " ".join(wrong.stderr.split())

@@ -54,6 +54,10 @@ def test_patterns_and_tokens_are_those_of_the_library(heads_path: Path, run: Run
     some = analysis.token_enrichment(moved, trace, [1, 3], by=by, occurrences=seen, min_count=5, seed=4)
     arguments = ("--token", "b", "--token", "d", "--whole", "--min-count", 5, "--seed", 4, "--json")
     assert same(run("enrichment", heads_path, *arguments), some)
+    groups = pd.DataFrame({"third": np.arange(40) % 3}).rename_axis("sample_id")
+    groups.to_csv(file)
+    expected = analysis.grouped_variance(moved, groups, by=by, occurrences=seen)
+    assert same(run("enrichment", heads_path, "--groups", file, "--whole", "--json"), expected)
     every = analysis.token_enrichment(moved, trace, by=by, occurrences=seen)
     assert same(run("enrichment", heads_path, "--whole", "--json"), every)
     assert set(every["word"]) == set("abcde")
@@ -62,8 +66,10 @@ def test_patterns_and_tokens_are_those_of_the_library(heads_path: Path, run: Run
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--pattern", "none.csv:a"), "`none.csv:a` can't be read"),
-        (("--token", "b", "--loss-token", "b"), "give one of --pattern, --token and --loss-token"),
+        (("--pattern", "none.csv:a"), "`none.csv` can't be read"),
+        (("--pattern", "none.csv"), "`none.csv` names no column; write FILE.csv:COLUMN"),
+        (("--groups", "none.csv"), "`none.csv` can't be read"),
+        (("--token", "b", "--loss-token", "b"), "give one of --pattern, --token, --loss-token and --groups"),
         (("--token", "z"), "['z'] are not known; give words as the vocabulary writes them"),
         (("--loss-token", "b"), "`record` is 'token_grads', and this trace holds topk"),
         (("--along", "--steps", "9:12"), "keeps no two snapshots"),

@@ -19,7 +19,7 @@ READING = sorted(set(_app.COMMANDS) - {"plan", "export"})
 
 @pytest.mark.parametrize("command", READING)
 def test_no_trace_is_status_3(command: str, run: Run, tmp_path: Path) -> None:
-    extra = ("--embedding", "e") if command == "bigrams" else ()
+    extra = {"bigrams": ("--embedding", "e"), "directions": ("--param", "p")}.get(command, ())
     done = run(command, tmp_path / "none.zarr", *extra)
     assert (done.exit_code, done.stdout) == (3, "")
     assert done.stderr == f"gradtrace: `{tmp_path / 'none.zarr'}` does not exist; expected the directory of a trace\n"
@@ -69,6 +69,10 @@ def test_verify_finds_damage_with_status_1(run: Run, trace_path: Path, tmp_path:
         (("heads", "T", "--heads", "four"), "'four' is no number of heads"),
         (("weights", "T", "--spectra", "--neurons"), "give one of --spectra and --neurons"),
         (("bigrams", "T", "--embedding", "none"), "none"),
+        (("directions", "T", "--param", "none"), "`none` is not tracked in this trace"),
+        (("directions", "T", "--param", "head.weight", "--axis", "weight"), "directions of all weights need --basis"),
+        (("directions", "T", "--param", "head.weight", "--basis", "no.npy"), "`no.npy` can't be read"),
+        (("directions", "T", "--param", "head.weight", "--record", "dense"), "reads a record 'dense'"),
         (("plan", "--steps", 5, "--samples", 1), "give one of --model and --like"),
         (("plan", "--like", "T", "--steps", 5, "--samples", 1, "--record", "all"), "`all` is no record"),
         (("export", "T", "x", "--format", "xls"), "`xls` is neither parquet nor csv"),

@@ -60,10 +60,10 @@ def test_the_gallery_draws_every_picture_that_it_shows(
 ) -> None:
     page = "docs/gallery.md"
     (block,) = blocks(page, "bash", "train")
-    (given,) = (word for word in shlex.split(block.text) if word.startswith("+callbacks"))
+    (given,) = (word for word in shlex.split(block.text) if word.startswith("experiment="))
     small = ("data.n_documents=240", "trainer.max_epochs=3")
     (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "planted").symlink_to(run_experiment("planted", given, *small))
+    (tmp_path / "runs" / "planted").symlink_to(run_experiment(given.partition("=")[2], *small))
     monkeypatch.chdir(tmp_path)
     shown = re.findall(r"\]\(images/([\w-]+\.png)\)", (ROOT / page).read_text(encoding="utf-8"))
     namespace: dict = {}

@@ -1,0 +1,37 @@
+"""`gradtrace entries`."""
+
+from __future__ import annotations
+
+from lightning_gradtrace.cli._options import Entries, Json, Output, Record, Rows, StepRange, TracePath
+from lightning_gradtrace.cli._output import check_output, emit
+from lightning_gradtrace.cli._trace import open_for, parse_steps, working
+
+
+def entries(
+    trace: TracePath,
+    n_entries: Entries = 5000,
+    steps: StepRange = None,
+    record: Record = None,
+    as_json: Json = False,
+    output: Output = None,
+    rows: Rows = 20,
+) -> None:
+    """List the weights that were among the most shifted ones most often.
+
+    \b
+    Examples:
+      gradtrace entries runs/a.zarr
+      gradtrace entries runs/a.zarr --steps 0:500 --entries 100 --output entries.csv
+
+    The count says how often an entry was among the k largest, not how far it moved. With one k for all parameters,
+    those with larger shifts crowd out the others: see `gradtrace outliers --normalise param`.
+
+    Next: `gradtrace tokens` for the words behind each entry, `gradtrace neurons` for the columns they lie in.
+    """
+    from lightning_gradtrace import analysis
+
+    check_output(output)
+    chosen = parse_steps(steps)
+    with working("entries", open_for(trace, record)) as opened:
+        table = analysis.frequent_entries(opened, min(n_entries, opened.n_entries), chosen)
+    emit("entries", table, as_json, output, rows)
