@@ -17,6 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_gradtrace import GradTrace, TopK
 from lightning_gradtrace.store import TraceWriter
+from lightning_gradtrace.store.durable import DurableLocalStore
 from tests.ranks.training import fit, make, trace_callback, weights
 from tests.test_callback import Model, Sentences
 
@@ -101,12 +102,22 @@ def plain(folder: Path) -> Any:
 
 def no_place(folder: Path) -> Any:
     """Rank 1 can't write where it should."""
-    (folder / "file").write_text("in the way")
-    path = folder / "no-place.zarr" if rank() == 0 else folder / "file" / "a.zarr"
+    if rank() == 1:
+
+        def refuse(*_: Any) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        DurableLocalStore.write = refuse  # type: ignore[method-assign, assignment]
+    return error_of(trace_callback(folder / "no-place.zarr"))
+
+
+def error_of(trace: GradTrace) -> str | None:
+    """Train, and say which error came of it."""
     try:
-        train(trace_callback(path))
+        train(trace)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+    return None
 
 
 def taken(folder: Path) -> Any:
@@ -114,10 +125,7 @@ def taken(folder: Path) -> Any:
     if rank() == 0:
         (folder / "taken.zarr").mkdir()
         (folder / "taken.zarr" / "thesis.tex").write_text("dear")
-    try:
-        train(trace_callback(folder / "taken.zarr", overwrite=True))
-    except Exception as error:
-        return f"{type(error).__name__}: {error}"
+    return error_of(trace_callback(folder / "taken.zarr", overwrite=True))
 
 
 # --- a rank is killed ----------------------------------------------------------------------------------------------
