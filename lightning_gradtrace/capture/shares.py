@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-# Entries that are formed alone are formed so many at a time.
-PICKED = 4096
+# Entries formed one by one take so many numbers of each factor at a time.
+PICKED = 1 << 20
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -125,9 +125,10 @@ class OuterShare(Share):
         """
         found = torch.empty(len(samples), dtype=self.dtype)
         edges = np.searchsorted(samples, np.arange(self.n_samples + 1))
+        at_once = max(1, PICKED // max(1, self.left.shape[1]))
         for sample, (first, last) in enumerate(itertools.pairwise(edges)):
-            for start in range(first, last, PICKED):
-                part = slice(start, min(last, start + PICKED))
+            for start in range(first, last, at_once):
+                part = slice(start, min(last, start + at_once))
                 left = self.left[sample].index_select(1, torch.from_numpy(rows[part])).to(self.dtype)
                 right = self.right[sample].index_select(1, torch.from_numpy(columns[part])).to(self.dtype)
                 found[part] = torch.from_numpy(np.einsum("tm,tm->m", left.numpy(), right.numpy()))

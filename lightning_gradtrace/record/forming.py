@@ -15,7 +15,8 @@ from lightning_gradtrace.record._base import ParameterShifts
 from lightning_gradtrace.record.bounds import OuterBounds, Stairs, typical_size
 from lightning_gradtrace.record.candidates import Candidates
 from lightning_gradtrace.record.comparison import Found, at_least, product_of
-from lightning_gradtrace.record.sieve import Sieve
+from lightning_gradtrace.record.pieces import chunks, of_features, of_samples, picked, slices
+from lightning_gradtrace.record.sieve import Sieve, is_worth
 
 # Entries formed at a time (or one row of one sample, or one sample of a share without factors, if that is larger). On a
 # CPU they stay in the cache of a core until they are compared; a GPU wants few and large pieces.
@@ -29,7 +30,7 @@ WORTH_SORTING = 0.8
 PICKING = 40
 # A sieved entry takes this part of the time of forming it in float32.
 SIEVED = 0.5
-# Numbers of a factor that are held in bfloat16 for the sieve (or those of one sample, if that is more).
+# Numbers of both factors that are copied at a time (or those of one sample, if that is more).
 COPIED = 1 << 22
 
 
@@ -61,9 +62,15 @@ class Task:
 
     @classmethod
     def of(
-        cls, parameter: ParameterShifts, share: Share, samples: slice, prune: bool, on_device: bool | None, sieved: bool
+        cls,
+        parameter: ParameterShifts,
+        share: Share,
+        samples: slice,
+        prune: bool = True,
+        on_device: bool | None = None,
+        sieved: bool | None = None,
     ) -> Task:
-        """Make the task of a share; without ``on_device`` it follows from where the share is."""
+        """Make the task of a share; without ``on_device`` and ``sieved`` they follow from share and processor."""
         view = share if isinstance(share, OuterView) else None
         if view is not None:  # searched as a matrix, with the parameter arranged to fit it
             share, scale = view.matrix, parameter.scale
@@ -74,7 +81,10 @@ class Task:
         squares = typical_size(share, parameter.scale) if bounds is None else bounds.squares
         if on_device is None:
             on_device = squares.device.type != "cpu"
-        sieved = sieved and isinstance(share, OuterShare) and share.dtype == torch.float32
+        if not isinstance(share, OuterShare) or share.dtype != torch.float32 or on_device:
+            sieved = False
+        elif sieved is None:
+            sieved = is_worth(share.left.shape[1])
         return cls(parameter, share, samples, bounds, view, squares, prune, on_device, sieved)
 
     def summary(self) -> Tensor:
@@ -107,7 +117,7 @@ class Task:
         if self.prune:
             left_out = []
             r, c = self.bounds.reach(samples, own[samples])
-            for part in _chunks(samples, WORKSPACE // (r * c)):
+            for part in chunks(samples, WORKSPACE // (r * c)):
                 stairs = Stairs.of(self.bounds, part, own[part])
                 if self._is_worth(stairs, own[part]):
                     yield from self._on_stairs(stairs, part, threshold)
@@ -129,7 +139,7 @@ class Task:
     def _written_out(self, samples: np.ndarray, threshold: np.ndarray, k: int) -> Iterator[Candidates]:
         """Write out whole samples."""
         numel, scale = self.parameter.info.numel, self.parameter.scale
-        for part in _chunks(samples, (DEVICE_WORKSPACE if self.on_device else WORKSPACE) // max(1, numel)):
+        for part in chunks(samples, (DEVICE_WORKSPACE if self.on_device else WORKSPACE) // max(1, numel)):
             for run in np.split(part, np.flatnonzero(np.diff(part) > 1) + 1):
                 values = self.share.dense(slice(int(run[0]), int(run[-1]) + 1)).reshape(len(run), -1)
                 factor = 1.0
@@ -147,17 +157,17 @@ class Task:
         assert isinstance(share, OuterShare) and self.bounds is not None
         n_rows, n_columns = share.shape
         chunk = max(1, WORKSPACE // share.shape.numel())
-        every = COPIED // max(1, share.left[0].numel() + share.right[0].numel()) if self.sieved else len(samples)
-        for group in _chunks(samples, max(chunk, every)):
-            left, right = _of_samples(share.left, group), _of_samples(share.right, group)
+        every = COPIED // max(1, share.left[0].numel() + share.right[0].numel())
+        for group in chunks(samples, max(chunk, every)):
+            left, right = of_samples(share.left, group), of_samples(share.right, group)
             norms = self.bounds.norms.numpy()[group], self.bounds.columns.numpy()[group]
             sieve = Sieve.of(left, right, *norms, threshold[self.samples][group]) if self.sieved else None
-            for rows in _slices(n_rows, _height(chunk, n_columns)):
-                for columns in _slices(n_columns, WIDTH):
+            for rows in slices(n_rows, _height(chunk, n_columns)):
+                for columns in slices(n_columns, WIDTH):
                     there = scale[rows, columns] if isinstance(scale, Tensor) else scale
                     now = threshold[self.samples][group]
                     block = None if sieve is None else sieve.block(rows, columns, there, now)
-                    for part in _slices(len(group), chunk):
+                    for part in slices(len(group), chunk):
                         found = None if block is None else block.search(part)
                         if found is None:
                             limit = threshold[self.samples][group[part]]
@@ -169,8 +179,8 @@ class Task:
         """Form what is on the stairs, from the most promising rows to the least."""
         share, scale = self.share, self.parameter.scale
         assert isinstance(share, OuterShare) and self.bounds is not None
-        left = _of_features(_of_samples(share.left, samples), stairs.rows)
-        right = _of_features(_of_samples(share.right, samples), stairs.columns)
+        left = of_features(of_samples(share.left, samples), stairs.rows)
+        right = of_features(of_samples(share.right, samples), stairs.columns)
         sieve = None
         if self.sieved and not isinstance(scale, Tensor):
             norms = np.take_along_axis(self.bounds.norms.numpy()[samples], stairs.rows, 1), stairs.column_bounds
@@ -181,9 +191,9 @@ class Task:
             if not needed:
                 return
             rows = slice(rows.stop, min(rows.stop + _height(len(samples), needed), stairs.rows.shape[1]))
-            for columns in _slices(needed, WIDTH):
+            for columns in slices(needed, WIDTH):
                 r, c, limit = stairs.rows[:, rows], stairs.columns[:, columns], threshold[self.samples][samples]
-                there = _picked(scale, r, c) if isinstance(scale, Tensor) else scale
+                there = picked(scale, r, c) if isinstance(scale, Tensor) else scale
                 block = None if sieve is None else sieve.block(rows, columns, there, limit)
                 found = None if block is None else block.search(slice(0, len(samples)))
                 if found is None:
@@ -233,35 +243,3 @@ class Task:
 def _height(n_samples: int, n_columns: int) -> int:
     """Return how many rows of so many samples fit into the workspace."""
     return max(1, WORKSPACE // (n_samples * min(n_columns, WIDTH)))
-
-
-def _slices(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(n, start + size))
-
-
-def _picked(scale: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
-    """Return the scale of some rows and columns of every sample."""
-    matrix = scale.numpy()
-    return torch.from_numpy(np.stack([matrix[r].take(c, axis=1) for r, c in zip(rows, columns, strict=True)]))
-
-
-def _chunks(samples: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Yield the samples a few at a time, at least one."""
-    size = max(1, size)
-    for start in range(0, len(samples), size):
-        yield samples[start : start + size]
-
-
-def _of_samples(factor: Tensor, samples: np.ndarray) -> Tensor:
-    """Return some samples of a factor; neighbours are not copied."""
-    first, last = int(samples[0]), int(samples[-1])
-    if last - first + 1 == len(samples):
-        return factor[first : last + 1]
-    return factor[torch.from_numpy(samples)]
-
-
-def _of_features(factor: Tensor, features: np.ndarray) -> Tensor:
-    """Return some features of every sample: (sample, position, all), (sample, some) -> (sample, position, some)."""
-    index = torch.from_numpy(features)[:, None, :]
-    return factor.gather(2, index.expand(-1, factor.shape[1], -1))

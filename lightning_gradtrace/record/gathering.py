@@ -10,8 +10,6 @@ from lightning_gradtrace.record.candidates import Candidates, kth_largest, magni
 
 # Candidates that compete are cut down to the k largest, and their threshold raised, once there are this many times k.
 TRIM = 2
-# Room for the rounding of shifts that are formed in another order.
-ROUNDING = 2.0**-20
 
 
 class Gathering:
@@ -70,7 +68,7 @@ class Gathering:
         if not len(rough):
             return
         every.shift[rough], every.error[rough] = exact(every[rough]), 0
-        limit = self.threshold[every.occurrence[rough]] * (1 - ROUNDING)
+        limit = self.threshold[every.occurrence[rough]]
         below = np.isfinite(limit) & (magnitude(every.shift[rough]) < limit)
         every = every[np.delete(np.arange(len(every)), rough[below])]
         self.drop(np.full(len(self._parts), True))

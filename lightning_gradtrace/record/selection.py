@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from lightning_gradtrace.record import sieve
 from lightning_gradtrace.record._base import StepShifts
 from lightning_gradtrace.record.candidates import Candidates, Known, kth_largest
 from lightning_gradtrace.record.forming import Task
@@ -46,7 +45,7 @@ class _Work:
     squares: np.ndarray
 
     @classmethod
-    def of(cls, step: StepShifts, prune: bool, on_device: bool | None, sieved: bool) -> _Work:
+    def of(cls, step: StepShifts, prune: bool, on_device: bool | None, sieved: bool | None) -> _Work:
         """List the shares of a step."""
         tasks = []
         for parameter in step.parameters:
@@ -146,10 +145,10 @@ class Searcher:
         return found
 
     def _work(self, step: StepShifts) -> _Work:
-        sieved = sieve.is_fast() if self.sieved is None else self.sieved
-        key = (_Work, self.prune, self.on_device, sieved)
+        how = self.prune, self.on_device, self.sieved
+        key = (_Work, *how)
         if key not in step.shared:
-            step.shared[key] = _Work.of(step, self.prune, self.on_device, sieved)
+            step.shared[key] = _Work.of(step, *how)
         work: _Work = step.shared[key]
         return work
 

@@ -12,8 +12,9 @@ a term of its own. So an entry with ``|scale g| >= threshold`` has a ``|p|`` of 
 
     (1 - u) (threshold / |scale| - eta |a| |b|).
 
-What reaches that is formed again in float32, position by position. Where too much reaches it, the block goes through
-float32 as a whole: that is decided by numbers alone, so that a resumed run does the same.
+What reaches that is a candidate whose shift has an error; those that are left at the end of a search are formed again
+in float32. Where too much reaches it, the block goes through float32 as a whole: that is decided by numbers alone, so
+that a resumed run does the same.
 """
 
 from __future__ import annotations
@@ -28,13 +29,20 @@ from torch import Tensor
 from lightning_gradtrace.record.comparison import Found, memory, product_of
 
 UNIT = 2.0**-8
-# Forming one entry again takes as long as forming so many of a block in float32.
+# Forming one entry again takes as long as forming so many of a block in float32: with more, the block is formed.
 AGAIN = 32
+# With fewer positions forming an entry takes no longer than looking at it.
+POSITIONS = 64
 _ADDING = 2.0**-22
 _FLUSHED = 2.0**-125
-_ROOM = 2.0**-18  # for float32 arithmetic on limits, and what is let in below them
+_ROOM = 2.0**-18  # for float32 arithmetic on limits
 _LARGE, _SMALL = 2.0**120, 2.0**-100
 _MAGNITUDE = np.uint16(0x7FFF)
+
+
+def is_worth(positions: int) -> bool:
+    """Say whether shares of so many positions are sieved."""
+    return positions >= POSITIONS and is_fast()
 
 
 @cache
@@ -93,7 +101,7 @@ class Sieve:
             columns: likewise, of the columns.
             threshold: what shifts have to reach, one per sample.
         """
-        tallest, widest, positions = rows.max(1), columns.max(1), left.shape[1]
+        tallest, widest, positions = rows.max(1, initial=0), columns.max(1, initial=0), left.shape[1]
         with np.errstate(all="ignore"):
             fit = (threshold > _SMALL) & (threshold < 1 / _SMALL)
             for size in (tallest * widest, tallest * widest / threshold, widest / threshold):
@@ -101,14 +109,14 @@ class Sieve:
         if not fit.any():
             return None
         weights = np.where(fit, 1 / np.where(fit, threshold, 1), 0)
-        divided = memory("inputs", tuple(right.shape), torch.bfloat16)
+        divided = torch.empty(right.shape, dtype=torch.bfloat16)
         torch.mul(right, torch.from_numpy(weights.astype(np.float32))[:, None, None], out=divided)
         rows, columns = np.where(fit[:, None], rows, 0), np.where(fit[:, None], columns, 0) * weights[:, None]
-        flushed = _FLUSHED * (2 * positions + positions**0.5 * (rows.max(1) + columns.max(1)))
+        flushed = _FLUSHED * (2 * positions + positions**0.5 * (rows.max(1, initial=0) + columns.max(1, initial=0)))
         return cls(left, divided, rows, columns, flushed, threshold.copy(), fit)
 
     def __post_init__(self) -> None:
-        self._eta = relative_error(self.left.shape[1])
+        self.eta = relative_error(self.left.shape[1])
         self._copied: tuple[slice, Tensor] | None = None
 
     def left_of(self, rows: slice) -> Tensor:
@@ -127,7 +135,7 @@ class Sieve:
             scale: by which entries are still to be multiplied: a number, or one for every row and column.
             threshold: one per sample, not below what it was when the inputs were copied.
         """
-        wrong, widest = self._eta * self.rows[:, rows], self.columns[:, columns].max(1)
+        wrong, widest = self.eta * self.rows[:, rows], self.columns[:, columns].max(1)
         risen = np.where(self.fit, threshold / self.threshold, np.inf) * (1 - _ROOM)
         if isinstance(scale, Tensor):
             lost = (wrong * widest[:, None] + self.flushed[:, None]).max(0)
@@ -135,7 +143,8 @@ class Sieve:
         else:
             with np.errstate(divide="ignore"):
                 limit = risen / abs(np.float64(scale)) - wrong.max(1) * widest - self.flushed
-            limit = _bits(torch.from_numpy(limit.clip(0).astype(np.float32)).mul_(1 - 2 * UNIT).bfloat16())
+            limit = torch.from_numpy(limit.clip(0, 2 * _LARGE).astype(np.float32))
+            limit = _bits(limit.mul_(1 - 2 * UNIT).bfloat16())
         return Block(self, rows, columns, scale, limit)
 
 
@@ -203,7 +212,7 @@ class Block:
         """Multiply sizes by what they were divided by, and bound their errors; ``of``: samples of the sieve."""
         sieve = self.sieve
         norms = sieve.rows[of, row + self.rows.start] * sieve.columns[of, column + self.columns.start]
-        error = sieve._eta * norms + 2 * UNIT * size + sieve.flushed[of]
+        error = sieve.eta * norms + sieve.flushed[of] + 2 * UNIT * size
         scale = self.scale.numpy()[row, column] if isinstance(self.scale, Tensor) else self.scale
         factor = np.abs(scale) * sieve.threshold[of]
         return Found(sample, row, column, (size * factor).astype(np.float32), error * factor * (1 + _ROOM))
