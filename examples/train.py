@@ -9,6 +9,7 @@ its last step, validation and the writing of the trace included; neither holds t
 from __future__ import annotations
 
 import logging
+import subprocess
 import time
 import warnings
 from pathlib import Path
@@ -44,6 +45,28 @@ def instantiate_callbacks(specs: DictConfig, config: Any, vocab: list[str]) -> l
     return callbacks
 
 
+def write_settings(cfg: DictConfig, folder: Path) -> Any:
+    """Write what a run is made from into its directory: ``config.yaml`` and ``commit.txt``.
+
+    Args:
+        cfg: the configuration.
+        folder: the run directory; made if it isn't there.
+
+    Returns:
+        The resolved configuration, in plain containers.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    resolved = OmegaConf.to_container(cfg, resolve=True)
+    OmegaConf.save(OmegaConf.create(resolved), folder / "config.yaml")
+    command = ["git", "-C", CONF, "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        commit = "unknown: no git, or no repository\n"
+    (folder / "commit.txt").write_text(commit)
+    return resolved
+
+
 def train(cfg: DictConfig) -> L.Trainer:
     """Train one run and write everything into its run directory.
 
@@ -51,8 +74,7 @@ def train(cfg: DictConfig) -> L.Trainer:
         cfg: as composed from `conf/config.yaml`.
     """
     run = Path(cfg.run_dir)
-    resolved = OmegaConf.to_container(cfg, resolve=True)
-    OmegaConf.save(OmegaConf.create(resolved), run / "config.yaml")
+    resolved = write_settings(cfg, run)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
 
     data: TextDataModule = instantiate(cfg.data)

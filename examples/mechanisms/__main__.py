@@ -1,16 +1,14 @@
 """Train an experiment with its controls and check its claims: `python -m examples.mechanisms experiment=induction`.
 
 The run directory holds the trace, the measures by step, the model, the claims (`claims.csv`) and the figures; each
-control has a folder of its own in it. `python -m examples.mechanisms.again RUN_DIR` studies a trained run once more.
+control has a folder of its own in it. `python -m examples.mechanisms.again RUN_DIR` studies a trained run once more,
+and trains controls that are missing.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-import warnings
 from pathlib import Path
-from typing import Any
 
 import hydra
 import lightning as L
@@ -21,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from examples.mechanisms.study import Run, build_model, conclude
 from examples.mechanisms.task import Task, TaskData
 from examples.mechanisms.watch import Watch
-from examples.train import CONF, instantiate_callbacks
+from examples.train import CONF, instantiate_callbacks, quietly, write_settings
 
 
 def train(cfg: DictConfig, task: Task, folder: Path, *, traced: bool) -> float:
@@ -36,9 +34,7 @@ def train(cfg: DictConfig, task: Task, folder: Path, *, traced: bool) -> float:
     Returns:
         Seconds that the training took.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    resolved = OmegaConf.to_container(cfg, resolve=True)
-    OmegaConf.save(OmegaConf.create(resolved), folder / "config.yaml")
+    resolved = write_settings(cfg, folder)
     L.seed_everything(cfg.seed, workers=True, verbose=False)
     data = TaskData(task, seed=cfg.seed, **cfg.data)
     model = build_model(cfg, task)
@@ -61,21 +57,43 @@ def run(cfg: DictConfig) -> Run:
     """
     folder = Path(cfg.run_dir)
     task: Task = instantiate(cfg.task)
-    seconds: dict[str, Any] = {"run": train(cfg, task, folder, traced=True)}
+    seconds = {"run": train(cfg, task, folder, traced=True)}
+    write_seconds(folder, seconds | train_controls(cfg, folder))
+    return conclude(folder)
+
+
+def train_controls(cfg: DictConfig, folder: Path, *, missing: bool = False) -> dict[str, float]:
+    """Train the controls of an experiment.
+
+    Args:
+        cfg: the configuration of the experiment.
+        folder: its run directory; each control gets a folder in it.
+        missing: only those that have no trained model yet.
+
+    Returns:
+        Seconds that each training took, by control.
+    """
+    seconds = {}
     for name, changes in cfg.controls.items():
+        if missing and (folder / str(name) / "model.pt").exists():
+            continue
         control = OmegaConf.merge(cfg, changes)
         assert isinstance(control, DictConfig)
         seconds[str(name)] = train(control, instantiate(control.task), folder / str(name), traced=False)
-    OmegaConf.save(OmegaConf.create(seconds), folder / "seconds.yaml")
-    return conclude(folder)
+    return seconds
+
+
+def write_seconds(folder: Path, seconds: dict[str, float]) -> None:
+    """Add to ``seconds.yaml`` how long some trainings took, by name."""
+    file = folder / "seconds.yaml"
+    known = OmegaConf.load(file) if file.exists() else OmegaConf.create()
+    OmegaConf.save(OmegaConf.merge(known, seconds), file)
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="mechanisms")
 def main(cfg: DictConfig) -> None:
     """Compose the configuration and run."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    quietly()
     run(cfg)
 
 

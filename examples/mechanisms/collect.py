@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from omegaconf import OmegaConf
 
-SUFFIXES = (".csv", ".png", ".yaml")
+SUFFIXES = (".csv", ".png", ".txt", ".yaml")
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:

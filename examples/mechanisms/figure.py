@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from examples.mechanisms.study import Run
-from lightning_gradtrace.report.plots import plot_enrichment
+from lightning_gradtrace.report import plot_enrichment
 
 GREY = "0.85"
 
@@ -49,10 +50,14 @@ def draw_formation(
     figure.savefig(run.path / "formation.png", dpi=120)
 
 
-def _heads(axes: Any, heads: pd.DataFrame) -> None:
-    """Draw by head how much loss tokens moved it and what switching it off costs."""
-    heads = heads.dropna(subset=["moved"])
-    axes.scatter(heads["moved"], heads["ablation"], color="C0")
-    for name, row in heads.iterrows():
-        axes.annotate(str(name), (row["moved"], row["ablation"]), xytext=(4, 2), textcoords="offset points", fontsize=8)
-    axes.set(xlabel="share moved by closing brackets", ylabel="what switching it off costs")
+def _heads(axes: Axes, heads: pd.DataFrame) -> None:
+    """Draw by head its share of what loss tokens moved, and of what switching heads off costs."""
+    heads = heads.dropna(subset=["moved"]).iloc[::-1]
+    place = np.arange(len(heads))
+    cost = heads["ablation"] / heads["ablation"].clip(lower=0).sum()
+    axes.axvline(0, color=GREY, lw=1)
+    axes.barh(place + 0.2, heads["moved"], 0.36, label="of what closing brackets moved")
+    axes.barh(place - 0.2, cost, 0.36, label="of what switching off costs")
+    axes.set_yticks(place, [f"head {name}" for name in heads.index])
+    axes.legend(fontsize=8, frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1))
+    axes.set(xlabel="share of all heads")

@@ -20,7 +20,7 @@ from lightning_gradtrace.analysis import (
     weight_change,
 )
 
-PARTS = ["query", "key", "value", "output"]
+PARTS = ["query", "key", "value", "output", "all"]
 Head = tuple[int, int]
 """Layer and head."""
 
@@ -51,20 +51,20 @@ def switched_off(model: CircuitModel, head: Head) -> Iterator[None]:
         attention.head_scale = scale
 
 
-def ablations(run: Run, measure: str) -> dict[Head | None, float]:
-    """Return a measure of the trained model with each head switched off in turn, by head; None: with none.
+def ablations(run: Run, *measures: str) -> list[dict[Head | None, float]]:
+    """Return measures of the trained model with each head switched off in turn, by head; None: with none.
 
     They are also written to ``ablations.csv``.
     """
     model = run.model()
     with torch.no_grad():
-        found: dict[Head | None, float] = {None: run.task.measure(model.network)[measure]}
+        found: dict[Head | None, dict[str, float]] = {None: run.task.measure(model.network)}
         for head in all_heads(model):
             with switched_off(model, head):
-                found[head] = run.task.measure(model.network)[measure]
-    rows = [["none" if head is None else label(head), value] for head, value in found.items()]
-    pd.DataFrame(rows, columns=["head", measure]).to_csv(run.path / "ablations.csv", index=False)
-    return found
+                found[head] = run.task.measure(model.network)
+    rows = [["none" if head is None else label(head), *map(values.get, measures)] for head, values in found.items()]
+    pd.DataFrame(rows, columns=["head", *measures]).to_csv(run.path / "ablations.csv", index=False)
+    return [{head: values[measure] for head, values in found.items()} for measure in measures]
 
 
 def rise(series: pd.Series, low: float = 0.02, high: float = 0.5) -> slice:
@@ -102,11 +102,13 @@ def who_moved(run: Run, head: Head, pattern: pd.Series, steps: slice, name: str 
         name: of the file.
 
     Returns:
-        Rows of `pattern_enrichment` for what pushed along the change, by part ("query", "key", "value", "output").
+        Rows of `pattern_enrichment` for what pushed along the change, by part ("query", "key", "value", "output", and
+        "all" for the head as a whole).
     """
     trace, steps = run.trace, recorded(run, steps)
     moved = head_shifts(trace, steps=steps, along=weight_change(trace, steps))
     mine = moved[(moved["module"] == module(head)) & (moved["head"] == head[1])]
+    mine = pd.concat([mine, mine.assign(part="all")])
     seen = trace.occurrences[trace.occurrences["step"].between(steps.start, steps.stop)]
     mine, seen = (table[table["sample_id"].isin(pattern.index)] for table in (mine, seen))
     tables = {

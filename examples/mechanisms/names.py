@@ -37,7 +37,7 @@ class Names(Task):
     Args:
         n_held_out_names: names that are never asked about in training.
         share: share of the training sentences that ask.
-        n_held_out: sentences to measure on, for known and for held-out names each.
+        n_held_out: sentences to measure on, for known names, for held-out names, and to choose a head by, each.
         random_answers: a control: in training, either of the two names is the answer, whoever gives.
     """
 
@@ -55,6 +55,8 @@ class Names(Task):
         self._tests = {
             "known": self._questions(n_held_out, self._known, torch.Generator().manual_seed(-1)),
             "held_out": self._questions(n_held_out, self._strange, torch.Generator().manual_seed(-2)),
+            # To choose a head by: what is claimed of it is measured on the others.
+            "choosing": self._questions(n_held_out, self._known, torch.Generator().manual_seed(-3)),
         }
 
     def _fill(self, template: str, n: int, **slots: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def study(run: Run) -> list[Claim]:
     head = best_head(measures, "matching")
     name = label(head)
     score = measures[f"matching.{name}"]
-    without = ablations(run, "closing_accuracy")
+    (without,) = ablations(run, "closing_accuracy")
     others = min(value for other, value in without.items() if other not in (None, head))
     formed = rise(score)
     write_choice(run, head, formed)

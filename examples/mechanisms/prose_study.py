@@ -25,7 +25,7 @@ def study(run: Run) -> list[Claim]:
     head = best_head(measures, "matching")
     name = label(head)
     score = measures[f"matching.{name}"]
-    without = ablations(run, "closing_loss")
+    (without,) = ablations(run, "closing_loss")
     others = max(value for other, value in without.items() if other not in (None, head))
     formed = rise(score)
     write_choice(run, head, formed)

@@ -13,7 +13,7 @@ def study(run: Run) -> list[Claim]:
     head = best_head(measures, "prefix_matching")
     name = label(head)
     score = measures[f"prefix_matching.{name}"]
-    without = ablations(run, "second_half_accuracy")
+    (without,) = ablations(run, "second_half_accuracy")
     bump = rise(score)
     series = ("loss", "in_context_learning", f"prefix_matching.{name}")
     changes = {measure.partition(".")[0]: main_change(measures, measure) for measure in series}

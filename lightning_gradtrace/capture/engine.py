@@ -112,6 +112,9 @@ class Engine(Protocol[R]):
             factor: what the user's loss was multiplied by before the backward pass.
         """
 
+    def asks(self, tape: R, probe: Probe) -> bool:
+        """Say whether `collect` would run the probe."""
+
     def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
         """Say what to do if the shares of these micro-batches don't add up to the gradients."""
 
@@ -155,6 +158,10 @@ class TapeEngine:
 
     def before_backward(self, tape: Any, loss: Tensor, n_samples: int, probe: Probe) -> None:
         """Do nothing: the hooks of the tape see the backward pass."""
+
+    def asks(self, tape: Tape, probe: Probe) -> bool:
+        """Say whether `collect` would run the probe."""
+        return self.placer.asks([use for use in tape.uses if use.reached], probe)
 
     def collect(self, tape: Tape, n_samples: int, probe: Probe, factor: float = 1.0) -> MicroBatch:
         """Turn what the tape holds after the backward pass into shares.
@@ -216,9 +223,10 @@ class TapeEngine:
         """Say what to do if the shares don't add up to the gradient."""
         return (
             "Some use of the parameter was not seen (inside a custom `torch.autograd.Function`, `torch.vmap` or "
-            "`torch.func`, in a gradient of gradients, or as a penalty on the weights, which no sample causes), or its "
-            "samples were taken from the wrong axis. Give `batch_axis=0` or `batch_axis=1` if the batch was misread, "
-            'leave the parameter out with `GradTrace(params=...)`, or give `engine="functional"` a loss per sample.'
+            "`torch.func`, of a nested tensor, in a gradient of gradients, or as a penalty on the weights, which no "
+            "sample causes), a hook of a tensor or a parameter changed its gradient, or its samples were taken from "
+            "the wrong axis. Give `batch_axis=0` or `batch_axis=1` if the batch was misread, leave the parameter out "
+            'with `GradTrace(params=...)`, or give `engine="functional"` a loss per sample.'
         )
 
 

@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
-
-from torch import Tensor
+from typing import Any
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, narrow, shape_before_view
-from lightning_gradtrace.capture.rows import CERTAIN, Fate, Route, Rows
+from lightning_gradtrace.capture.rows import CERTAIN, Fate, Rows
+from lightning_gradtrace.capture.settling import Options, Place, Probe, Questions, routes_of, settle, sources_of
 from lightning_gradtrace.capture.use import BoundUse, Site, Use
 
-
-class Place(NamedTuple):
-    """A tensor of a use whose samples are looked for.
-
-    Attributes:
-        is_input: whether it is an argument, else an output.
-        number: position among the leaves, or number of the output.
-        of_source: look at the tensor that it was picked from instead.
-    """
-
-    is_input: bool
-    number: int
-    of_source: bool = False
-
-    @property
-    def source(self) -> Place:
-        """The place of the tensor that it was picked from."""
-        return self._replace(of_source=True)
-
-
 AnyAxis = SampleAxis | Rows
-# One option each means that there is no doubt.
-Options = dict[Place, list[SampleAxis]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +52,7 @@ class Placement:
         inputs: dict[int, AnyAxis] = {}
         outputs: dict[int, AnyAxis] = {}
         if self.sources or use.is_routed:
-            sources = _sources(use)
+            sources = sources_of(use)
             fit = {
                 place: self.sources[place].fits(t.shape, n_samples)
                 for place, t in sources.items()
@@ -102,42 +78,21 @@ class Placement:
         return UsePlaces(inputs, outputs)
 
 
-def _routes(use: Use) -> dict[Place, Route]:
-    found = {Place(True, i): operand.route for i, operand in use.operands.items()}
-    found |= {Place(False, i): route for i, route in use.routes.items() if i in use.cotangents or not use.reached}
-    return {place: route for place, route in found.items() if route is not None}
-
-
-def _sources(use: Use) -> dict[Place, Tensor]:
-    """Return the tensors that parts of the batch were picked from."""
-    return {place.source: route.source for place, route in _routes(use).items() if route.source is not None}
-
-
 def _followed(use: Use, sources: Mapping[Place, SampleAxis]) -> dict[Place, AnyAxis]:
     """Return what routes tell of places, given the places of the samples in their sources."""
-    found = {place: route.place(sources.get(place.source, CERTAIN)) for place, route in _routes(use).items()}
+    found = {place: route.place(sources.get(place.source, CERTAIN)) for place, route in routes_of(use).items()}
     return {place: axis for place, axis in found.items() if axis is not None}
 
 
 def _after(bound: BoundUse, axis: AnyAxis) -> Any:
-    """Return where the samples of a rule's input come out; rows come out where they went in."""
+    """Return where the samples of a rule's input come out, None if nowhere; rows come out where they went in."""
     if isinstance(axis, Rows) or axis.factor == "single":
         return axis
-    return replace(axis, axis=bound.axes[axis.axis])
+    return replace(axis, axis=bound.axes[axis.axis]) if axis.axis in bound.axes else None
 
 
 class UnattributableError(RuntimeError):
     """A parameter's gradient can't be split into samples; the message says which, why, and what to do."""
-
-
-class Probe(Protocol):
-    """What the placer asks; see `lightning_gradtrace.capture.probe.PermutationProbe`."""
-
-    def coincides(self) -> bool:
-        """Say whether something else than samples is as numerous as they are."""
-
-    def __call__(self) -> tuple[Sequence[Use], Sequence[Use], Tensor]:
-        """Return the uses of a run, those of the run on the permuted batch, and the order of its samples."""
 
 
 class Placer:
@@ -161,9 +116,7 @@ class Placer:
             UnattributableError: the samples of a use can't be found.
         """
         found = {use.site: self._remembered(use, n_samples) for use in uses}
-        options = {use.site: _options(use, n_samples) for use in uses if found[use.site] is None}
-        lost = {use.site for use in uses if use.site in options and _may_be_lost(use)}
-        doubtful = bool(lost) or any(len(axes) > 1 for by_place in options.values() for axes in by_place.values())
+        options, lost, doubtful = self._unknown(uses, n_samples)
         if n_samples > 1 and (doubtful or (options and probe.coincides())):
             options = self._confirm(options, probe, doubtful, lost)
         for use in uses:
@@ -173,6 +126,19 @@ class Placer:
                     self._known[use.site] = placement
                 found[use.site] = placement.of(use, n_samples)
         return [_checked(use, found[use.site], n_samples) for use in uses]
+
+    def asks(self, uses: Sequence[Use], probe: Probe) -> bool:
+        """Say whether `place` would run the probe."""
+        n_samples = probe.n_samples
+        options, _, doubtful = self._unknown(uses, n_samples)
+        return n_samples > 1 and (doubtful or bool(options and probe.coincides()))
+
+    def _unknown(self, uses: Sequence[Use], n_samples: int) -> tuple[dict[Site, Options], set[Site], bool]:
+        """Return what sizes allow at sites that are not known, those that may be lost, and whether there is doubt."""
+        options = {use.site: _options(use, n_samples) for use in uses if self._remembered(use, n_samples) is None}
+        lost = {use.site for use in uses if use.site in options and _may_be_lost(use)}
+        several = any(len(axes) > 1 for by_place in options.values() for axes in by_place.values())
+        return options, lost, bool(lost) or several
 
     def _remembered(self, use: Use, n_samples: int) -> UsePlaces | None:
         known = self._known.get(use.site)
@@ -186,7 +152,7 @@ class Placer:
             first, second, order = probe()
         except Exception as error:
             if doubtful:
-                raise
+                raise UnattributableError(_no_probe(options, lost, error)) from error
             warnings.warn(
                 "GradTrace: the forward pass could not be repeated to confirm which axis of each layer's input holds "
                 f"the samples ({type(error).__name__}: {error}). Sizes alone decide; they leave no doubt.",
@@ -195,9 +161,11 @@ class Placer:
             return options
         permuted = {use.site: use for use in second}
         settled = dict(options)
+        ask = Questions(probe)
         for use in first:
-            if use.site in options and use.site in permuted:
-                settled[use.site] = _settle(use, permuted[use.site], options[use.site], order, use.site in lost)
+            if use.site in options:
+                strictly, other = use.site in lost, permuted.get(use.site)
+                settled[use.site] = settle(use, other, options[use.site], order, strictly, ask)
         return settled
 
 
@@ -208,12 +176,12 @@ def _checked(use: Use, places: UsePlaces | None, n_samples: int) -> UsePlaces:
 
 
 def _may_be_lost(use: Use) -> bool:
-    return any(Fate.LOST in route.owners.values() for route in _routes(use).values())
+    return any(Fate.LOST in route.owners.values() for route in routes_of(use).values())
 
 
 def _options(use: Use, n_samples: int) -> Options:
     """Return where sizes allow the samples in the tensors that matter."""
-    bound, routes = use.bound(), _routes(use)
+    bound, routes = use.bound(), routes_of(use)
     among = bound.axes if bound else None
     options: Options = {place.source: list(route.owners) for place, route in routes.items() if route.source is not None}
 
@@ -249,51 +217,18 @@ def _decide(use: Use, options: Options, n_samples: int) -> Placement:
     for place in needed:
         if place not in followed and place not in own:
             raise UnattributableError(_complaint(use, place, options.get(place, []), n_samples))
-    return Placement(inputs, outputs, {place: axis for place, axis in sources.items() if place in _sources(use)})
+    return Placement(inputs, outputs, {place: axis for place, axis in sources.items() if place in sources_of(use)})
 
 
-def _settle(first: Use, second: Use, options: Options, order: Tensor, strictly: bool) -> Options:
-    """Keep the places along which the permuted run's tensors are the first run's tensors, permuted.
-
-    A place that size alone allows is dropped only if the tensor stays as it is, whatever the order of the samples: it
-    holds something else of the same number, such as positions. Any other difference may be chance in the model.
-    """
-    settled: Options = {}
-    for place, found in options.items():
-        before, after = _compared(first, place), _compared(second, place)
-        if not found or before is None or after is None or before.shape != after.shape:
-            settled[place] = found if len(found) == 1 and not strictly else []
-            continue
-        order = order.to(before.device)
-        fitting = [o for o in found if _same(o.permute(before, order), after)]
-        whole = [o for o in found if o.factor == "whole"]
-        if not fitting and len(whole) > 1:  # samples against samples: it is split by the first of the two axes
-            fitting = [
-                one
-                for one, other in itertools.combinations(whole, 2)
-                if _same(other.permute(one.permute(before, order), order), after)
-            ]
-        if not fitting and len(found) == 1 and not strictly and not _same(before, after):
-            fitting = found
-        settled[place] = fitting
-    return settled
-
-
-def _compared(use: Use, place: Place) -> Tensor | None:
-    """Return what the probe looks at."""
-    if place.of_source:
-        return _sources(use).get(place)
-    operand = use.operands.get(place.number) if place.is_input else use.outputs[place.number]
-    return None if operand is None else operand.tensor
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal up to the rounding that another order of samples brings."""
-    if not (a.is_floating_point() or a.is_complex()):
-        return bool((a == b).all())
-    scale = float(b.abs().amax()) if b.numel() else 0.0
-    precise = a.element_size() >= 4
-    return bool(((a - b).abs().amax() <= (1e-4 if precise else 3e-2) * scale) if b.numel() else True)
+def _no_probe(options: Mapping[Site, Options], lost: Collection[Site], error: Exception) -> str:
+    site = next(s for s, by_place in options.items() if s in lost or any(len(axes) > 1 for axes in by_place.values()))
+    names = ", ".join(f"`{name}`" for name in site.parameters)
+    return (
+        f"GradTrace: can't attribute {names}: in {site} sizes don't tell which axis holds the samples, and "
+        f"`training_step` could not be run again to find out, in evaluation mode without gradients "
+        f"({type(error).__name__}: {error}). Train with a batch size that is no size of another axis, let "
+        "`training_step` run without gradients, or leave the parameter out with `GradTrace(params=...)`."
+    )
 
 
 def _complaint(use: Use, place: Place, options: Sequence[SampleAxis], n_samples: int) -> str:

@@ -17,16 +17,24 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradtrace.capture.batch import permute_samples, sample_axis_of, tensors
+from lightning_gradtrace.capture.sharded import bring_to_rest
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.capture.use import Use
 
 
 def permutation(n_samples: int) -> Tensor:
-    """Return a fixed permutation of ``range(n_samples)`` that leaves no block in place; no global seed is touched."""
+    """Return a fixed order of the samples, for the permuted batch; no global seed is touched.
+
+    It does not commute with a shift or a reversal: a model that shifts or reverses the samples is told from one that
+    leaves them where they are. Of two samples the second is taken twice, because all orders of two commute.
+    """
+    if n_samples < 3:
+        return torch.full((n_samples,), n_samples - 1)
     generator = torch.Generator().manual_seed(0)
-    identity = torch.arange(n_samples)
-    order = torch.randperm(n_samples, generator=generator)
-    return order if n_samples < 2 or not torch.equal(order, identity) else identity.roll(1)
+    order = identity = torch.arange(n_samples)
+    while any(torch.equal(regular[order], order[regular]) for regular in (identity.flip(0), identity.roll(1))):
+        order = torch.randperm(n_samples, generator=generator)
+    return order
 
 
 @dataclass(frozen=True)
@@ -65,13 +73,28 @@ class PermutationProbe:
         """
         order = permutation(self.n_samples)
         permuted = permute_samples(self.batch, order, self.n_samples, self.batch_axis)
+        first, second = self._uses(self.batch, permuted)
+        return first, second, order
+
+    def own_axis(self, tensor: Tensor) -> int | None:
+        """Return the axis of the samples in a tensor of the batch itself, None for all others."""
+        for own in tensors(self.batch):
+            if own.shape == tensor.shape and own.data_ptr() == tensor.data_ptr():
+                return sample_axis_of(own, self.n_samples, self.batch_axis)
+        return None
+
+    def again(self) -> list[Use]:
+        """Record the uses of a second run on the batch, after a first one that leaves its state and random numbers."""
+        return self._uses(self.batch, self.batch)[1]
+
+    def _uses(self, *batches: Any) -> list[list[Use]]:
         found = []
         with undisturbed(self.module):
-            for data in (self.batch, permuted):
+            for data in batches:
                 with torch.no_grad(), Tape(self.parameters, data, self.n_samples, probing=True) as tape:
                     self.run(data)
                 found.append(tape.uses)
-        return found[0], found[1], order
+        return found
 
 
 @contextmanager
@@ -95,6 +118,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
                 m.training = training
             for m, saved in attributes.items():
                 saved.restore(m)
+            bring_to_rest(module)  # weights that were gathered for a run would be taken for those after the next step
             random.setstate(python)
             np.random.set_state(numpy)
             with torch.no_grad():
@@ -110,11 +134,13 @@ class Attributes:
     Attributes:
         values: the objects by name. They are put back themselves: a list may be shared, a tensor may be a parameter.
         lists: the items of those that are lists.
+        generators: random generators of the module's own, with their states.
         contents: copies of what the tensors hold, parameters left out.
     """
 
     values: dict[str, Any]
     lists: dict[str, list[Any]]
+    generators: list[tuple[torch.Generator, Tensor]]
     contents: list[tuple[Tensor, Tensor]]
 
     @classmethod
@@ -130,13 +156,16 @@ class Attributes:
             if value is None or isinstance(value, (bool, int, float, str, list, Tensor)):
                 values[name] = value
         found = [v for v in (*values.values(), *(v for items in lists.values() for v in items)) if _is_state(v)]
-        return cls(values, lists, [(tensor, tensor.detach().clone()) for tensor in found])
+        generators = [(v, v.get_state()) for v in module.__dict__.values() if isinstance(v, torch.Generator)]
+        return cls(values, lists, generators, [(tensor, tensor.detach().clone()) for tensor in found])
 
     def restore(self, module: nn.Module) -> None:
         """Put them back."""
         module.__dict__.update(self.values)
         for name, items in self.lists.items():
             self.values[name][:] = items
+        for generator, state in self.generators:
+            generator.set_state(state)
         with torch.no_grad():
             for tensor, content in self.contents:
                 if tensor.shape != content.shape or not torch.equal(tensor, content):

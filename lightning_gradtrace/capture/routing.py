@@ -7,8 +7,8 @@ apart keep owners; what is computed from one sample alone is that sample's; wher
 samples in the ordinary way, as in the sum over experts, the result is ordinary again.
 
 Which axis of the source holds the samples is found out later (`placement.py`), so owners are kept for every axis that
-may. After any other function they are *lost*: such a tensor is attributed only if the permutation probe confirms that
-it holds the samples in the ordinary way.
+may. After any other function, and after one that may have mixed the samples (`mixing.py`), they are *lost*: such a
+tensor is attributed only if the permutation probe confirms that it holds the samples in the ordinary way.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_gradtrace.capture.batch import pieces
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
 from lightning_gradtrace.capture.functions import Facts, names_of
+from lightning_gradtrace.capture.mixing import MIXERS, mixes_samples
 from lightning_gradtrace.capture.rows import (
     CERTAIN,
     LOST,
@@ -37,6 +38,7 @@ from lightning_gradtrace.capture.rows import (
     settled,
     sole_owner,
 )
+from lightning_gradtrace.capture.writing import WRITES, written
 
 # Functions that pick along one axis: place of the axis among the arguments, and its default (None: all axes).
 _BY_INDEX = {"index_select": (1, 0), "gather": (1, 0), "take_along_dim": (2, None), "repeat_interleave": (2, None)}
@@ -58,10 +60,6 @@ _KEEPS = names_of(
 _ALONG = names_of("softmax log_softmax cumsum")
 _REDUCES = names_of("sum mean amax amin norm logsumexp prod")
 _ROWS = names_of("linear matmul __matmul__ mm grouped_mm _grouped_mm")
-_WRITES = names_of(
-    "__setitem__ index_add_ index_add scatter_ scatter scatter_add_ scatter_add index_put_ index_put "
-    "index_copy_ index_copy scatter_reduce scatter_reduce_ masked_scatter masked_scatter_"
-)
 _IMAGES = names_of("conv1d conv2d conv3d max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool2d")
 _RECURRENT = names_of("lstm gru rnn_tanh rnn_relu")
 _JOINS = names_of("cat concat stack")
@@ -129,17 +127,23 @@ class Routes:
         is_batched: Callable[[Tensor], bool],
     ) -> None:
         """Take note of the result of a function with batched arguments."""
-        if self._n == 1 or not (self._known or known.name in _PICKS):
+        name = known.name.removeprefix("_VF.")
+        mixer = name in MIXERS
+        if self._n == 1 or not (self._known or mixer or name in _PICKS or name in WRITES):
             return
         batched = [t for t in _tensors((*args, *kwargs.values())) if is_batched(t)]
-        name = known.name.removeprefix("_VF.")
-        call = _Call(name, known, function, args, kwargs, list(_tensors((result,))), batched)
+        outputs = list(_tensors(args[:1] if name == "__setitem__" else (result,)))
+        call = _Call(name, known, function, args, kwargs, outputs, batched)
         try:
             routes = self._routes(call)
+            if mixer and not any(routes) and mixes_samples(name, args, kwargs, result, is_batched, self._n):
+                routes = [LOST] * len(call.outputs)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
             routes = [LOST] * len(call.outputs)  # what can't be followed is no reason to stop the user's forward pass
         for tensor, route in zip(call.outputs, routes, strict=True):
             self._set(tensor, route)
+            if route is LOST and known.in_place and tensor._base is not None:
+                self._set(tensor._base, LOST)
 
     def _set(self, tensor: Tensor, route: Route | None) -> None:
         if route is None:
@@ -161,6 +165,8 @@ class Routes:
             options = [o for o in candidates(first.shape, self._n) if o.axis < max(first.dim() - 1, 1)]
             places = options
             arguments = [(first, Route(source, {o: laid_out(o, first, self._n) for o in options}))]
+        elif call.name in WRITES:
+            source, places, arguments = None, [CERTAIN], [(t, None) for t in call.batched]
         else:
             return [None] * len(call.outputs)
         found: list[dict[SampleAxis, Owners]] = [{} for _ in call.outputs]
@@ -168,15 +174,15 @@ class Routes:
             mine = {id(t): _at(route, place, t, call, self._n) for t, route in arguments}
             for owners, output in zip(self._follow(call, mine), found, strict=True):
                 output[place] = settled(owners, self._n) if isinstance(owners, Tensor) else owners
-        return [Route(source, o) if any(v is not Fate.ORDINARY for v in o.values()) else None for o in found]
+        return [_route(source, owners) for owners in found]
 
     def _follow(self, call: _Call, of: Mapping[int, Tensor | Fate]) -> Sequence[Tensor | Fate]:
         """Return the owners of the outputs, given those of the batched arguments, by identity."""
         everywhere, first = len(call.outputs), call.args[0] if call.args else None
         known = [of.get(id(t), Fate.ORDINARY) for t in call.batched]
         own = of.get(id(first), Fate.ORDINARY)
-        if call.name in _WRITES:  # what is written into may be a constant: then the whole batch is written
-            return [own] * everywhere
+        if call.name in WRITES:
+            return [written(call.name, call.args, call.kwargs, of, self._n)] * everywhere
         if all(owners is Fate.ORDINARY for owners in known):
             return [Fate.ORDINARY] * everywhere
         if any(owners is Fate.LOST for owners in known):
@@ -211,6 +217,12 @@ class Routes:
             return Fate.ORDINARY
         parts = [owners.expand(output.shape) for t in call.batched if isinstance(owners := of.get(id(t)), Tensor)]
         return parts[0] if all(torch.equal(part, parts[0]) for part in parts[1:]) else Fate.LOST
+
+
+def _route(source: Tensor | None, owners: Mapping[SampleAxis, Owners]) -> Route | None:
+    if all(found is Fate.ORDINARY for found in owners.values()):
+        return None
+    return LOST if all(found is Fate.LOST for found in owners.values()) else Route(source, owners)
 
 
 def _at(route: Route | None, place: SampleAxis, tensor: Tensor, call: _Call, n_samples: int) -> Tensor | Fate:

@@ -39,3 +39,15 @@ function forest(rows, label) {
   });
   return svg;
 }
+// Where several series change together: a bar per phase, over what chance brings together.
+function phaseBars(phases, steps, label) {
+  const middle = phases.map((row) => (row[0] + row[1]) / 2), chance = phases[0][4], ends = span(steps.length ? steps : middle);
+  const [svg, X, Y, bottom] = frame(label, ends, [0, Math.max(chance, span(phases.map((row) => row[2]))[1])], ["step", "series that change"]);
+  phases.forEach(([from, to, count, , , names], i) => {
+    const bar = el("path", {class: "bar", d: `M${(X(middle[i]) - 2).toFixed(1)} ${bottom}V${Y(count)}h4V${bottom}Z`});
+    bar.append(el("title", {}, `steps ${from} to ${to}: ${names.replaceAll("_", " ")}`));
+    svg.append(bar);
+  });
+  svg.append(el("line", {class: "change", x1: X(ends[0]), x2: X(ends[1]), y1: Y(chance), y2: Y(chance)}));
+  return svg;
+}

@@ -219,8 +219,10 @@ function drawCharts() {
   } else box.append(el("p", {class: "note"}, "No loss was recorded."));
   if (data.phases.length) {
     const note = "Change points of the loss, of movement, sparsity and norms by parameter. Series share the run's randomness, and a steady drift is a staircase of changes: read the number beside what is expected by chance.";
+    const what = `Phases: series that change together, of ${number(data.phases[0][3])}; ${number(data.phases[0][4])} by chance (dashed)`;
     const rows = data.phases.map((row) => row.map((v) => typeof v === "number" ? number(v) : v.replaceAll("_", " ")));
-    $("phases").append(fold("Phases: steps at which series change together", el("p", {class: "note"}, note), table("Phases", ["from step", "to step", "series that change", "of", "by chance", "which"], rows, [0, 5])));
+    const listed = table("Phases", ["from step", "to step", "series that change", "of", "by chance", "which"], rows, [0, 5]);
+    $("phases").append(el("figure", {}, phaseBars(data.phases, x, what), el("figcaption", {}, what)), fold("Phases as a table", el("p", {class: "note"}, note), listed));
   }
   const [at, residual] = data.residual, log = residual.map((v) => Math.log10(Math.max(v, 1e-12)));
   if (at.length) {

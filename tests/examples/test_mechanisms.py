@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +30,9 @@ SMALL = {
     "brackets": ["data.n_samples=640", "+task.context=16", "measure_every_n_steps=2"],
     "brackets_text": ["+task.context=12", "+task.stride=100", "trainer.max_epochs=1", "measure_every_n_steps=2"],
     "names": ["data.n_samples=640", "measure_every_n_steps=2"],
+    "names_by_ablation": ["data.n_samples=640", "measure_every_n_steps=2"],
     "grokking": ["data.full_batches=6", "task.p=7", "model.hidden=16", "measure_every_n_steps=1", *TABLES],
+    "grokking_full": ["data.full_batches=6", "task.p=7", "model.hidden=16", "measure_every_n_steps=1", *TABLES],
 }
 
 
@@ -48,6 +51,8 @@ def test_an_experiment_runs_with_its_controls_and_checks_its_claims(experiment: 
     assert finished.trace.verify().ok
     assert finished.trace.n_steps > 1
     (tmp_path / "claims.csv").unlink()
+    for control in cfg.controls:
+        shutil.rmtree(tmp_path / control)  # one that is missing is trained again
     again([str(tmp_path)])
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "claims.csv"), claims)
     for control in cfg.controls:

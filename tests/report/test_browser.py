@@ -181,3 +181,10 @@ def test_a_thousand_neurons_with_ten_thousand_samples_are_drawn_as_needed(tmp_pa
     ]
     assert rows(dump(page, urlencode({"q": "column 499"}))) == expected
     assert {"0.linear1 column 499", "1.linear2 column 499"} < set(expected)
+
+
+def test_phases_are_a_bar_for_each_boundary_over_what_chance_brings_together(page: Path) -> None:
+    chart = dump(page).partition("<figcaption>Phases: ")[0].rpartition("<figure>")[2]
+    assert chart.count('class="bar"') == len(make_page_tables()["phases"])
+    assert chart.count('class="change"') == 1
+    assert "<title>steps 38 to 41: loss, shift norm</title>" in chart

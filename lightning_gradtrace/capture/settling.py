@@ -1,0 +1,154 @@
+"""What two runs of a model, on a batch and on the batch permuted, tell of the places of the samples in a use."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_gradtrace.capture.batch_axis import SampleAxis
+from lightning_gradtrace.capture.rows import Route
+from lightning_gradtrace.capture.use import Site, Use
+
+
+class Place(NamedTuple):
+    """A tensor of a use whose samples are looked for.
+
+    Attributes:
+        is_input: whether it is an argument, else an output.
+        number: position among the leaves, or number of the output.
+        of_source: look at the tensor that it was picked from instead.
+    """
+
+    is_input: bool
+    number: int
+    of_source: bool = False
+
+    @property
+    def source(self) -> Place:
+        """The place of the tensor that it was picked from."""
+        return self._replace(of_source=True)
+
+
+# One option each means that there is no doubt.
+Options = dict[Place, list[SampleAxis]]
+
+
+def routes_of(use: Use) -> dict[Place, Route]:
+    """Return whose the entries are of those tensors of a use that hold parts of the batch."""
+    found = {Place(True, i): operand.route for i, operand in use.operands.items()}
+    found |= {Place(False, i): route for i, route in use.routes.items() if i in use.cotangents or not use.reached}
+    return {place: route for place, route in found.items() if route is not None}
+
+
+def sources_of(use: Use) -> dict[Place, Tensor]:
+    """Return the tensors that parts of the batch were picked from."""
+    return {place.source: route.source for place, route in routes_of(use).items() if route.source is not None}
+
+
+class Probe(Protocol):
+    """What the placer asks; see `lightning_gradtrace.capture.probe.PermutationProbe`."""
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples."""
+
+    def coincides(self) -> bool:
+        """Say whether something else than samples is as numerous as they are."""
+
+    def __call__(self) -> tuple[Sequence[Use], Sequence[Use], Tensor]:
+        """Return the uses of a run, those of the run on the permuted batch, and the order of its samples."""
+
+    def own_axis(self, tensor: Tensor) -> int | None:
+        """Return the axis of the samples in a tensor of the batch itself, None for all others."""
+
+    def again(self) -> Sequence[Use]:
+        """Return the uses of a later run on the batch: other random numbers, a later state of the model."""
+
+
+class Questions:
+    """What is asked of a probe about single tensors, if the permuted batch does not tell."""
+
+    def __init__(self, probe: Probe) -> None:
+        self._probe = probe
+        self._runs: dict[Site, Use] | None = None
+
+    def own(self, tensor: Tensor, places: list[SampleAxis]) -> list[SampleAxis]:
+        """Of several places in a tensor of the batch itself keep the batch's own."""
+        axis = self._probe.own_axis(tensor) if len(places) > 1 else None
+        return places if axis is None else [place for place in places if place == SampleAxis(axis)] or places
+
+    def differs_by_chance(self, use: Use, place: Place) -> bool:
+        """Say whether a tensor differs from run to run on the same batch; the model is run again when first asked."""
+        if self._runs is None:
+            self._runs = {again.site: again for again in self._probe.again()}
+        again = self._runs.get(use.site)
+        before, after = _compared(use, place), None if again is None else _compared(again, place)
+        return before is not None and after is not None and not _same(before, after)
+
+
+def settle(first: Use, second: Use | None, options: Options, order: Tensor, strictly: bool, ask: Questions) -> Options:
+    """Keep the places along which the permuted run's tensors are the first run's tensors, permuted.
+
+    A place that size alone allows is kept as well if some entries are permuted and all others stay as they are, or if
+    the tensors differ by chance: noise that the model draws, a state that it keeps. A tensor that stays as it is,
+    whatever the order of the samples, holds something else of the same number, such as positions; one that changes in
+    any other way holds a mixture of samples, or other rows than theirs.
+
+    Args:
+        first: a use in the run on the batch.
+        second: the same on the permuted batch, None if it was not reached there.
+        options: the places that sizes allow.
+        order: which samples the permuted batch holds.
+        strictly: keep only what is permuted.
+        ask: answers further questions.
+
+    Returns:
+        The places that remain.
+    """
+    settled: Options = {}
+    for place, found in options.items():
+        before, after = _compared(first, place), None if second is None else _compared(second, place)
+        if not found or before is None or after is None or before.shape != after.shape:
+            kept = found if before is None else ask.own(before, found)
+            settled[place] = kept if len(kept) == 1 and not strictly else []
+            continue
+        order = order.to(before.device)
+        fitting = [o for o in found if _same(o.permute(before, order), after)]
+        whole = [o for o in found if o.factor == "whole"]
+        if not fitting and len(whole) > 1:  # samples against samples: it is split by the first of the two axes
+            fitting = [
+                one
+                for one, other in itertools.combinations(whole, 2)
+                if _same(other.permute(one.permute(before, order), order), after)
+            ]
+        if not fitting and len(found) == 1 and not strictly and not _same(before, after):
+            stays = _close(before, after) | _close(found[0].permute(before, order), after)
+            fitting = found if bool(stays.all()) or ask.differs_by_chance(first, place) else []
+        settled[place] = ask.own(before, fitting)
+    return settled
+
+
+def _compared(use: Use, place: Place) -> Tensor | None:
+    """Return what the probe looks at."""
+    if place.of_source:
+        return sources_of(use).get(place)
+    operand = use.operands.get(place.number) if place.is_input else use.outputs[place.number]
+    if operand is None or operand.tensor.is_nested:
+        return None
+    return operand.tensor if operand.tensor.layout is torch.strided else operand.tensor.to_dense()
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Say whether two tensors are equal."""
+    return a.shape == b.shape and bool(_close(a, b).all())
+
+
+def _close(a: Tensor, b: Tensor) -> Tensor:
+    """Compare entry by entry, up to the rounding that another order of samples brings."""
+    if not (b.is_floating_point() or b.is_complex()) or not b.numel():
+        return a == b
+    return (a - b).abs() <= (1e-4 if b.element_size() >= 4 else 3e-2) * b.abs().amax()

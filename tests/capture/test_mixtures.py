@@ -1,0 +1,68 @@
+"""Never a wrong number: samples that are folded, moved, picked or mixed have exact shares, or there is one error."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.oracle import per_sample_gradients
+from lightning_gradtrace.capture.placement import UnattributableError
+from tests.capture.mixtures import ELSEWHERE, EXACT, SIZES, Model, Sizes
+from tests.capture.test_attribution import Net, capture
+
+Losses = Callable[[nn.Module, Tensor], Tensor]
+
+
+def build(model: Model, s: Sizes) -> tuple[nn.Module, Tensor, Losses]:
+    """Make a model, a batch, and the function that gives each sample's part of the loss."""
+    torch.manual_seed(0)
+    m = Net(**{name: part(s) for name, part in model.parts.items()}).double()
+    x = torch.randn(s.n, s.length, s.width, dtype=torch.float64)
+
+    def losses(m: nn.Module, x: Tensor) -> Tensor:
+        y = model.run(m, x, s)
+        return (y.abs() if y.is_complex() else y.sin()).reshape(len(x), -1).sum(1)
+
+    return m, x, losses
+
+
+def shares_of(m: nn.Module, x: Tensor, losses: Losses) -> tuple[MicroBatch, dict[str, Tensor]]:
+    weight = torch.linspace(0.5, 2, len(x), dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        found = capture(m, x, lambda m, x: losses(m, x) @ weight, n=len(x))
+    used = {name: p for name, p in m.named_parameters() if name in found.shares}
+    return found, per_sample_gradients(lambda i: losses(m, x[i : i + 1]).sum() * weight[i], len(x), used)
+
+
+@pytest.mark.parametrize("s", SIZES, ids=str)
+@pytest.mark.parametrize("model", EXACT, ids=lambda model: model.name)
+def test_samples_that_are_moved_about_keep_their_shares(model: Model, s: Sizes) -> None:
+    found, expected = shares_of(*build(model, s))
+    assert expected
+    for name, g in expected.items():
+        torch.testing.assert_close(found.shares[name].dense(), g, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("model", ELSEWHERE, ids=lambda model: model.name)
+def test_rows_that_are_no_longer_the_samples_are_named(model: Model) -> None:
+    """An axis with as many entries as there are samples is not taken for them, unless they are in it after all."""
+    refused = 0
+    for s in SIZES:
+        m, x, losses = build(model, s)
+        x[:, 0, 0] = torch.arange(s.n, 0, -1)  # rows that are sorted by it change places
+        try:
+            found, expected = shares_of(m, x, losses)
+        except UnattributableError as error:
+            assert re.match(r"GradTrace: can't attribute `\w+.*in use \d .* hold.* the \d samples", str(error))
+            refused += 1
+            continue
+        for name, g in expected.items():
+            torch.testing.assert_close(found.shares[name].dense(), g)
+    assert refused >= len(SIZES) - 1
