@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import pty
 import subprocess
 import sys
@@ -20,6 +21,13 @@ def test_a_watched_trace_gives_the_same_table_and_tells_how_far_it_is(trace_path
     table = analysis.outliers(watched(trace, reached.append), "neuron")
     pd.testing.assert_frame_equal(table, analysis.outliers(trace, "neuron"))
     assert reached == sorted(reached) and reached[-1] == trace.n_occurrences
+
+
+def test_a_worker_elsewhere_gets_the_trace_itself(trace_path: Path) -> None:
+    trace = open_trace(trace_path)
+    sent = pickle.loads(pickle.dumps(watched(trace, print)))
+    assert type(sent) is type(trace)
+    pd.testing.assert_frame_equal(analysis.count_entries(sent), analysis.count_entries(trace))
 
 
 def test_the_bar_goes_to_stderr_if_that_is_a_terminal(trace_path: Path) -> None:
