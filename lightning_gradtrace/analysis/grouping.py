@@ -107,7 +107,8 @@ def grouped_variance(
     for key, part in moved.groupby(list(by), sort=True, observed=True):
         values = part.groupby("sample_id")[amount].sum().reindex(seen, fill_value=0.0)
         found = variance_explained(values, groups, n_permutations=n_permutations, confidence=confidence, seed=seed)
-        parts.append(found.assign(**dict(zip(by, key, strict=True)))[columns])
+        found[list(by)] = list(key)
+        parts.append(found[columns])
     return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
