@@ -46,12 +46,9 @@ test: $(READY)
 test-gpu: $(READY)
 	@$(BIN)/python -m pytest -m gpu tests/gpu
 
-# The full forms of what `make test` does in short; half an hour and more.
+# The full forms of what `make test` does in short, and the table of docs/reliability.md; an hour and more.
 reliability: $(READY)
-	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.store.kills --kills 200
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:warnings tests/store/test_faults.py tests/store/test_places.py \
-		tests/store/test_resuming.py tests/store/test_crash.py tests/test_resume.py
-	@OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.store.fuzz --stores 10000
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.store.reliability --write docs/reliability.md
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -182,6 +182,54 @@ def test_a_training_killed_by_a_signal_is_resumed_from_its_last_checkpoint(name,
     assert_same_arrays(open_trace(tmp_path / "a.zarr"), open_trace(tmp_path / "b.zarr"))
 
 
+class InTheFirstStep(Model):
+    """Gets a signal between its first forward pass and the backward pass."""
+
+    number = signal.SIGINT
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.global_step == 0:
+            os.kill(os.getpid(), self.number)
+        return loss
+
+
+class InTheFirstStepTerm(InTheFirstStep):
+    number = signal.SIGTERM
+
+
+@pytest.mark.parametrize("kind", ["InTheFirstStep", "InTheFirstStepTerm"])
+def test_a_signal_in_the_middle_of_the_first_step_leaves_a_trace_that_says_so(kind, tmp_path):
+    script = "import sys; from tests.test_resume import *; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    script += "run(sys.argv[1], kind=globals()[sys.argv[2]])"
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / "a.zarr"), kind],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode != 0 or kind != "InTheFirstStep"  # Lightning ends quietly on SIGTERM
+    trace = open_trace(tmp_path / "a.zarr")
+    assert trace.n_steps <= 1 and trace.verify().ok and not trace.attrs["complete"]
+    assert ("KeyboardInterrupt" if kind == "InTheFirstStep" else "SIGTERM") in trace.attrs["end_reason"]
+    run(tmp_path / "a.zarr", overwrite=True)
+    assert open_trace(tmp_path / "a.zarr").n_steps == N_STEPS
+
+
+def test_another_size_of_batches_goes_on_with_the_same_trace(tmp_path):
+    path = tmp_path / "a.zarr"
+    run(path, saver(tmp_path, 5))
+    first = open_trace(path).topk.frame(slice(0, 4))
+    loader = DataLoader(Sentences(), batch_size=8, shuffle=True)
+    run(path, loader=loader, resume=checkpoint(tmp_path, 5))
+    trace = open_trace(path)
+    assert trace.steps["n_occurrences"].tolist() == [5, 5, 5, 5, 3, 8, 8, 7] and trace.verify().ok
+    assert trace.topk.frame(slice(0, 4)).equals(first) and trace.attrs["complete"]
+
+
 def test_another_model_record_or_filter_is_refused_with_the_differences(tmp_path):
     path = tmp_path / "a.zarr"
     run(path, saver(tmp_path, 5))

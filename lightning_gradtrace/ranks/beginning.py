@@ -11,7 +11,7 @@ from lightning_gradtrace.capture.sharded import bring_to_rest
 from lightning_gradtrace.ranks.meeting import Ranks
 from lightning_gradtrace.record import Record
 from lightning_gradtrace.store.cursor import Cursor
-from lightning_gradtrace.store.parts import PartWriter, part_target
+from lightning_gradtrace.store.parts import PartWriter, check_shared, part_target
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.update.sharding import check_sharding, is_sharded
 
@@ -105,6 +105,7 @@ def open_writer(
             opened.append(root)
 
     def open_part() -> None:
+        check_shared(target, attrs["run_id"] if cursor is None else cursor.run_id)
         part = PartWriter(part_target(target, ranks.rank), attrs=attrs | {"rank": ranks.rank}, resume=cursor, **options)
         part.root = opened[0] if opened else None
         opened.append(part)

@@ -16,7 +16,7 @@ from lightning_gradtrace.capture.shares import OuterShare, RowShare
 from lightning_gradtrace.record._base import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record._parts import Factors, Order, factors_of, scale_number
 from lightning_gradtrace.record.schedule import as_schedule
-from lightning_gradtrace.store.schema import ArraySpec, coordinate_spec, escape, with_own_rows
+from lightning_gradtrace.store.schema import COLUMN_ROWS, ArraySpec, coordinate_spec, escape, with_own_rows
 
 Rows = dict[str, list[np.ndarray]]
 
@@ -117,8 +117,12 @@ class Factored(Record):
             return with_own_rows(
                 [ArraySpec(f"factored_dense/{name}/shift", dims, info.shape, float_type, "", codec="float")]
             )
-        lengths = ArraySpec(f"factored/{name}/length", ("occurrence",), (), "int32", "", chunk_rows=16384)
-        scale = [lengths, ArraySpec(f"factored_scale/{name}/scale", ("step",), (), "float64", "")]
+        lengths = ArraySpec(f"factored/{name}/length", ("occurrence",), (), "int32", "", chunk_rows=COLUMN_ROWS)
+        scale_path = f"factored_scale/{name}/scale"
+        scale = [
+            lengths,
+            ArraySpec(scale_path, ("step",), (), "float64", "", codec="float", chunk_rows=COLUMN_ROWS),
+        ]
         if gains:
             dims = ("step", *map(str, range(len(info.shape))))
             scale.append(ArraySpec(f"factored_gain/{name}/gain", dims, info.shape, float_type, "", codec="float"))
@@ -265,6 +269,7 @@ class _Kept:
             values.dtype.name,
             meaning,
             codec="float" if values.dtype.kind == "f" else "plain",
+            chunk_rows=COLUMN_ROWS if values.ndim == 1 else None,
             own_rows=True,
             grows=grows,
             fill=0 if grows else None,

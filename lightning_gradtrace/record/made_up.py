@@ -23,7 +23,8 @@ def made_up_rows(spec: ArraySpec, n: int, infos: Sequence[ParameterInfo], n_samp
 
     Returns:
         Shape (n, *tail). Kept entries ascend and gather in few rows of weights, with values from the tail of a normal
-        distribution; other floats are normal; numbers of steps, occurrences and samples are as in a run.
+        distribution; norms are log-normal, other floats normal; numbers of steps, occurrences and samples are as in
+        a run.
     """
     rng = np.random.default_rng(0)
     shape, kind = (
@@ -37,8 +38,11 @@ def made_up_rows(spec: ArraySpec, n: int, infos: Sequence[ParameterInfo], n_samp
         texts = [str(getattr(info, spec.name, "")) for info in infos]
         return np.array([texts[i % len(texts)] for i in range(n)], object)
     number = np.arange(n)
+    if spec.group == "norms":
+        # Norms of one parameter are alike, those of several differ.
+        return (1e-3 * np.exp(0.3 * rng.standard_normal(shape) + rng.standard_normal(shape[1:]))).astype(kind)
     if kind.kind == "f":
-        constant = spec.name in ("lr", "clip_factor", "residual", "sum_error")
+        constant = spec.name in ("lr", "momentum", "clip_factor", "residual", "rounding", "sum_error")
         return np.ones(shape, kind) if constant else (rng.standard_normal(shape) * 1e-3).astype(kind)
     if spec.name == "sample_id":
         return rng.permutation(n).astype(kind)

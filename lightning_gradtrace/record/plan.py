@@ -26,6 +26,7 @@ from lightning_gradtrace.store.schema import (
     STEP_SPECS,
     ArraySpec,
 )
+from lightning_gradtrace.store.sizes import padding_bytes, uncompressed_bytes
 from lightning_gradtrace.store.target import Put
 
 SAMPLE_BYTES = 2_000_000
@@ -34,8 +35,16 @@ SAMPLE_BYTES = 2_000_000
 MOST_DRAWS = 128
 """Samples of which kept entries are made up; a row of a whole step takes as many as it has."""
 
-ATTRIBUTE_BYTES = 4_000
-"""Size of the root attributes, which hold the configuration of the run."""
+ATTRIBUTE_BYTES = 2_500
+"""Size of the root attributes of a run without a configuration of its own."""
+
+INDEX_SHARE = 0.75
+"""Numbers of kept entries take this part of what they would if samples had nothing in common; 0.4 to 1.0 were seen."""
+
+FACTOR_SHARE = 0.95
+"""Inputs and cotangents take this part of what random numbers take; 0.6 (mostly zeros, after ReLU) to 1.0 were seen."""
+
+_OF_FLOATS = ("float", "fast", "small")
 
 _Size = Callable[[ArraySpec, int], float]
 
@@ -54,9 +63,10 @@ def plan(
     """Predict the size of a trace, without training.
 
     Rows that stand for those of the run are made up and encoded as the store does it. For Dense, Sketch, Norms and the
-    values of TopK, which hardly compress, the outcome lies within 10 % of the prediction. The numbers of kept entries
-    take up to 60 % less where a model is small, and so do factors where inputs repeat, and values that are equal or
-    zero (parameters that the loss doesn't reach, rounded values).
+    values of TopK, which hardly compress, the outcome lies within 10 % of the prediction. How far the numbers of kept
+    entries and the factors of Factored compress depends on the data. What is predicted of them is what is usual,
+    `INDEX_SHARE` and `FACTOR_SHARE`; docs/performance.md has what was found in trainings. Values that are equal or zero
+    (parameters that the loss doesn't reach, columns after ReLU) take less.
 
     Args:
         model: the model, or its tracked parameters.
@@ -93,7 +103,7 @@ def plan(
     for name, spec, n in _arrays(infos, listed, steps, n_positions, gains):
         rows = n * (n_samples if spec.axis == "occurrence" else 1)
         raw = rows * np.dtype("O" if spec.dtype == "str" else spec.dtype).itemsize * math.prod(spec.shape_tail)
-        lines.append((name, spec.path, rows, raw, round(size(spec, rows))))
+        lines.append((name, spec.path, rows, raw, round(size(spec, rows) * _share(spec))))
     documents = metadata_bytes([spec for _, spec, _ in _arrays(infos, listed, [], n_positions, gains)])
     lines.append(("core", "zarr.json", 0, 0, documents + ATTRIBUTE_BYTES))
     return pd.DataFrame(lines, columns=["record", "array", "rows", "raw_bytes", "bytes"])
@@ -130,32 +140,50 @@ def _measure(infos: Sequence[ParameterInfo], n_samples: int) -> _Size:
     def size(spec: ArraySpec, rows: int) -> float:
         if not rows:
             return 0.0
-        row = np.dtype("O" if spec.dtype == "str" else spec.dtype).itemsize * max(1, math.prod(spec.shape_tail))
+        spec = replace(spec, grows=False, shape_tail=tuple(max(1, n) for n in spec.shape_tail))
+        if spec.codec == "none":
+            return uncompressed_bytes(spec, rows)
+        row = np.dtype("O" if spec.dtype == "str" else spec.dtype).itemsize * math.prod(spec.shape_tail)
         most = SAMPLE_BYTES // row
         if spec.dims[1:] == ("k",):
             most = min(most, MOST_DRAWS // (n_samples if spec.axis == "step" else 1))
-        sample = max(1, min(rows, most))
-        few = replace(spec, grows=False, chunk_rows=spec.chunk_rows if sample == rows else sample)
+        if rows <= max(1, most):
+            return _encoded(spec, rows, infos, n_samples)
         # Values of one type that fill their mantissa compress alike in all large arrays.
-        alike = (
-            (spec.dtype, tuple(spec.attrs.items()), spec.codec)
-            if spec.codec in ("float", "fast", "small", "none") and "k" not in spec.dims
-            else spec.path
-        )
-        if sample == rows or alike not in known:
-            buffer = ArrayBuffer(replace(few, shape_tail=tuple(max(1, n) for n in few.shape_tail)))
-            values = made_up_rows(few, sample, infos, n_samples)
-            if "keep_bits" in spec.attrs:
-                from lightning_gradtrace.record.dense import round_bits
-
-                values = round_bits(values, spec.attrs["keep_bits"])
-            encoded = _length([*buffer.append(values), *buffer.tail()])
-            if sample == rows:
-                return encoded
-            known[alike] = encoded / (sample * row)
-        return known[alike] * rows * row
+        drawn = spec.codec in _OF_FLOATS and "k" not in spec.dims
+        alike = (spec.dtype, tuple(spec.attrs.items()), spec.codec) if drawn else spec.path
+        if alike not in known:
+            few, sample = (_flat(spec, row), 1) if drawn else (spec, max(1, most))
+            some = replace(few, chunk_rows=sample, inner_rows=None)
+            raw = sample * np.dtype(spec.dtype).itemsize * math.prod(some.shape_tail)
+            known[alike] = _encoded(some, sample, infos, n_samples) / raw
+        return known[alike] * rows * row + padding_bytes(spec, rows)
 
     return size
+
+
+def _share(spec: ArraySpec) -> float:
+    """Return what part of the size of made-up rows those of a run are expected to take."""
+    if spec.codec == "index":
+        return INDEX_SHARE
+    return FACTOR_SHARE if spec.codec == "float" and spec.path.startswith(("factored/", "factored_rows/")) else 1.0
+
+
+def _flat(spec: ArraySpec, row: int) -> ArraySpec:
+    """Turn the rows of an array into one row of as many numbers as a sample has."""
+    numbers = SAMPLE_BYTES * math.prod(spec.shape_tail) // row
+    return replace(spec, dims=(spec.axis, "number"), shape_tail=(numbers,))
+
+
+def _encoded(spec: ArraySpec, rows: int, infos: Sequence[ParameterInfo], n_samples: int) -> int:
+    """Make rows up and encode them as the store does."""
+    values = made_up_rows(spec, rows, infos, n_samples)
+    if "keep_bits" in spec.attrs:
+        from lightning_gradtrace.record.dense import round_bits
+
+        values = round_bits(values, spec.attrs["keep_bits"])
+    buffer = ArrayBuffer(spec)
+    return _length([*buffer.append(values), *buffer.tail()])
 
 
 def _length(puts: Iterable[Put]) -> int:

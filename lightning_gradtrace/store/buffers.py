@@ -143,6 +143,9 @@ class ArrayBuffer:
     def _parts(self, rows: np.ndarray) -> Iterator[tuple[Place, np.ndarray]]:
         """Split rows along the other axes as chunks are, and pad what sticks out."""
         width = self._chunk_shape[1:]
+        if rows.shape[1:] == width:
+            yield (0,) * len(width), rows
+            return
         counts = [-(-length // size) for length, size in zip(rows.shape[1:], width, strict=True)]
         for place in itertools.product(*(range(n) for n in counts)):
             part = rows[(slice(None), *(slice(i * n, (i + 1) * n) for i, n in zip(place, width, strict=True)))]

@@ -12,7 +12,6 @@ from zarr.abc.store import Store
 
 from lightning_gradtrace.store.buffers import ArrayBuffer
 from lightning_gradtrace.store.codecs import array_document, group_document
-from lightning_gradtrace.store.durable import DurableLocalStore
 from lightning_gradtrace.store.opening import check_free, remove_groups
 from lightning_gradtrace.store.schema import AXES, INPUT_SPECS, WEIGHT_STEP_SPEC, ArraySpec, weight_spec
 from lightning_gradtrace.store.target import ROOT, StoreError, json_put, put_all, read_key, settle
@@ -99,6 +98,7 @@ class Committer:
     def commit(self, **attrs: Any) -> None:
         """Make everything appended so far visible, and set root attributes."""
         begun = time.monotonic()
+        self._check_owner()  # before anything is put in the place of what may be somebody else's
         put_all(self._store, (put for array in self._arrays.values() for put in array.tail()))
         documents = {path: array.document for path, array in self._arrays.items()}
         new_groups = self._groups_of(documents) - self._groups
@@ -135,13 +135,13 @@ class Committer:
         self._attrs, self._members, self._committed = attrs, members, committed
 
     def _check_owner(self) -> None:
-        """See whether another run has taken the place; where no lock can be held, this is the best that can be done."""
-        if self._roots and not isinstance(self._store, DurableLocalStore):
+        """See whether somebody has taken the place: where no lock can be held, this is the best that can be done."""
+        if self._roots:
             found = read_key(self._store, ROOT)
             if found not in self._roots:
                 what = "removed" if found is None else "replaced"
                 raise StoreError(
-                    f"another run has {what} the trace `{self._store}` while this one was writing it; "
+                    f"another run, or somebody, has {what} the trace `{self._store}` while this run was writing it; "
                     "expected one run for each path: choose another path for one of them"
                 )
 

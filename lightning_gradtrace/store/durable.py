@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import uuid
 from collections import deque
@@ -18,10 +17,6 @@ THREADS = 8
 
 UNDER_WAY_BYTES = 64 * 2**20
 """Bytes of files that may be on their way to the disk; one file always fits."""
-
-
-MOST_PARTS = 512
-"""Parts of a file that are written by one call; POSIX systems take at least 16, Linux and macOS 1024."""
 
 
 class DurableLocalStore(LocalStore):
@@ -46,8 +41,9 @@ class DurableLocalStore(LocalStore):
         self._make(path.parent)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            with temporary.open("xb", buffering=0) as file:
-                _write_parts(file.fileno(), parts)
+            with temporary.open("wb") as file:
+                file.writelines(parts)
+                file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
         except BaseException:
@@ -101,24 +97,6 @@ class DurableLocalStore(LocalStore):
         if new:
             directory.mkdir(parents=True, exist_ok=True)
             self._touched.update(path.parent for path in new)
-
-
-def _write_parts(descriptor: int, parts: list[bytes]) -> None:
-    """Write parts one after the other, as many at a time as the system takes.
-
-    After every call into the system a thread waits for its turn in the interpreter, up to 5 ms while another one
-    compresses. One call for a shard of 16 chunks instead of 33 of them is what keeps the disk busy.
-    """
-    waiting = deque(memoryview(part) for part in parts if part)
-    while waiting:
-        if hasattr(os, "writev"):
-            written = os.writev(descriptor, list(itertools.islice(waiting, MOST_PARTS)))
-        else:  # Windows
-            written = os.write(descriptor, waiting[0])
-        while waiting and written >= len(waiting[0]):
-            written -= len(waiting.popleft())
-        if written:
-            waiting[0] = waiting[0][written:]
 
 
 def _missing(directory: Path) -> Iterator[Path]:

@@ -10,7 +10,8 @@ from typing_extensions import override
 from zarr.abc.store import Store
 from zarr.storage import FsspecStore, LocalStore
 
-from lightning_gradtrace.store.target import Target, describe, is_url
+from lightning_gradtrace.store.opening import open_store
+from lightning_gradtrace.store.target import StoreError, Target, describe, is_url
 from lightning_gradtrace.store.writer import TraceWriter
 
 PARTS = "ranks"
@@ -41,6 +42,29 @@ def part_store(store: Store, rank: int) -> Store:
     if isinstance(store, FsspecStore):
         return FsspecStore(store.fs, read_only=store.read_only, path=f"{store.path.rstrip('/')}/{place}")
     return InnerStore(store, place)
+
+
+def check_shared(target: Target, run_id: str | None) -> None:
+    """See that this process finds what rank 0 has written: the root that holds the parts of all ranks.
+
+    Memory belongs to one process, and a disk to one machine.
+
+    Args:
+        target: path, URL (fsspec) or zarr Store of the whole trace.
+        run_id: of the run that has begun it.
+
+    Raises:
+        StoreError: if there is no root, or that of another run.
+    """
+    try:
+        found = open_store(target)[1]["attributes"].get("run_id")
+    except StoreError as error:
+        found = error
+    if isinstance(found, StoreError) or found != run_id:
+        raise StoreError(
+            f"`{describe(target)}` does not hold what rank 0 has just written there ({found}); expected a place that "
+            "all processes share: a directory that every machine mounts, or a URL of an object store; not memory"
+        )
 
 
 class InnerStore(Store):

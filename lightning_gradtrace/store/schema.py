@@ -21,6 +21,9 @@ ON_OPEN = -1
 CHUNK_BYTES = 4_000_000
 """Raw size of a chunk where a spec doesn't fix the number of rows."""
 
+COLUMN_ROWS = 16_384
+"""Rows per chunk of columns of single numbers: every commit writes their last chunk anew."""
+
 MAX_CHUNK_BYTES = 64_000_000
 """Raw size over which one row is split into several chunks."""
 
@@ -139,7 +142,7 @@ def _step(name: str, dtype: str, long_name: str, units: str = "") -> ArraySpec:
 
 
 def _occurrence(name: str, dtype: str, long_name: str) -> ArraySpec:
-    return ArraySpec(f"occurrences/{name}", ("occurrence",), (), dtype, long_name, chunk_rows=16384)
+    return ArraySpec(f"occurrences/{name}", ("occurrence",), (), dtype, long_name, chunk_rows=COLUMN_ROWS)
 
 
 def _param(name: str, dtype: str, long_name: str) -> ArraySpec:
@@ -183,8 +186,8 @@ OCCURRENCE_SPECS = (
 )
 
 INPUT_SPECS = (
-    ArraySpec("inputs/sample_id", ("sample",), (), "int64", "item of the training data set", chunk_rows=16384),
-    ArraySpec("inputs/length", ("sample",), (), "int32", "number of tokens of the sample", chunk_rows=16384),
+    ArraySpec("inputs/sample_id", ("sample",), (), "int64", "item of the training data set", chunk_rows=COLUMN_ROWS),
+    ArraySpec("inputs/length", ("sample",), (), "int32", "number of tokens of the sample", chunk_rows=COLUMN_ROWS),
     ArraySpec(
         "inputs/tokens",
         ("sample", "position"),
@@ -238,7 +241,7 @@ def coordinate_spec(group: str, axis: str) -> ArraySpec:
     """
     meaning = {"occurrence": "occurrence that the row belongs to", "step": "optimizer step that the row belongs to"}
     path = f"{group}/{axis}"
-    return ArraySpec(path, (axis,), (), "int64", meaning[axis], chunk_rows=16384, own_rows=True)
+    return ArraySpec(path, (axis,), (), "int64", meaning[axis], chunk_rows=COLUMN_ROWS, own_rows=True)
 
 
 def weight_spec(param: str, shape: tuple[int, ...], dtype: str) -> ArraySpec:

@@ -15,7 +15,7 @@ from lightning_gradtrace.store.ledger import check_ledger
 from lightning_gradtrace.store.params import params_arrays, params_digest
 from lightning_gradtrace.store.reading import chunk_shape, decode_chunk, most_bytes, name_chunk, places
 from lightning_gradtrace.store.schema import AXES
-from lightning_gradtrace.store.target import StoreError, fetch
+from lightning_gradtrace.store.target import ROOT, StoreError, fetch, key_exists
 
 if TYPE_CHECKING:
     from lightning_gradtrace.store.reader import Trace
@@ -59,9 +59,9 @@ class VerifyReport:
 def verify(trace: Trace, *, residual_tolerance: float | None = None) -> VerifyReport:
     """Read a whole trace and check it.
 
-    Checked are: lengths of all arrays against the commit mark; that every chunk is there and matches its checksum; the
-    digest of the params table; that steps rise and every occurrence belongs to one; that kept entries are in range, in
-    order and not repeated; that the ledger closes.
+    Checked are: lengths of all arrays against the commit mark; that every array has its own metadata; that every chunk
+    is there and matches its checksum; the digest of the params table; that steps rise and every occurrence belongs to
+    one; that kept entries are in range, in order and not repeated; that the ledger closes.
 
     Args:
         trace: the trace.
@@ -82,6 +82,8 @@ def verify(trace: Trace, *, residual_tolerance: float | None = None) -> VerifyRe
                 f"`{path}` has {array.shape[0]} rows, the commit mark promises {promised} along `{axis}`"
             )
             damaged.add(path)
+        if array.shape[0] and not key_exists(trace.store, f"{path}/{ROOT}"):
+            report.problems.append(f"`{path}/{ROOT}` is missing: other readers can't open the array by itself")
         problems = list(_check_chunks(trace, path, array, report))
         report.problems += problems
         if problems:

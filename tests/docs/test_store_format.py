@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import zarr
 
+from lightning_gradtrace.record import TopK
 from lightning_gradtrace.store.durable import UNDER_WAY_BYTES
 from lightning_gradtrace.store.schema import AXES, CHUNK_BYTES, ENCODING_TYPE, ENCODING_VERSION, MAX_CHUNK_BYTES
+from lightning_gradtrace.store.target import MOST_DOCUMENT_BYTES
 from lightning_gradtrace.store.writer import COMMIT_BYTES, COMMIT_SECONDS, COMMIT_SHARE, TraceWriter
 from tests.docs.format_tables import PAGE, TABLES
 from tests.docs.pages import ROOT, between, blocks
+from tests.record.steps import make_step, record_steps
 from tests.synthetic import write_trace
 
 
@@ -30,6 +33,7 @@ def test_the_text_names_the_constants_of_the_code() -> None:
     assert f"commits take {COMMIT_SHARE:.0%} of the writer's time".replace("%", " %") in text
     assert f"at most {UNDER_WAY_BYTES // 2**20} MiB of files are on their way" in text
     assert f"about {CHUNK_BYTES // 10**6} MB" in text and f"rows over {MAX_CHUNK_BYTES // 10**6} MB are split" in text
+    assert f"the root document at most {MOST_DOCUMENT_BYTES // 2**20} MiB" in text
     queue = TraceWriter.__init__.__kwdefaults__["queue_bytes"]
     assert f"holds at most {queue // 2**20} MiB" in text
 
@@ -56,6 +60,20 @@ def test_the_reader_returns_what_the_trace_returns(tmp_path: Path) -> None:
     zarr.create_group(tmp_path / "b.zarr")
     with pytest.raises(ValueError, match=r"b\.zarr is no trace of format 1"):
         page["read_topk"](tmp_path / "b.zarr", 0)
+
+
+def test_the_reader_finds_the_rows_of_a_record_with_a_schedule(tmp_path: Path) -> None:
+    steps = [make_step(number, [3, 2], [3, 4]) for number in range(5)]
+    trace = record_steps(tmp_path / "a.zarr", [TopK(4, schedule=2)], steps)
+    (block,) = blocks(PAGE)
+    read_topk = block.run({})["read_topk"]
+    for step in range(5):
+        found = read_topk(tmp_path / "a.zarr", step)
+        assert len(found) == (0 if step % 2 else 20)
+        if found:
+            frame = trace.topk.frame(steps=step)
+            expected = zip(frame["sample_id"], frame["param"], frame["index"], frame["shift"], strict=True)
+            assert found == [(i, p, n, float(s)) for i, p, n, s in expected]
 
 
 def test_the_reader_ignores_rows_that_are_not_committed(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_everything_is_reached_with_the_keyboard_and_the_focus_is_seen(shown: Br
     assert reached[:2] == ["Skip to the list of neurons", "Map"]
     order = [reached.index(one) for one in ("colour", "map", "search", "param", "sort-v", "1.linear2 column 5")]
     assert order == sorted(order)
-    assert "Phases: steps at which series change tog" in reached
+    assert "Phases as a table" in reached
 
 
 def test_a_neuron_is_found_and_opened_without_a_mouse(shown: Browser) -> None:

@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_gradtrace.store import open_trace
 from tests.store.test_crash import OPTIONS, assert_prefix
-from tests.synthetic import Synthetic
+from tests.synthetic import Step, Synthetic
 
 WRITER = """
 import os, sys, types
@@ -67,7 +68,27 @@ def _committed(path: Path) -> int:
     return open_trace(path).n_steps if (path / "zarr.json").exists() else -1
 
 
-def kill(folder: Path, n_kills: int, seed: int = 0) -> list[int]:
+@dataclass(frozen=True)
+class Kill:
+    """What a reader saw just before a writer was killed, and afterwards.
+
+    Attributes:
+        seen: committed steps before.
+        found: whole steps afterwards, each equal to what was written.
+        lost_bytes: raw bytes of steps that were seen and not found.
+    """
+
+    seen: int
+    found: int
+    lost_bytes: int
+
+
+def lost_bytes(steps: Sequence[Step], seen: int, found: int) -> int:
+    """Raw bytes of the records of steps that were committed and are not there any more."""
+    return sum(array.nbytes for step in steps[found : max(found, seen)] for array in step.records.values())
+
+
+def kill(folder: Path, n_kills: int, seed: int = 0) -> list[Kill]:
     """Kill a writer again and again, each time in a new trace, and check that what is left is whole steps.
 
     Args:
@@ -76,7 +97,7 @@ def kill(folder: Path, n_kills: int, seed: int = 0) -> list[int]:
         seed: of the moments.
 
     Returns:
-        Steps that each trace held.
+        What each trace held.
     """
     rng = random.Random(seed)
     steps = list(Synthetic(**OPTIONS, n_steps=3000).steps())
@@ -92,12 +113,13 @@ def kill(folder: Path, n_kills: int, seed: int = 0) -> list[int]:
             while _committed(path) < 4 * (number % 20) and time.monotonic() < deadline:
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.05))
+            seen = max(0, _committed(path))
             os.kill(child, signal.SIGKILL)
             assert process.stdout.readline() == "gone\n"
             trace = open_trace(path)
             assert not trace.attrs["complete"]
             assert_prefix(trace, steps)
-            found.append(trace.n_steps)
+            found.append(Kill(seen, trace.n_steps, lost_bytes(steps, seen, trace.n_steps)))
     return found
 
 
@@ -108,8 +130,10 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = kill(Path(folder), arguments.kills)
+    held, lost = [one.found for one in found], sum(one.lost_bytes for one in found)
     print(
-        f"{len(found)} kills: every trace opened and was verified; they held {min(found)} to {max(found)} whole steps"
+        f"{len(found)} kills: every trace opened and was verified; they held {min(held)} to {max(held)} whole steps; "
+        f"bytes of committed steps lost: {lost}"
     )
 
 

@@ -18,7 +18,7 @@ from lightning_gradtrace.store import StoreError, TraceWriter, open_trace
 from lightning_gradtrace.store.durable import DurableLocalStore
 from lightning_gradtrace.store.lock import DirectoryLock
 from tests.store.faults import FullOnceStore, Killed, StoppingStore
-from tests.store.kills import forker
+from tests.store.kills import forker, lost_bytes
 from tests.store.test_crash import OPTIONS, assert_prefix
 from tests.store.test_resuming import N_STEPS, Run
 from tests.synthetic import Synthetic, write_trace
@@ -26,23 +26,33 @@ from tests.synthetic import Synthetic, write_trace
 ROOT = Path(__file__).parents[2]
 
 
-def test_killed_at_any_put_a_trace_holds_whole_steps():
+def test_killed_at_any_put_a_trace_holds_whole_steps(record_property):
     """Every place inside every commit, one after the other."""
     counting = StoppingStore({})
     run = Run(counting)
     run.go(0, N_STEPS).end()
-    found = []
+    found, lost = [], 0
     for changes in range(1, counting.n_changes):
-        store = StoppingStore({}, changes)
+        store, writer = StoppingStore({}, changes), None
         with contextlib.suppress(Killed, StoreError):
-            Run(store).go(0, N_STEPS).end()
+            writer = Run(store)
+            writer.go(0, N_STEPS).end()
         objects = store.objects
         assert len(objects) >= 1
         trace = open_trace(StoppingStore(objects))
         if changes % 3 == 0:
             assert_prefix(trace, run.steps)
         found.append(trace.n_steps)
+        lost += lost_bytes(run.steps, _committed_by(writer), trace.n_steps)
+    record_property("faults", len(found))
+    record_property("lost_bytes", lost)
     assert found == sorted(found) and found[0] == 0 and found[-1] >= N_STEPS - 2 and len(set(found)) > 2
+    assert lost == 0
+
+
+def _committed_by(run: Run | None) -> int:
+    """Steps that a writer takes for committed."""
+    return 0 if run is None else run.writer._committer.committed["step"]
 
 
 def test_a_disk_that_fills_up_keeps_what_was_committed(tmp_path, monkeypatch):
@@ -68,12 +78,12 @@ def test_a_disk_that_fills_up_keeps_what_was_committed(tmp_path, monkeypatch):
     assert kept
 
 
-def test_a_disk_that_is_full_at_any_moment_costs_no_committed_step():
+def test_a_disk_that_is_full_at_any_moment_costs_no_committed_step(record_property):
     """Inside every commit, at the commit mark itself, and while the trace is being closed."""
     counting = StoppingStore({})
     run = Run(counting)
     run.go(0, N_STEPS).end()
-    found = []
+    found, lost = [], 0
     for changes in range(1, counting.n_changes, 5):
         store = FullOnceStore({}, changes)
         with pytest.raises(StoreError, match="No space left on device"):
@@ -88,7 +98,11 @@ def test_a_disk_that_is_full_at_any_moment_costs_no_committed_step():
         assert_prefix(trace, run.steps)
         assert not trace.attrs["complete"]
         found.append(trace.n_steps)
+        lost += lost_bytes(run.steps, _committed_by(writer), trace.n_steps)
+    record_property("faults", len(found))
+    record_property("lost_bytes", lost)
     assert found == sorted(found) and found[0] == 0 and found[-1] >= N_STEPS - 2
+    assert lost == 0
 
 
 CLOSED_ON_THE_WAY = """
@@ -234,6 +248,25 @@ def test_two_runs_into_one_directory_the_second_is_refused(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
     first.close(complete=True)
     TraceWriter(tmp_path / "a.zarr", overwrite=True, **options).close(complete=True)
+
+
+@pytest.mark.parametrize("what", ["removed", "replaced"])
+def test_a_trace_that_is_taken_away_while_it_is_written_is_an_error(what, tmp_path):
+    """Going on would leave a trace without its first chunks."""
+    path = tmp_path / "a.zarr"
+    run = Run(path, commit_bytes=10**9).go(0, 4)
+    run.writer.flush()
+    path.rename(tmp_path / "moved.zarr")
+    if what == "replaced":
+        write_trace(path, n_steps=2)
+    run.go(4, 7)
+    with pytest.raises(StoreError, match=rf"another run, or somebody, has {what} the trace .* while this run was"):
+        run.writer.flush()
+    run.writer.close(complete=False)
+    assert_prefix(open_trace(tmp_path / "moved.zarr"), run.steps)
+    assert open_trace(tmp_path / "moved.zarr").n_steps == 4
+    if what == "replaced":
+        assert open_trace(path).n_steps == 2 and open_trace(path).verify().ok
 
 
 HOLDER = """

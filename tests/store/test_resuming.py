@@ -130,7 +130,7 @@ def test_other_texts_after_the_cut_leave_no_rest_of_the_old_ones():
 
 
 @pytest.mark.parametrize("checkpoint", [0, 2, 5])
-def test_killed_at_any_change_while_being_cut_it_can_be_read_and_cut_again(checkpoint, uninterrupted):
+def test_killed_at_any_change_while_being_cut_it_can_be_read_and_cut_again(checkpoint, uninterrupted, record_property):
     base = MemoryStore()
     run = Run(base).go(0, checkpoint)
     cursor = run.writer.cursor()
@@ -151,6 +151,7 @@ def test_killed_at_any_change_while_being_cut_it_can_be_read_and_cut_again(check
         if changes % 7 == 0:
             Run(left, resume=cursor).go(checkpoint, N_STEPS).end()
             assert_same_arrays(open_trace(left), uninterrupted)
+    record_property("faults", counting.n_changes)
     assert found == {checkpoint, 8}
 
 

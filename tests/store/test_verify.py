@@ -59,6 +59,12 @@ def test_missing_chunk_is_named(path, array):
     assert " is missing" in problems(path)
 
 
+def test_missing_metadata_of_an_array_is_named(path):
+    (path / "topk" / "shift" / "zarr.json").unlink()
+    (problem,) = open_trace(path).verify().problems
+    assert problem == "`topk/shift/zarr.json` is missing: other readers can't open the array by itself"
+
+
 def test_damage_anywhere_is_seen(path):
     chunks = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "zarr.json")
     for file in random.Random(0).sample(chunks, 8):
