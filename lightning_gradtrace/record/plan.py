@@ -143,7 +143,8 @@ def _measure(infos: Sequence[ParameterInfo], n_samples: int) -> _Size:
         spec = replace(spec, grows=False, shape_tail=tuple(max(1, n) for n in spec.shape_tail))
         if spec.codec == "none":
             return uncompressed_bytes(spec, rows)
-        row = np.dtype("O" if spec.dtype == "str" else spec.dtype).itemsize * math.prod(spec.shape_tail)
+        item = np.dtype("O" if spec.dtype == "str" else spec.dtype).itemsize
+        row = item * math.prod(spec.shape_tail)
         most = SAMPLE_BYTES // row
         if spec.dims[1:] == ("k",):
             most = min(most, MOST_DRAWS // (n_samples if spec.axis == "step" else 1))
@@ -155,7 +156,7 @@ def _measure(infos: Sequence[ParameterInfo], n_samples: int) -> _Size:
         if alike not in known:
             few, sample = (_flat(spec, row), 1) if drawn else (spec, max(1, most))
             some = replace(few, chunk_rows=sample, inner_rows=None)
-            raw = sample * np.dtype(spec.dtype).itemsize * math.prod(some.shape_tail)
+            raw = sample * item * math.prod(some.shape_tail)
             known[alike] = _encoded(some, sample, infos, n_samples) / raw
         return known[alike] * rows * row + padding_bytes(spec, rows)
 
