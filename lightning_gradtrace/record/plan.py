@@ -148,11 +148,11 @@ def _measure(infos: Sequence[ParameterInfo], n_samples: int) -> _Size:
         most = SAMPLE_BYTES // row
         if spec.dims[1:] == ("k",):
             most = min(most, MOST_DRAWS // (n_samples if spec.axis == "step" else 1))
-        if rows <= max(1, most):
-            return _encoded(spec, rows, infos, n_samples)
         # Values of one type that fill their mantissa compress alike in all large arrays.
         drawn = spec.codec in _OF_FLOATS and "k" not in spec.dims
-        alike = (spec.dtype, tuple(spec.attrs.items()), spec.codec) if drawn else spec.path
+        if rows <= (most if drawn else max(1, most)):
+            return _encoded(spec, rows, infos, n_samples)
+        alike = (spec.dtype, spec.attrs.get("keep_bits"), spec.codec, spec.group == "norms") if drawn else spec.path
         if alike not in known:
             few, sample = (_flat(spec, row), 1) if drawn else (spec, max(1, most))
             some = replace(few, chunk_rows=sample, inner_rows=None)
