@@ -7,6 +7,7 @@ forward pass during backward; only optimizers must not be seen by it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +15,15 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_gradtrace import refusals
 from lightning_gradtrace.capture.arrival import Arrival, BatchReader
+from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.sharded import watch_unsharding
 from lightning_gradtrace.capture.tape import deactivate
 from lightning_gradtrace.ranks.checkpoint import joint_state, lone_state
 from lightning_gradtrace.ranks.meeting import Ranks, held_back
+from lightning_gradtrace.ranks.probing import JointProbe, probe_together
 from lightning_gradtrace.record import Schedule
 from lightning_gradtrace.step import Position
 from lightning_gradtrace.tracer import Tracer
@@ -27,8 +31,7 @@ from lightning_gradtrace.update.nesting import after_closure
 
 Rehearsal = Callable[[int, Any], None]
 
-STATE_VERSION = 1
-"""Version of what a checkpoint holds of a run."""
+STATE_VERSION = 1  # of what a checkpoint holds of a run
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Run:
     _next_step: int = field(default=0, init=False)
     _arrival: Arrival | None = field(default=None, init=False)
     _tape: Any = field(default=None, init=False)
+    _taped: bool = field(default=False, init=False)  # whether the batch is to be taped, whatever may have failed
     _tokens: bool = field(default=False, init=False)
     _loss: Tensor | None = field(default=None, init=False)
     _stepping: Optimizer | None = field(default=None, init=False)
@@ -94,13 +98,14 @@ class Run:
             step: number of the coming optimizer step.
         """
         self._settle()
+        self._taped = self.manual or not (step % self.every_n_steps or not self._due(step))
         self._begin_batch(batch, number, step)
 
     @held_back
     def _begin_batch(self, batch: Any, number: int, step: int) -> None:
         arrival = self.reader.read(batch, number)
         self._n_batches += 1
-        if not self.manual and (step % self.every_n_steps or not self._due(step)):
+        if not self._taped:
             return
         found = self.reader.new_inputs(arrival)
         if found is not None:
@@ -124,19 +129,16 @@ class Run:
         if self._tape is None or self._arrival is None:
             return
         self._suspend()
-        if not loss.requires_grad:
-            raise ValueError(
-                "GradTrace: the loss needs no gradient: `training_step` returned a tensor that no trainable parameter "
-                "led to. Return the loss itself, not a detached copy, and compute it with gradients enabled."
-            )
+        refusals.check_needs_gradient(loss)
         if self._tokens:
-            self.tracer.before_backward(self._tape, loss, len(self._arrival.ids), self._probe(self._arrival, rehearse))
+            probe = self._probe(self._arrival, rehearse)
+            alone = JointProbe(probe, None) if self.tracer.spread else probe
+            self.tracer.before_backward(self._tape, loss, len(self._arrival.ids), alone)
         self.tracer.begin_pass(self.optimizers)
         self._tape.forget_backward()  # `torch.autograd.grad` in the forward pass leaves nothing in `.grad`
         self._loss = loss.detach()
         self._resume()
 
-    @held_back
     def after_backward(self, rehearse: Rehearsal, factor: float = 1.0) -> None:
         """Take the shares of a backward pass that is done.
 
@@ -144,11 +146,20 @@ class Run:
             rehearse: runs the training step's forward pass on (index of the batch, batch), for the permutation probe.
             factor: what the user's loss was multiplied by before the backward pass.
         """
+        tape, arrival = self._tape, self._arrival
+        probe: PermutationProbe | None = None
+        if tape is not None and arrival is not None and self._loss is not None:
+            self._suspend()
+            probe = self._probe(arrival, rehearse)
+        asks = functools.partial(self.tracer.engine.asks, tape)
+        joint = probe_together(self, probe, asks) if self._taped and self.tracer.spread else probe
+        if joint is not None:
+            self._after_backward(joint, factor)
+
+    @held_back
+    def _after_backward(self, probe: Probe, factor: float) -> None:
         tape, arrival, loss = self._tape, self._arrival, self._loss
-        if tape is None or arrival is None or loss is None:
-            return
-        self._suspend()
-        probe = self._probe(arrival, rehearse)
+        assert arrival is not None and loss is not None
         self.tracer.end_pass(tape, loss, arrival.ids, probe, self._n_batches, self.optimizers, factor)
         self._loss = None
         if self.manual:
@@ -181,11 +192,7 @@ class Run:
         self._suspend()
         self._check_seen()
         if self._announced is not None and self._stepping is optimizer:
-            raise ValueError(
-                f"GradTrace: the optimizer `{type(optimizer).__name__}` evaluates its closure more than once in one "
-                "step, so the step does not follow from one gradient and can't be divided among samples. Use an "
-                "optimizer that evaluates it once."
-            )
+            refusals.refuse_second_closure(optimizer)
         self._settle()
         key, alone = id(optimizer), len(self.optimizers) == 1
         number = max(step, self._next_step)
@@ -230,10 +237,7 @@ class Run:
         """
         self._stepping = None
         if self.manual and self._tape is not None and self._announced is None:
-            raise ValueError(
-                f"GradTrace: `{type(optimizer).__name__}` made a step with a closure that Lightning does not know of. "
-                "Use the optimizers that `self.optimizers()` returns."
-            )
+            refusals.refuse_unannounced(optimizer)
         overflow = getattr(optimizer, "found_inf", None)  # fused optimizers skip the step in their own kernel
         self._finish(skipped=overflow is not None and bool(overflow))
         self._resume()
@@ -304,11 +308,7 @@ class Run:
     def _check_seen(self) -> None:
         """Refuse a backward pass that Lightning did not announce: nobody looked at the gradients before it."""
         if self.manual and self._tape is not None and any(use.cotangents for use in self._tape.uses):
-            raise ValueError(
-                "GradTrace: gradients were computed that Lightning does not know of, by `loss.backward()` or "
-                "`torch.autograd.grad` in `training_step`. Call `self.manual_backward(loss)` instead of "
-                "`loss.backward()`; take other gradients before the backward pass that they belong to."
-            )
+            refusals.refuse_unseen_gradients()
 
     def _due(self, step: int) -> bool:
         return any(record.due(step) for record in self.tracer.records)

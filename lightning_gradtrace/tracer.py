@@ -74,6 +74,7 @@ class Tracer:
     def __post_init__(self) -> None:
         self.infos = parameter_infos(self.tracked)
         self.sharded = any(is_sharded(p.tensor) for p in self.tracked)
+        self.spread = self.sharded and self.ranks.size > 1  # a forward pass needs all ranks
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the tracked parameters by name, as the module holds them now; spread ones as it holds them at rest."""
@@ -219,6 +220,9 @@ class Tracer:
         shifts.number = position.step
         if division.ledger and not skipped:
             shifts.ledger = functools.partial(division.entries, self._totals(step, shifts))
+        ledger = Balance() if skipped else self._balance(step, shifts) if joint is None else joint
+        if not any(record.wants_ledger and record.due(position.step) for record in self.records):
+            division.forget_before()  # so that it is not held while records work on their own copies
         first = self.writer.n_occurrences
         rows: dict[str, np.ndarray] = {}
         # By name, so that TopK per step comes after TopK per sample and takes over what that found.
@@ -226,7 +230,6 @@ class Tracer:
             if record.due(position.step):
                 self.writer.declare(record.later_specs(shifts))
                 rows.update(record.rows(shifts, first))
-        ledger = Balance() if skipped else self._balance(step, shifts) if joint is None else joint
         nonfinite = sum(int((~np.isfinite(r)).sum()) for r in rows.values() if np.issubdtype(r.dtype, np.floating))
         row = {
             "step": position.step,

@@ -175,6 +175,9 @@ def with_tokens(
         components: rows of `neurons`, `components` or `frequent_entries`.
         heads: for heads, the table of `attention_heads`.
 
+    Returns:
+        The rows of `components` as they are but for these three columns.
+
     Raises:
         ValueError: unknown entries, or a column is missing.
     """

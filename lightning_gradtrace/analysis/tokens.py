@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
 from lightning_gradtrace.analysis._access import Entries, IntArray, Steps
-from lightning_gradtrace.analysis._groups import groups_of
+from lightning_gradtrace.analysis._bootstrap import FloatArray
+from lightning_gradtrace.analysis._groups import Groups, groups_of
 from lightning_gradtrace.analysis._ranking import first_of_rows, ranks
 from lightning_gradtrace.analysis._texts import read_texts
 from lightning_gradtrace.analysis._token_counts import Corpus, Counted, corpus_of, token_counts
@@ -103,25 +104,36 @@ def notable_tokens(
     groups = groups_of(trace, entries, by, axis=axis, heads=heads)
     texts = read_texts(trace, ngram)
     corpus = corpus_of(trace, texts, links=links, steps=steps, min_count=0 if how.all_tokens else min_count)
-    found: list[npt.NDArray[np.float64]] = [np.zeros((0, 8))]
     options: dict[str, Any] = {"weight": weight, "steps": steps, "with_samples": how.needs_samples, "client": client}
-    chunks = token_counts(trace, groups, corpus, **options)
-    for chunk in chunks:
+    found: list[FloatArray] = [np.zeros((0, 8))]
+    for chunk in token_counts(trace, groups, corpus, **options):
         candidates = _candidates(chunk, corpus, min_count, min_relative)
         if method == "univariate":
-            candidates = _only(
-                candidates, first_of_rows(candidates.row, (candidates.column, -candidates.relative), n_relative)
-            )
+            keys = (candidates.column, -candidates.relative)
+            candidates = _only(candidates, first_of_rows(candidates.row, keys, n_relative))
         found.append(_best(candidates, how, n_notable, max_q))
-    row, column, count, relative, rank, score, p, q = np.concatenate(found).T
-    place, column = row.astype(np.int64), column.astype(np.int64)
-    table = groups.table.iloc[place].reset_index(drop=True)
-    table["token"] = pd.Series(corpus.texts.ids(column), dtype=np.int64 if ngram == 1 else object)
-    table["text"] = pd.Series(corpus.texts.words(trace.vocab, column), dtype=str)
-    table["count"] = count.astype(np.int64) if weight == "none" else count
-    table["background"] = corpus.texts.background[column]
-    table["relative"], table["rank"], table["score"] = relative, rank.astype(np.int64), score
-    return table.assign(p_value=p, q_value=q) if how.test else table
+    table = _table(np.concatenate(found), groups, corpus, trace.vocab)
+    if weight == "none":
+        table["count"] = table["count"].astype(np.int64)
+    return table if how.test else table.drop(columns=["p_value", "q_value"])
+
+
+def _table(found: FloatArray, groups: Groups, corpus: Corpus, vocab: Sequence[str] | None) -> pd.DataFrame:
+    """Write out what `_best` returns."""
+    row, column, count, relative, rank, score, p, q = found.T
+    column, texts = column.astype(np.int64), corpus.texts
+    table = groups.table.iloc[row.astype(np.int64)].reset_index(drop=True)
+    return table.assign(
+        token=pd.Series(texts.ids(column), dtype=np.int64 if texts.token.ndim == 1 else object),
+        text=pd.Series(texts.words(vocab, column), dtype=str),
+        count=count,
+        background=texts.background[column],
+        relative=relative,
+        rank=rank.astype(np.int64),
+        score=score,
+        p_value=p,
+        q_value=q,
+    )
 
 
 def _method(name: str, weight: str, max_q: float) -> Method:
@@ -152,7 +164,7 @@ def _only(candidates: Candidates, chosen: IntArray) -> Candidates:
     return replace(candidates, **{name: getattr(candidates, name)[chosen] for name in names})
 
 
-def _best(candidates: Candidates, method: Method, n_notable: int, max_q: float) -> npt.NDArray[np.float64]:
+def _best(candidates: Candidates, method: Method, n_notable: int, max_q: float) -> FloatArray:
     """Return (found, 8): group, column, count, relative, rank, score, p-value, q-value."""
     score = method.score(candidates)
     p, q = np.full((2, score.size), np.nan)

@@ -66,6 +66,11 @@ class OuterView(Share):
         axes = np.unravel_index(place, self.sizes)
         return np.ravel_multi_index(tuple(axes[axis] for axis in self.order), tuple(self.shape))
 
+    def place(self, index: np.ndarray) -> np.ndarray:
+        """Return flat indices in the matrix for flat indices in the parameter: the inverse of `index`."""
+        axes = np.unravel_index(index, tuple(self.shape))
+        return np.ravel_multi_index(tuple(axes[self.order.index(n)] for n in range(len(self.order))), self.sizes)
+
 
 @dataclass
 class Contraction(Share):

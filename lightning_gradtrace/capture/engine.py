@@ -112,6 +112,9 @@ class Engine(Protocol[R]):
             factor: what the user's loss was multiplied by before the backward pass.
         """
 
+    def asks(self, tape: R, probe: Probe) -> bool:
+        """Say whether `collect` would run the probe."""
+
     def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
         """Say what to do if the shares of these micro-batches don't add up to the gradients."""
 
@@ -155,6 +158,10 @@ class TapeEngine:
 
     def before_backward(self, tape: Any, loss: Tensor, n_samples: int, probe: Probe) -> None:
         """Do nothing: the hooks of the tape see the backward pass."""
+
+    def asks(self, tape: Tape, probe: Probe) -> bool:
+        """Say whether `collect` would run the probe."""
+        return self.placer.asks([use for use in tape.uses if use.reached], probe)
 
     def collect(self, tape: Tape, n_samples: int, probe: Probe, factor: float = 1.0) -> MicroBatch:
         """Turn what the tape holds after the backward pass into shares.

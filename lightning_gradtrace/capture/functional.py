@@ -201,6 +201,10 @@ class FunctionalEngine:
     def restore(self, state: Sequence[str]) -> None:
         """Do nothing."""
 
+    def asks(self, tape: Any, probe: Probe) -> bool:
+        """Say no: nobody looks for the samples."""
+        return False
+
     def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
         """Say what to do if the shares don't add up to the gradient.
 

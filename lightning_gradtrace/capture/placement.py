@@ -116,9 +116,7 @@ class Placer:
             UnattributableError: the samples of a use can't be found.
         """
         found = {use.site: self._remembered(use, n_samples) for use in uses}
-        options = {use.site: _options(use, n_samples) for use in uses if found[use.site] is None}
-        lost = {use.site for use in uses if use.site in options and _may_be_lost(use)}
-        doubtful = bool(lost) or any(len(axes) > 1 for by_place in options.values() for axes in by_place.values())
+        options, lost, doubtful = self._unknown(uses, n_samples)
         if n_samples > 1 and (doubtful or (options and probe.coincides())):
             options = self._confirm(options, probe, doubtful, lost)
         for use in uses:
@@ -128,6 +126,19 @@ class Placer:
                     self._known[use.site] = placement
                 found[use.site] = placement.of(use, n_samples)
         return [_checked(use, found[use.site], n_samples) for use in uses]
+
+    def asks(self, uses: Sequence[Use], probe: Probe) -> bool:
+        """Say whether `place` would run the probe."""
+        n_samples = probe.n_samples
+        options, _, doubtful = self._unknown(uses, n_samples)
+        return n_samples > 1 and (doubtful or bool(options and probe.coincides()))
+
+    def _unknown(self, uses: Sequence[Use], n_samples: int) -> tuple[dict[Site, Options], set[Site], bool]:
+        """Return what sizes allow at sites that are not known, those that may be lost, and whether there is doubt."""
+        options = {use.site: _options(use, n_samples) for use in uses if self._remembered(use, n_samples) is None}
+        lost = {use.site for use in uses if use.site in options and _may_be_lost(use)}
+        several = any(len(axes) > 1 for by_place in options.values() for axes in by_place.values())
+        return options, lost, bool(lost) or several
 
     def _remembered(self, use: Use, n_samples: int) -> UsePlaces | None:
         known = self._known.get(use.site)

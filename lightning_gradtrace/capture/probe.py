@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradtrace.capture.batch import permute_samples, sample_axis_of, tensors
+from lightning_gradtrace.capture.sharded import bring_to_rest
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.capture.use import Use
 
@@ -117,6 +118,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
                 m.training = training
             for m, saved in attributes.items():
                 saved.restore(m)
+            bring_to_rest(module)  # weights that were gathered for a run would be taken for those after the next step
             random.setstate(python)
             np.random.set_state(numpy)
             with torch.no_grad():

@@ -52,6 +52,10 @@ def sources_of(use: Use) -> dict[Place, Tensor]:
 class Probe(Protocol):
     """What the placer asks; see `lightning_gradtrace.capture.probe.PermutationProbe`."""
 
+    @property
+    def n_samples(self) -> int:
+        """Number of samples."""
+
     def coincides(self) -> bool:
         """Say whether something else than samples is as numerous as they are."""
 

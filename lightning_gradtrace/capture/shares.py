@@ -7,13 +7,18 @@ of an outer product - and is written out only for as many samples at a time as t
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import override
+
+# Entries formed one by one take so many numbers of each factor at a time.
+PICKED = 1 << 20
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -109,6 +114,25 @@ class OuterShare(Share):
     def by_position(self, sample: int) -> Tensor:
         left, right = self.left[sample].to(self.dtype), self.right[sample].to(self.dtype)
         return left[:, :, None] * right[:, None, :]
+
+    def entries(self, samples: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+        """Form single entries, shape (m,).
+
+        Args:
+            samples: of which sample, ascending, shape (m,).
+            rows: row of each entry.
+            columns: column of each entry.
+        """
+        found = torch.empty(len(samples), dtype=self.dtype)
+        edges = np.searchsorted(samples, np.arange(self.n_samples + 1))
+        at_once = max(1, PICKED // max(1, self.left.shape[1]))
+        for sample, (first, last) in enumerate(itertools.pairwise(edges)):
+            for start in range(first, last, at_once):
+                part = slice(start, min(last, start + at_once))
+                left = self.left[sample].index_select(1, torch.from_numpy(rows[part])).to(self.dtype)
+                right = self.right[sample].index_select(1, torch.from_numpy(columns[part])).to(self.dtype)
+                found[part] = torch.from_numpy(np.einsum("tm,tm->m", left.numpy(), right.numpy()))
+        return found
 
     def squared_norms(self) -> Tensor:
         """Squared Frobenius norm of every ``g[i]``, shape (sample,), from the Gram matrices of the factors.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +29,9 @@ from lightning_gradtrace.cli._options import (
 )
 from lightning_gradtrace.cli._output import check_output, emit
 from lightning_gradtrace.cli._trace import open_for, parse_heads, working
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SHOW = ("neurons", "controls", "pooled", "layers", "effects", "flips", "losses")
 BY = ("neuron", "head", "head_part", "entry")
@@ -96,28 +99,40 @@ def ablate(
     chain = Chain(entries, min_count, n_relative, n_notable, min_relative, axis, by=by, heads=heads)
     with working("switching neurons off", opened) as watched:
         kept = chain.entries(watched)
-        found = chain.components(watched, kept)
-        few = found["n_samples"] <= max_share * watched.occurrences["sample_id"].nunique()
-        found = found[(found["n_notable"] > 0) & few].head(n_neurons)
-        if found.empty:
-            raise ValueError(
-                f"no {by.replace('_', ' ')} has notable tokens under these thresholds and few enough samples, so there "
-                "is nothing to switch off; lower --min-count or --min-relative, or raise --max-share"
-            )
+        found = _chosen(chain.components(watched, kept), max_share * watched.occurrences["sample_id"].nunique(), by)
+        found = found.head(n_neurons)
         if show in ("effects", "flips", "losses"):
             switches = analysis.component_switches(watched, found, heads)
             table = _on_all(watched, network, forward, switches, show, how, samples, batch_size, seed)
         else:
             predictor = analysis.Predictor(network, watched.tokens()[1], batch_size=batch_size, forward=forward)
             common: dict[str, Any] = {"heads": heads, "n_samples": samples, "seed": seed}
-            if show in ("neurons", "layers"):
-                table = analysis.neuron_ablation(watched, predictor, found, kept, **common)
-                layer = "param" if "param" in table else "module"
-                table = analysis.layer_table(table, layer) if show == "layers" else table
-            else:
-                table = all_controls(watched, predictor, found, kept, chain.find_tokens, **common)
-                table = analysis.pool_controls(table, seed=seed) if show == "pooled" else table
+            table = _on_own(watched, predictor, found, kept, show, chain.find_tokens, common)
     emit("ablate", table, as_json, output, rows)
+
+
+def _chosen(found: pd.DataFrame, most_samples: float, by: str) -> pd.DataFrame:
+    """Return those with notable tokens, and samples left to compare with."""
+    found = found[(found["n_notable"] > 0) & (found["n_samples"] <= most_samples)]
+    if found.empty:
+        raise ValueError(
+            f"no {by.replace('_', ' ')} has notable tokens under these thresholds and few enough samples, so there "
+            "is nothing to switch off; lower --min-count or --min-relative, or raise --max-share"
+        )
+    return found
+
+
+def _on_own(
+    trace: Any, predictor: Any, found: Any, kept: Any, show: str, find_tokens: Any, common: dict[str, Any]
+) -> pd.DataFrame:
+    """Switch each off on the samples attributed to it."""
+    from lightning_gradtrace import analysis
+
+    if show in ("neurons", "layers"):
+        table = analysis.neuron_ablation(trace, predictor, found, kept, **common)
+        return analysis.layer_table(table, "param" if "param" in table else "module") if show == "layers" else table
+    table = all_controls(trace, predictor, found, kept, find_tokens, **common)
+    return analysis.pool_controls(table, seed=common["seed"]) if show == "pooled" else table
 
 
 def all_controls(trace: Any, predictor: Any, found: Any, kept: Any, find_tokens: Any, **common: Any) -> Any:
@@ -137,7 +152,8 @@ def all_controls(trace: Any, predictor: Any, found: Any, kept: Any, find_tokens:
 
 def _on_all(
     trace: Any, network: Any, forward: Any, found: Any, show: str, how: str, samples: int, batch_size: int, seed: int
-) -> Any:
+) -> pd.DataFrame:
+    """Switch each off on samples drawn from all."""
     import numpy as np
 
     from lightning_gradtrace import analysis

@@ -22,10 +22,12 @@ from lightning_gradtrace.measures.induction import second_half_accuracy as secon
 from lightning_gradtrace.measures.induction import uniform_prefix_matching as uniform_prefix_matching
 from lightning_gradtrace.measures.learning_coefficient import local_learning_coefficient as local_learning_coefficient
 from lightning_gradtrace.measures.metrics import ClosingAccuracy as ClosingAccuracy
+from lightning_gradtrace.measures.metrics import ExcludedLoss as ExcludedLoss
 from lightning_gradtrace.measures.metrics import FlipRate as FlipRate
 from lightning_gradtrace.measures.metrics import InContextLearning as InContextLearning
 from lightning_gradtrace.measures.metrics import LogitDifference as LogitDifference
 from lightning_gradtrace.measures.metrics import PrefixMatching as PrefixMatching
+from lightning_gradtrace.measures.metrics import RestrictedLoss as RestrictedLoss
 from lightning_gradtrace.measures.metrics import SecondHalfAccuracy as SecondHalfAccuracy
 from lightning_gradtrace.measures.predictions import flip_rate as flip_rate
 from lightning_gradtrace.measures.predictions import logit_difference as logit_difference

@@ -1,7 +1,7 @@
-"""The measures as torchmetrics metrics: update with batches, compute the mean over all of them.
+"""The measures as torchmetrics metrics: update with batches, compute over all of them.
 
-Metrics of a fixed table - restricted and excluded loss, Fourier power, copying score - have no batches to add up and
-stay plain functions.
+Most are means. Restricted and excluded loss need the logits of all pairs at once, so their metrics keep them. Measures
+of weights - Fourier power, copying score, Gini coefficient, norm - have no batches and stay plain functions.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 from typing_extensions import override
 
 from lightning_gradtrace.measures.brackets import closing_accuracy
+from lightning_gradtrace.measures.fourier import excluded_loss, restricted_loss
 from lightning_gradtrace.measures.induction import (
     in_context_learning_score,
     prefix_matching_score,
@@ -147,3 +149,86 @@ class FlipRate(_Mean):
     def update(self, logits: Tensor, other: Tensor) -> None:
         """Add the logits (..., token) of two models on the same batch."""
         self._add(flip_rate(logits, other), logits[..., 0].numel())
+
+
+class _AllPairs(Metric):
+    """Keeps the logits of all pairs (a, b) until they are complete.
+
+    Args:
+        answers: the right answers, shape (p * p,), pair (a, b) in row a * p + b.
+        frequencies: the key frequencies.
+        **options: see `torchmetrics.Metric`.
+    """
+
+    full_state_update = False
+    rows: list[Tensor]
+    logits: list[Tensor]
+    answers: Tensor
+
+    def __init__(self, answers: Tensor, frequencies: Sequence[int], **options: Any) -> None:
+        super().__init__(**options)
+        self.frequencies = list(frequencies)
+        self.register_buffer("answers", answers, persistent=False)
+        self.add_state("rows", [], dist_reduce_fx="cat")
+        self.add_state("logits", [], dist_reduce_fx="cat")
+
+    @override
+    def update(self, rows: Tensor, logits: Tensor) -> None:
+        """Add the logits (batch, p) of the pairs with these numbers (batch,)."""
+        self.rows.append(rows)
+        self.logits.append(logits)
+
+    def _table(self) -> Tensor:
+        """Return the logits of all pairs in order; a pair that came twice, as it came last."""
+        n = len(self.answers)
+        rows = dim_zero_cat(self.rows) if self.rows else torch.empty(0, dtype=torch.long)
+        seen = len(rows.unique())
+        if seen < n:
+            raise ValueError(f"logits of {seen} pairs were added, expected those of all {n}")
+        logits = dim_zero_cat(self.logits)
+        return torch.empty(n, logits.shape[1], dtype=logits.dtype, device=logits.device).index_copy_(0, rows, logits)
+
+
+class RestrictedLoss(_AllPairs):
+    """`restricted_loss` of all pairs.
+
+    Args:
+        answers: the right answers, shape (p * p,), pair (a, b) in row a * p + b.
+        frequencies: the key frequencies.
+        **options: see `torchmetrics.Metric`.
+    """
+
+    higher_is_better = False
+
+    @override
+    def compute(self) -> Tensor:
+        """Return the loss, in nats.
+
+        Raises:
+            ValueError: the logits of some pairs are missing.
+        """
+        return restricted_loss(self._table(), self.answers, self.frequencies)
+
+
+class ExcludedLoss(_AllPairs):
+    """`excluded_loss` over some pairs, from the logits of all.
+
+    Args:
+        answers: the right answers, shape (p * p,), pair (a, b) in row a * p + b.
+        frequencies: the key frequencies.
+        of: numbers of the pairs to average over, e.g. the training pairs; None for all.
+        **options: see `torchmetrics.Metric`.
+    """
+
+    def __init__(self, answers: Tensor, frequencies: Sequence[int], of: Tensor | None = None, **options: Any) -> None:
+        super().__init__(answers, frequencies, **options)
+        self.of = of
+
+    @override
+    def compute(self) -> Tensor:
+        """Return the loss, in nats.
+
+        Raises:
+            ValueError: the logits of some pairs are missing.
+        """
+        return excluded_loss(self._table(), self.answers, self.frequencies, self.of)

@@ -19,12 +19,14 @@ class OuterBounds:
         rows: norm over positions of every row's cotangent times the row's largest scale, shape (sample, out). What is
             not finite counts as infinite.
         columns: norm over positions of every column's input, shape (sample, in), likewise.
+        norms: norms over positions of the rows' cotangents alone; infinite where `rows` is.
         squares: squared size of the shifts by which samples and steps are compared, see `typical_size`.
         slack: factor just above 1 that makes up for the rounding of the entries and of the bounds.
     """
 
     rows: Tensor
     columns: Tensor
+    norms: Tensor
     squares: Tensor
     slack: float
 
@@ -34,9 +36,10 @@ class OuterBounds:
         rows, columns = _norms(share.left.to(share.dtype)), _norms(share.right.to(share.dtype))
         positions = share.left.shape[1]
         squares = rows.square().sum(1) * columns.square().sum(1) * (_mean_square(scale) / positions)
-        rows = rows * (scale.abs().amax(1) if isinstance(scale, Tensor) else abs(scale))
-        rows, columns = (torch.nan_to_num(_wide(t), torch.inf, torch.inf) for t in (rows, columns))
-        return cls(rows, columns, _wide(squares), 1.0 + (positions + 16) * torch.finfo(share.dtype).eps)
+        scaled = rows * (scale.abs().amax(1) if isinstance(scale, Tensor) else abs(scale))
+        scaled, columns, rows = (torch.nan_to_num(_wide(t), torch.inf, torch.inf) for t in (scaled, columns, rows))
+        rows = torch.where(scaled.isfinite(), rows, torch.inf)
+        return cls(scaled, columns, rows, _wide(squares), 1.0 + (positions + 16) * torch.finfo(share.dtype).eps)
 
     def peaks(self) -> Tensor:
         """Return the bound of all entries of every sample, shape (sample,); NaN where there is none."""

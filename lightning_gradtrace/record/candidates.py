@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -17,11 +17,29 @@ class Candidates:
         occurrence: number of the occurrence within the step, shape (m,).
         entry: global entry number, shape (m,).
         shift: value, shape (m,).
+        error: by how much its size may be wrong, shape (m,); 0 where it was formed in its own dtype.
     """
 
     occurrence: np.ndarray
     entry: np.ndarray
     shift: np.ndarray
+    error: np.ndarray
+
+    def __len__(self) -> int:
+        """Number of candidates."""
+        return len(self.shift)
+
+    def __getitem__(self, which: np.ndarray | slice) -> Candidates:
+        """Return some of the candidates."""
+        return Candidates(self.occurrence[which], self.entry[which], self.shift[which], self.error[which])
+
+    def least(self) -> np.ndarray:
+        """Return what their magnitudes are at least, shape (m,)."""
+        return np.maximum(magnitude(self.shift) - self.error, 0)
+
+    def most(self) -> np.ndarray:
+        """Return what their magnitudes are at most, shape (m,)."""
+        return magnitude(self.shift) + self.error
 
     def by_occurrence(self) -> Iterator[Candidates]:
         """Split candidates that are sorted by occurrence."""
@@ -30,20 +48,20 @@ class Candidates:
             return
         edges = np.append(np.unique(self.occurrence, return_index=True)[1], len(self.occurrence))
         for a, b in itertools.pairwise(edges):
-            yield Candidates(self.occurrence[a:b], self.entry[a:b], self.shift[a:b])
+            yield self[a:b]
 
     @staticmethod
     def join(parts: list[Candidates]) -> Candidates:
         """Join candidates, in the order of the parts."""
         if not parts:
-            return Candidates(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
-        occurrence, entry = (np.concatenate([getattr(p, name) for p in parts]) for name in ("occurrence", "entry"))
-        return Candidates(occurrence, entry, np.concatenate([p.shift for p in parts]))
+            none = np.empty(0, np.int64)
+            return Candidates(none, none, np.empty(0, np.float32), np.empty(0))
+        names = [field.name for field in fields(Candidates)]
+        return Candidates(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
     def sorted(self) -> Candidates:
         """Return the candidates by occurrence, and by entry within each."""
-        order = np.lexsort((self.entry, self.occurrence))
-        return Candidates(self.occurrence[order], self.entry[order], self.shift[order])
+        return self[np.lexsort((self.entry, self.occurrence))]
 
 
 def magnitude(shift: np.ndarray) -> np.ndarray:
@@ -119,4 +137,4 @@ class Known:
         np.minimum.at(least, self.kept.occurrence, size)
         complete = np.isfinite(threshold) & ((counts < self.k) | (least < threshold))
         keep = complete[self.kept.occurrence] & (size >= threshold[self.kept.occurrence])
-        return complete, Candidates(self.kept.occurrence[keep], self.kept.entry[keep], self.kept.shift[keep])
+        return complete, self.kept[keep]

@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+_HOST = torch.device("cpu")
 _EIGHT_TRUE = np.uint64(0x0101010101010101)
+
+
+@dataclass
+class Found:
+    """What was found in a block.
+
+    Attributes:
+        sample: number of the sample within the block.
+        row: row within it.
+        column: column within it.
+        shift: the shift.
+        error: by how much its size may be wrong.
+    """
+
+    sample: np.ndarray
+    row: np.ndarray
+    column: np.ndarray
+    shift: np.ndarray
+    error: np.ndarray
 
 
 def at_least(
@@ -37,9 +57,9 @@ def at_least(
 def _with_numpy(values: Tensor, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found = values.numpy()
     limits = limits[:, None].astype(found.dtype)
-    small, above = scratch(found.size)
-    inside = small[: found.size].reshape(found.shape)
-    np.less(found, limits, out=inside)
+    whole = -(-found.size // 8) * 8
+    small, above = (memory(name, (whole,), torch.bool).numpy() for name in ("small", "above"))
+    np.less(found, limits, out=small[: found.size].reshape(found.shape))
     np.greater(found, -limits, out=above[: found.size].reshape(found.shape))
     np.logical_and(small, above, out=small)
     small[found.size :] = True
@@ -60,30 +80,26 @@ def _with_torch(values: Tensor, limits: np.ndarray, k: int) -> tuple[np.ndarray,
     return position.cpu().numpy(), values.flatten()[position].cpu().numpy()
 
 
-_scratch: list[np.ndarray] = [np.empty(0, bool), np.empty(0, bool)]
-_products: dict[torch.dtype, Tensor] = {}
+_memory: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
 
-def scratch(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return two arrays of bools to write to, of ``size`` rounded up to whole words of eight."""
-    size = -(-size // 8) * 8
-    if len(_scratch[0]) < size:
-        _scratch[:] = [np.empty(size, bool), np.empty(size, bool)]
-    return _scratch[0][:size], _scratch[1][:size]
+def memory(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = _HOST) -> Tensor:
+    """Return a tensor to write to, in memory that the next call with the same name writes to again.
+
+    Fresh memory costs more than comparing what is in it.
+    """
+    size, key = int(np.prod(shape)), (name, dtype, device)
+    if key not in _memory or len(_memory[key]) < size:
+        _memory[key] = torch.empty(size, dtype=dtype, device=device)
+    return _memory[key][:size].view(shape)
 
 
 def product_of(left: Tensor, right: Tensor) -> Tensor:
-    """Return ``left^T right`` for every sample, in memory that the next call on a CPU writes to again.
-
-    Fresh memory costs more than comparing what is in it.
+    """Return ``left^T right`` for every sample, in `memory` that the next call writes to again.
 
     Args:
         left: shape (sample, position, row).
         right: shape (sample, position, column).
     """
     shape = (left.shape[0], left.shape[2], right.shape[2])
-    size = int(np.prod(shape))
-    kept: Any = _products.get(left.dtype)
-    if kept is None or len(kept) < size or kept.device != left.device:
-        kept = _products[left.dtype] = left.new_empty(size)
-    return torch.bmm(left.transpose(1, 2), right, out=kept[:size].view(shape))
+    return torch.bmm(left.transpose(1, 2), right, out=memory("product", shape, left.dtype, left.device))

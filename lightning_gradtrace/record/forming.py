@@ -14,7 +14,9 @@ from lightning_gradtrace.capture.shares import OuterShare, Share
 from lightning_gradtrace.record._base import ParameterShifts
 from lightning_gradtrace.record.bounds import OuterBounds, Stairs, typical_size
 from lightning_gradtrace.record.candidates import Candidates
-from lightning_gradtrace.record.comparison import at_least, product_of
+from lightning_gradtrace.record.comparison import Found, at_least, product_of
+from lightning_gradtrace.record.pieces import chunks, of_features, of_samples, picked, slices
+from lightning_gradtrace.record.sieve import Sieve, is_worth
 
 # Entries formed at a time (or one row of one sample, or one sample of a share without factors, if that is larger). On a
 # CPU they stay in the cache of a core until they are compared; a GPU wants few and large pieces.
@@ -26,6 +28,10 @@ WIDTH = 1024
 WORTH_SORTING = 0.8
 # Picking an entry's scale out of its matrix takes as long as forming an entry of so many positions.
 PICKING = 40
+# A sieved entry takes this part of the time of forming it in float32.
+SIEVED = 0.5
+# Numbers of both factors that are copied at a time (or those of one sample, if that is more).
+COPIED = 1 << 22
 
 
 @dataclass
@@ -41,6 +47,7 @@ class Task:
         squares: squared typical size of the shifts of every sample.
         prune: whether entries that the bounds exclude are left out.
         on_device: whether to search in large pieces with torch where the share is, rather than on the host.
+        sieved: whether to leave out entries in bfloat16 before the others are formed in float32.
     """
 
     parameter: ParameterShifts
@@ -51,10 +58,19 @@ class Task:
     squares: Tensor
     prune: bool
     on_device: bool
+    sieved: bool
 
     @classmethod
-    def of(cls, parameter: ParameterShifts, share: Share, samples: slice, prune: bool, on_device: bool | None) -> Task:
-        """Make the task of a share; without ``on_device`` it follows from where the share is."""
+    def of(
+        cls,
+        parameter: ParameterShifts,
+        share: Share,
+        samples: slice,
+        prune: bool = True,
+        on_device: bool | None = None,
+        sieved: bool | None = None,
+    ) -> Task:
+        """Make the task of a share; without ``on_device`` and ``sieved`` they follow from share and processor."""
         view = share if isinstance(share, OuterView) else None
         if view is not None:  # searched as a matrix, with the parameter arranged to fit it
             share, scale = view.matrix, parameter.scale
@@ -65,7 +81,11 @@ class Task:
         squares = typical_size(share, parameter.scale) if bounds is None else bounds.squares
         if on_device is None:
             on_device = squares.device.type != "cpu"
-        return cls(parameter, share, samples, bounds, view, squares, prune, on_device)
+        if not isinstance(share, OuterShare) or share.dtype != torch.float32 or on_device:
+            sieved = False
+        elif sieved is None:
+            sieved = is_worth(share.left.shape[1])
+        return cls(parameter, share, samples, bounds, view, squares, prune, on_device, sieved)
 
     def summary(self) -> Tensor:
         """Return `squares`, and a bound of all entries of every sample, where they are; shape (2, sample)."""
@@ -97,7 +117,7 @@ class Task:
         if self.prune:
             left_out = []
             r, c = self.bounds.reach(samples, own[samples])
-            for part in _chunks(samples, WORKSPACE // (r * c)):
+            for part in chunks(samples, WORKSPACE // (r * c)):
                 stairs = Stairs.of(self.bounds, part, own[part])
                 if self._is_worth(stairs, own[part]):
                     yield from self._on_stairs(stairs, part, threshold)
@@ -110,13 +130,16 @@ class Task:
         """Say whether to form what is on the stairs rather than everything."""
         assert isinstance(self.share, OuterShare)
         positions = self.share.left.shape[1]
-        cost = positions + PICKING if isinstance(self.parameter.scale, Tensor) else positions
-        return stairs.area(limit) * cost < WORTH_SORTING * self.share.shape.numel() * positions
+        cost, everything = positions, WORTH_SORTING * positions
+        if isinstance(self.parameter.scale, Tensor):  # then stairs are not sieved
+            cost += PICKING
+            everything *= SIEVED if self.sieved else 1.0
+        return stairs.area(limit) * cost < everything * self.share.shape.numel()
 
     def _written_out(self, samples: np.ndarray, threshold: np.ndarray, k: int) -> Iterator[Candidates]:
         """Write out whole samples."""
         numel, scale = self.parameter.info.numel, self.parameter.scale
-        for part in _chunks(samples, (DEVICE_WORKSPACE if self.on_device else WORKSPACE) // max(1, numel)):
+        for part in chunks(samples, (DEVICE_WORKSPACE if self.on_device else WORKSPACE) // max(1, numel)):
             for run in np.split(part, np.flatnonzero(np.diff(part) > 1) + 1):
                 values = self.share.dense(slice(int(run[0]), int(run[-1]) + 1)).reshape(len(run), -1)
                 factor = 1.0
@@ -131,41 +154,55 @@ class Task:
     def _everything(self, samples: np.ndarray, threshold: np.ndarray) -> Iterator[Candidates]:
         """Form outer products block by block, the same block of all samples one after the other."""
         share, scale = self.share, self.parameter.scale
-        assert isinstance(share, OuterShare)
+        assert isinstance(share, OuterShare) and self.bounds is not None
         n_rows, n_columns = share.shape
         chunk = max(1, WORKSPACE // share.shape.numel())
-        for rows in _slices(n_rows, _height(chunk, n_columns)):
-            for columns in _slices(n_columns, WIDTH):
-                there = scale[rows, columns] if isinstance(scale, Tensor) else scale
-                for part in _chunks(samples, chunk):
-                    left, right = _of_samples(share.left, part), _of_samples(share.right, part)
-                    found = self._block(left[:, :, rows], right[:, :, columns], there, part, threshold)
-                    entry = (found.row + rows.start) * n_columns + found.column + columns.start
-                    yield self._candidates(part[found.sample], entry, found.shift)
+        every = COPIED // max(1, share.left[0].numel() + share.right[0].numel())
+        for group in chunks(samples, max(chunk, every)):
+            left, right = of_samples(share.left, group), of_samples(share.right, group)
+            norms = self.bounds.norms.numpy()[group], self.bounds.columns.numpy()[group]
+            sieve = Sieve.of(left, right, *norms, threshold[self.samples][group]) if self.sieved else None
+            for rows in slices(n_rows, _height(chunk, n_columns)):
+                for columns in slices(n_columns, WIDTH):
+                    there = scale[rows, columns] if isinstance(scale, Tensor) else scale
+                    now = threshold[self.samples][group]
+                    block = None if sieve is None else sieve.block(rows, columns, there, now)
+                    for part in slices(len(group), chunk):
+                        found = None if block is None else block.search(part)
+                        if found is None:
+                            limit = threshold[self.samples][group[part]]
+                            found = self._found(left[part, :, rows], right[part, :, columns], there, limit)
+                        entry = (found.row + rows.start) * n_columns + found.column + columns.start
+                        yield self._candidates(group[part][found.sample], entry, found.shift, found.error)
 
     def _on_stairs(self, stairs: Stairs, samples: np.ndarray, threshold: np.ndarray) -> Iterator[Candidates]:
         """Form what is on the stairs, from the most promising rows to the least."""
         share, scale = self.share, self.parameter.scale
-        assert isinstance(share, OuterShare)
-        left = _of_features(_of_samples(share.left, samples), stairs.rows)
-        right = _of_features(_of_samples(share.right, samples), stairs.columns)
+        assert isinstance(share, OuterShare) and self.bounds is not None
+        left = of_features(of_samples(share.left, samples), stairs.rows)
+        right = of_features(of_samples(share.right, samples), stairs.columns)
+        sieve = None
+        if self.sieved and not isinstance(scale, Tensor):
+            norms = np.take_along_axis(self.bounds.norms.numpy()[samples], stairs.rows, 1), stairs.column_bounds
+            sieve = Sieve.of(left, right, *norms, threshold[self.samples][samples])
         rows = slice(0, 0)
         while rows.stop < stairs.rows.shape[1]:
             needed = stairs.columns_of(rows.stop, threshold[self.samples][samples])
             if not needed:
                 return
-            rows = slice(rows.stop, rows.stop + _height(len(samples), needed))
-            for columns in _slices(needed, WIDTH):
-                r, c = stairs.rows[:, rows], stairs.columns[:, columns]
-                there = _picked(scale, r, c) if isinstance(scale, Tensor) else scale
-                found = self._block(left[:, :, rows], right[:, :, columns], there, samples, threshold)
+            rows = slice(rows.stop, min(rows.stop + _height(len(samples), needed), stairs.rows.shape[1]))
+            for columns in slices(needed, WIDTH):
+                r, c, limit = stairs.rows[:, rows], stairs.columns[:, columns], threshold[self.samples][samples]
+                there = picked(scale, r, c) if isinstance(scale, Tensor) else scale
+                block = None if sieve is None else sieve.block(rows, columns, there, limit)
+                found = None if block is None else block.search(slice(0, len(samples)))
+                if found is None:
+                    found = self._found(left[:, :, rows], right[:, :, columns], there, limit)
                 entry = r[found.sample, found.row] * share.shape[1] + c[found.sample, found.column]
-                yield self._candidates(samples[found.sample], entry, found.shift)
+                yield self._candidates(samples[found.sample], entry, found.shift, found.error)
 
-    def _block(
-        self, left: Tensor, right: Tensor, scale: float | Tensor, samples: np.ndarray, threshold: np.ndarray
-    ) -> _Found:
-        """Form one block of some samples and find what reaches the threshold."""
+    def _found(self, left: Tensor, right: Tensor, scale: float | Tensor, limit: np.ndarray) -> Found:
+        """Form one block of some samples and find what reaches the limit."""
         assert isinstance(self.share, OuterShare)
         values = product_of(left.to(self.share.dtype), right.to(self.share.dtype))
         factor = 1.0
@@ -173,58 +210,36 @@ class Task:
             values.mul_(scale)
         else:
             factor = scale
-        position, shift = at_least(values.flatten(1), factor, threshold[self.samples][samples], on_device=False)
-        sample, place = np.divmod(position, values.shape[1] * values.shape[2])
-        return _Found(sample, *np.divmod(place, values.shape[2]), shift)
+        position, shift = at_least(values.flatten(1), factor, limit, on_device=False)
+        sample, row, column = np.unravel_index(position, tuple(values.shape))
+        return Found(sample, row, column, shift, np.zeros(len(shift)))
 
-    def _candidates(self, sample: np.ndarray, entry: np.ndarray, shift: np.ndarray) -> Candidates:
+    def owns(self, candidates: Candidates) -> np.ndarray:
+        """Say which candidates this task has found."""
+        entry, occurrence = candidates.entry - self.parameter.info.offset, candidates.occurrence
+        here = (occurrence >= self.samples.start) & (occurrence < self.samples.stop)
+        return here & (entry >= 0) & (entry < self.parameter.info.numel)
+
+    def exact(self, candidates: Candidates) -> np.ndarray:
+        """Return the shifts of candidates of this task, ordered by occurrence, formed position by position."""
+        assert isinstance(self.share, OuterShare)
+        entry = candidates.entry - self.parameter.info.offset
+        entry = entry if self.view is None else self.view.place(entry)
+        row, column = np.divmod(entry, self.share.shape[1])
+        scale = self.parameter.scale
+        there = scale.numpy()[row, column] if isinstance(scale, Tensor) else np.float32(scale)
+        shift: np.ndarray = self.share.entries(candidates.occurrence - self.samples.start, row, column).numpy() * there
+        return shift
+
+    def _candidates(
+        self, sample: np.ndarray, entry: np.ndarray, shift: np.ndarray, error: np.ndarray | None = None
+    ) -> Candidates:
         """Give samples and entries of the share their numbers in the step and in the model."""
         entry = entry if self.view is None else self.view.index(entry)
-        return Candidates(sample + self.samples.start, entry + self.parameter.info.offset, shift)
-
-
-@dataclass
-class _Found:
-    """What was found in a block: number of the sample, row and column within it, and the shift."""
-
-    sample: np.ndarray
-    row: np.ndarray
-    column: np.ndarray
-    shift: np.ndarray
+        error = np.zeros(len(shift)) if error is None else error
+        return Candidates(sample + self.samples.start, entry + self.parameter.info.offset, shift, error)
 
 
 def _height(n_samples: int, n_columns: int) -> int:
     """Return how many rows of so many samples fit into the workspace."""
     return max(1, WORKSPACE // (n_samples * min(n_columns, WIDTH)))
-
-
-def _slices(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, min(n, start + size))
-
-
-def _picked(scale: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
-    """Return the scale of some rows and columns of every sample."""
-    matrix = scale.numpy()
-    return torch.from_numpy(np.stack([matrix[r].take(c, axis=1) for r, c in zip(rows, columns, strict=True)]))
-
-
-def _chunks(samples: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Yield the samples a few at a time, at least one."""
-    size = max(1, size)
-    for start in range(0, len(samples), size):
-        yield samples[start : start + size]
-
-
-def _of_samples(factor: Tensor, samples: np.ndarray) -> Tensor:
-    """Return some samples of a factor; neighbours are not copied."""
-    first, last = int(samples[0]), int(samples[-1])
-    if last - first + 1 == len(samples):
-        return factor[first : last + 1]
-    return factor[torch.from_numpy(samples)]
-
-
-def _of_features(factor: Tensor, features: np.ndarray) -> Tensor:
-    """Return some features of every sample: (sample, position, all), (sample, some) -> (sample, position, some)."""
-    index = torch.from_numpy(features)[:, None, :]
-    return factor.gather(2, index.expand(-1, factor.shape[1], -1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from lightning_gradtrace.record.candidates import Candidates, kth_largest, magnitude
@@ -31,28 +33,46 @@ class Gathering:
     def add(self, found: Candidates) -> None:
         """Add candidates, sorted by occurrence."""
         for one in [found] if self.pool else found.by_occurrence():
-            if not len(one.shift):
+            if not len(one):
                 continue
             group = 0 if self.pool else int(one.occurrence[0])
             self._parts[group].append(one)
-            self._counts[group] += len(one.shift)
+            self._counts[group] += len(one)
             if self._counts[group] > self._trim_at[group]:
                 self._trim(group)
 
     def _trim(self, group: int) -> None:
         """Keep the k largest, and ties, of a group."""
         every = Candidates.join(self._parts[group])
-        size = magnitude(every.shift)
-        least = kth_largest(every.shift, self.k)
-        keep = size >= least
-        kept = Candidates(every.occurrence[keep], every.entry[keep], every.shift[keep])
-        self._parts[group], self._counts[group] = [kept], len(kept.shift)
-        self._trim_at[group] = max(TRIM * self.k, 2 * len(kept.shift))  # ties can't be cut
+        least = kth_largest(every.least(), self.k)
+        kept = every[every.most() >= least]
+        self._parts[group], self._counts[group] = [kept], len(kept)
+        self._trim_at[group] = max(TRIM * self.k, 2 * len(kept))  # ties can't be cut
         if np.isfinite(least):
             owners = slice(None) if self.pool else slice(group, group + 1)
             searched = np.isfinite(self.threshold[owners])
             raised = np.maximum(self.threshold[owners], least)
             self.threshold[owners] = np.where(searched, raised, np.inf)
+
+    def settle(self, exact: Callable[[Candidates], np.ndarray]) -> None:
+        """Replace shifts that have an error by what they are, and drop those that don't reach the threshold.
+
+        Args:
+            exact: returns the shifts of some candidates, ordered by occurrence.
+        """
+        for group, count in enumerate(self._counts):
+            if count > self.k:
+                self._trim(group)
+        every = Candidates.join([part for parts in self._parts for part in parts])
+        rough = np.flatnonzero(every.error)
+        if not len(rough):
+            return
+        every.shift[rough], every.error[rough] = exact(every[rough]), 0
+        limit = self.threshold[every.occurrence[rough]]
+        below = np.isfinite(limit) & (magnitude(every.shift[rough]) < limit)
+        every = every[np.delete(np.arange(len(every)), rough[below])]
+        self.drop(np.full(len(self._parts), True))
+        self.add(every)
 
     def drop(self, occurrences: np.ndarray) -> None:
         """Forget the candidates of some occurrences (all of them, if they are one group): they are searched again."""

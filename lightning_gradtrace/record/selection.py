@@ -45,13 +45,13 @@ class _Work:
     squares: np.ndarray
 
     @classmethod
-    def of(cls, step: StepShifts, prune: bool, on_device: bool | None) -> _Work:
+    def of(cls, step: StepShifts, prune: bool, on_device: bool | None, sieved: bool | None) -> _Work:
         """List the shares of a step."""
         tasks = []
         for parameter in step.parameters:
             for samples, share in zip(step.micro_batches, parameter.shares, strict=True):
                 if share is not None and share.shape.numel():
-                    tasks.append(Task.of(parameter, share, samples, prune, on_device))
+                    tasks.append(Task.of(parameter, share, samples, prune, on_device, sieved))
         total, peaks, promise = np.zeros(step.n_occurrences), [], []
         for task, (squares, peak) in zip(tasks, _on_host(tasks), strict=True):
             total[task.samples] += squares
@@ -59,6 +59,16 @@ class _Work:
             promise.append(squares.sum() / max(1, task.share.shape.numel()))
         order = np.argsort(-np.array(promise), kind="stable")
         return cls([tasks[i] for i in order], [peaks[i] for i in order], total)
+
+    def exact(self, rough: Candidates) -> np.ndarray:
+        """Return the shifts of candidates whose shifts have an error."""
+        shift = np.empty_like(rough.shift)
+        for task in self.tasks:
+            own = np.flatnonzero(task.owns(rough))
+            if len(own):
+                own = own[np.argsort(rough.occurrence[own], kind="stable")]
+                shift[own] = task.exact(rough[own])
+        return shift
 
 
 def _on_host(tasks: list[Task]) -> list[np.ndarray]:
@@ -81,12 +91,14 @@ class Searcher:
         pool: select among all occurrences of the step together instead of for each.
         prune: use the Cauchy-Schwarz bounds; without them the same entries are found more slowly.
         on_device: search in large pieces where the shares are, as on a GPU; None: unless they are on the host.
+        sieved: leave out entries in bfloat16 first, see `Sieve`; None: where the processor is fast at it.
     """
 
     k: int
     pool: bool = False
     prune: bool = True
     on_device: bool | None = None
+    sieved: bool | None = None
     _ratio: float | None = field(default=None, init=False)
 
     @property
@@ -133,9 +145,10 @@ class Searcher:
         return found
 
     def _work(self, step: StepShifts) -> _Work:
-        key = (_Work, self.prune, self.on_device)
+        how = self.prune, self.on_device, self.sieved
+        key = (_Work, *how)
         if key not in step.shared:
-            step.shared[key] = _Work.of(step, self.prune, self.on_device)
+            step.shared[key] = _Work.of(step, *how)
         work: _Work = step.shared[key]
         return work
 
@@ -148,6 +161,7 @@ class Searcher:
         for task, peaks in zip(work.tasks, work.peaks, strict=True):
             for found in task.search(gathering.threshold, peaks, self.k):
                 gathering.add(found)
+        gathering.settle(work.exact)
 
     def _learn(self, found: Candidates, sizes: np.ndarray) -> None:
         """Remember the smallest ratio of the k-th value to the typical size."""

@@ -121,7 +121,7 @@ class TopK(Record):
             chosen.append(keep + edges[i])
             index[i], shift[i] = fill_with_zeros(entry, value, k, self._n_entries)
         every = np.concatenate(chosen) if chosen else np.empty(0, np.int64)
-        step.shared[Known] = Known(k, Candidates(found.occurrence[every], found.entry[every], found.shift[every]))
+        step.shared[Known] = Known(k, found[every])
         return {"topk/index": index, "topk/shift": shift}
 
     def _per_step(self, step: StepShifts, found: Candidates, first_occurrence: int) -> dict[str, np.ndarray]:

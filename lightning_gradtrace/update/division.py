@@ -205,6 +205,11 @@ class StepDivision:
         shifts = torch.zeros_like(p.weights) if shifts is None else shifts
         return Entry(p.weights, local(p.tensor).detach(), shifts, split.carry, split.decay, name)
 
+    def forget_before(self) -> None:
+        """Let go of what only the ledger needs: the weights and the optimizer's memory from before the step."""
+        for p in self._parameters.values():
+            p.weights, p.memory = None, {}
+
     def _split(self, p: _Parameter, before: Tensor | None) -> Split:
         return self._rule.split(p.group, local_state(self.optimizer.state.get(p.tensor, {})), p.memory, p.seen, before)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lightning_gradtrace.analysis import variance_explained
+from lightning_gradtrace.analysis import grouped_variance, variance_explained
 
 
 def test_the_share_is_that_of_an_analysis_of_variance() -> None:
@@ -40,3 +40,20 @@ def test_equal_values_say_nothing_and_unknown_samples_are_named() -> None:
         variance_explained(pd.Series([1.0, 2.0], index=[0, 7]), groups)
     with pytest.raises(ValueError, match="holds 1 that are not finite"):
         variance_explained(pd.Series([1.0, np.nan]), groups)
+
+
+def test_each_thing_is_explained_by_itself_and_samples_that_moved_nothing_count() -> None:
+    rng = np.random.default_rng(3)
+    moved = pd.DataFrame({"sample_id": rng.integers(0, 30, 200), "head": rng.integers(0, 2, 200)})
+    moved["size"] = rng.random(200)
+    groups = pd.DataFrame({"third": np.arange(40) % 3, "half": np.arange(40) % 2})
+    seen = pd.DataFrame({"sample_id": np.arange(40)})
+    found = grouped_variance(moved, groups, by=["head"], occurrences=seen, n_permutations=19)
+    for head, part in moved.groupby("head"):
+        values = part.groupby("sample_id")["size"].sum().reindex(np.arange(40), fill_value=0.0)
+        expected = variance_explained(values, groups, n_permutations=19)
+        pd.testing.assert_frame_equal(
+            found[found["head"] == head][expected.columns].reset_index(drop=True), expected, check_dtype=False
+        )
+    with pytest.raises(ValueError, match=r"`moved` lacks the columns \['part'\]"):
+        grouped_variance(moved, groups, by=["part"])

@@ -15,6 +15,7 @@ from lightning_gradtrace.analysis import (
     self_influence,
     series_changes,
     shift_sparsity,
+    trace_phases,
     trace_series,
 )
 from tests.analysis.traces import random_trace
@@ -70,3 +71,14 @@ def test_without_changes_there_is_no_boundary_and_bad_input_is_named() -> None:
     assert phase_boundaries(pd.DataFrame({"series": [], "param": [], "step": []}), 3).empty
     with pytest.raises(ValueError, match=r"lacks the columns \['param', 'series'\]"):
         phase_boundaries(pd.DataFrame({"step": [1]}), 3)
+
+
+def test_phases_of_a_trace_are_the_boundaries_of_its_series() -> None:
+    trace = random_trace(3, n_steps=120).trace
+    series = pd.DataFrame({"series": ["a", "b"] * 120, "param": "", "step": np.repeat(np.arange(120), 2)})
+    series["value"] = (series["step"] >= 60) + 0.01 * np.random.default_rng(0).normal(size=240)
+    found = trace_phases(trace, series)
+    expected = phase_boundaries(series_changes(series), 3, span=(0, 119))  # a fortieth of the training
+    pd.testing.assert_frame_equal(found, expected)
+    assert found[["first_step", "last_step", "series"]].to_numpy().tolist() == [[60, 60, 2]]
+    assert trace_phases(trace, series, window=200)["expected"].tolist() == [2.0]

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_gradtrace.capture.check import check_sums, sum_errors
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
@@ -302,6 +303,107 @@ def test_the_output_of_a_custom_function_is_batched() -> None:
     w = torch.randn(6).double()
     shares = capture(model, x, lambda m, x: (Square.apply(x, w) * m.v).sum()).shares
     torch.testing.assert_close(shares["v"].dense(), x.detach() * w)
+
+
+def penalty_on_gradients(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (d,) = torch.autograd.grad(m.lin(x).tanh().square().sum(), x, create_graph=True)
+    return d.square().sum()
+
+
+def doubled_on_its_way(m: nn.Module, x: Tensor) -> Tensor:
+    y = m.lin(x)
+    if y.requires_grad:
+        y.register_hook(lambda d: 2 * d)
+    return y.square().sum()
+
+
+def doubled_at_the_end(m: nn.Module, x: Tensor) -> Tensor:
+    hook = m.lin.weight.register_hook(lambda g: 2 * g)
+    m.hooks = [*getattr(m, "hooks", []), hook]
+    return m.lin(x).square().sum()
+
+
+UNSEEN: dict[str, Callable[[nn.Module, Tensor], Tensor]] = {
+    "a penalty on gradients": penalty_on_gradients,
+    "vmap": lambda m, x: torch.func.vmap(lambda one: F.linear(one, m.lin.weight, m.lin.bias))(x).sum(),
+    "a hook of a tensor": doubled_on_its_way,
+    "a hook of a parameter": doubled_at_the_end,
+    "a nested tensor": lambda m, x: m.lin(torch.nested.nested_tensor([x[:1], x[1:]])).unbind()[0].square().sum(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize("loss", UNSEEN.values(), ids=UNSEEN.keys())
+def test_what_can_not_be_seen_is_named(loss: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    model, x = Net(lin=nn.Linear(6, 3)), torch.randn(N, 6)
+    message = r"`lin.weight` .*don't add up to `.grad`.*hook of a tensor or a parameter.*leave the parameter out"
+    with pytest.raises(UnattributableError, match=message):
+        capture(model, x, loss)
+
+
+def test_a_step_that_can_not_be_run_again_is_named_where_sizes_leave_doubt() -> None:
+    model, x = Net(lin=nn.Linear(N, 3)), torch.randn(N, N, N)
+    message = r"`lin.weight`, `lin.bias`: in use 0 .* could not be run again .*without gradients .*batch size"
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        y = m.lin(x).unflatten(-1, (1, 3)) * m.lin.bias
+        return torch.autograd.grad(y.sum(), y, create_graph=True)[0].sum() + y.sum()
+
+    with pytest.raises(UnattributableError, match=message):
+        capture(model, x, loss)
+
+
+def test_an_axis_of_the_batch_itself_is_known_where_its_tensor_says_nothing() -> None:
+    """Token types of zeros, T = B: the tensor is the same along both axes, its gradient is not."""
+    torch.manual_seed(0)
+    model = Net(words=nn.Embedding(9, 5), types=nn.Embedding(2, 5)).double()
+    batch = {"words": torch.randint(9, (N, N)), "types": torch.zeros(N, N, dtype=torch.long)}
+
+    def loss(m: nn.Module, b: object) -> Tensor:
+        return (m.words(b["words"]) * m.types(b["types"])).sin().sum()
+
+    shares = capture(model, batch, loss).shares
+    one = [{name: t[i : i + 1] for name, t in batch.items()} for i in range(N)]
+    for name, g in per_sample_gradients(lambda i: loss(model, one[i]), N, dict(model.named_parameters())).items():
+        torch.testing.assert_close(shares[name].dense(), g)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_layers_have_the_gradients_of_every_sample(reentrant: bool) -> None:
+    torch.manual_seed(0)
+    model = Net(first=nn.Linear(6, 6), inner=nn.Sequential(nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 5))).double()
+    x, parameters, engine = torch.randn(N, 3, 6).double(), dict(model.named_parameters()), TapeEngine()
+
+    def losses(x: Tensor) -> Tensor:
+        inner = checkpoint(model.inner, model.first(x), use_reentrant=reentrant)
+        return model.inner(inner @ inner.mT @ x[..., :6]).sin().flatten(1).sum(1)
+
+    with engine.tape(parameters, x, N) as tape:
+        losses(x).sum().backward()
+    probe = PermutationProbe(model, parameters, losses, x, N, 0)
+    shares = engine.collect(tape, N, probe).shares
+    for name, parameter in parameters.items():
+        share, rows = shares[name].dense(), []
+        torch.testing.assert_close(share.sum(0), parameter.grad)
+        for i in range(N):
+            model.zero_grad()
+            losses(x[i : i + 1]).sum().backward()
+            rows.append(parameter.grad.clone())
+        model.zero_grad()
+        torch.testing.assert_close(share, torch.stack(rows))
+        losses(x).sum().backward()
+
+
+def test_an_embedding_that_bounds_its_rows_has_the_gradients_of_every_sample() -> None:
+    """`max_norm` changes rows in the forward pass, before they are read; what the optimizer sees comes after it."""
+    torch.manual_seed(0)
+    model = Net(table=nn.Embedding(7, 3, max_norm=0.5)).double()
+    tokens = torch.randint(7, (N, 5))
+    shares = capture(model, tokens, lambda m, t: m.table(t).sin().sum()).shares
+    expected = per_sample_gradients(lambda i: model.table(tokens[i]).sin().sum(), N, {"w": model.table.weight})
+    torch.testing.assert_close(shares["table.weight"].dense(), expected["w"])
 
 
 def test_a_penalty_on_the_weights_is_named() -> None:

@@ -188,12 +188,13 @@ def test_a_convolution_is_written_out_in_a_bounded_workspace(monkeypatch) -> Non
     ],
     ids=["embedding", "padded", "bag sum", "bag mean"],
 )
-def test_embeddings_scaled_by_frequency_add_up_to_their_gradient(build) -> None:
+def test_embeddings_scaled_by_frequency_are_split_by_the_samples_of_their_output(build) -> None:
     """With `scale_grad_by_freq` samples are coupled; the share is that of the decomposition (docs/concepts.md, 2)."""
     torch.manual_seed(0)
-    model = build().double()
-    micro_batch = capture(model, torch.randint(5, (N, 7)))
-    torch.testing.assert_close(micro_batch.shares["weight"].total(), model.weight.grad)
+    model, x = build().double(), torch.randint(5, (N, 7))
+    share = capture(model, x).shares["weight"]
+    torch.testing.assert_close(share.total(), model.weight.grad)
+    torch.testing.assert_close(share.dense(), masked_gradients(model, x, 0, lambda: model(x))["weight"])
 
 
 def test_a_complex_parameter_is_left_to_the_general_rule(served: list[tuple[str, bool]]) -> None:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch import nn
 
+from examples import mechanisms
+from examples.mechanisms.__main__ import run as run_experiment
+from examples.train import CONF
 from lightning_gradtrace import GradTrace, open_trace, record
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
@@ -46,7 +53,7 @@ def lars() -> Iterator[type[torch.optim.Optimizer]]:
 
 
 def test_every_python_block_of_the_page_is_an_example_of_this_test() -> None:
-    assert [block.name for block in blocks(PAGE)] == ["rule", "optimizer", "record", "analysis"]
+    assert [block.name for block in blocks(PAGE)] == ["rule", "optimizer", "record", "analysis", "experiment"]
 
 
 # --- layer rules ------------------------------------------------------------------------------------------------------
@@ -154,3 +161,26 @@ def test_the_analysis_sums_what_the_lists_say(per: str) -> None:
     assert found["moved"].tolist() == pytest.approx(sorted(sums.values(), reverse=True))
     assert found["occurrences"].tolist() == [raw.sample_id.count(sample) for sample in found["sample_id"]]
     assert len(example("analysis")["heaviest_samples"](raw.trace, n_samples=3)) == 3
+
+
+# --- experiments ------------------------------------------------------------------------------------------------------
+
+
+def test_the_experiment_trains_with_its_control_and_finds_its_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("examples.mechanisms.first")
+    vars(module).update(example("experiment"))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(mechanisms, "first", module, raising=False)
+    (settings,) = blocks(PAGE, "yaml", "experiment")
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "first.yaml").write_text(settings.text)
+    given = [f"hydra.searchpath=[file://{tmp_path}]", "experiment=first", f"run_dir={tmp_path / 'run'}"]
+    with initialize_config_dir(CONF, version_base="1.3"):
+        cfg = compose("mechanisms", [*given, "callbacks.progress.refresh_rate=0", "trainer.accelerator=cpu"])
+    found = run_experiment(cfg)
+    claims = pd.read_csv(tmp_path / "run" / "claims.csv")
+    assert claims["holds"].all() and len(claims) == 2
+    assert found.measures("small")["accuracy"].iloc[-1] < 0.9
+    assert len(pd.read_csv(tmp_path / "run" / "who_moved.csv")) == 15

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from lightning_gradtrace.measures import (
+    ExcludedLoss,
+    RestrictedLoss,
     excluded_loss,
     fourier_basis,
     frequency_power,
@@ -88,3 +90,23 @@ def test_gini_of_equal_and_of_single_values() -> None:
     assert gini(torch.full((5,), -2.0)).item() == pytest.approx(0)
     assert gini(torch.eye(1, 10)).item() == pytest.approx(0.9)
     assert gini(torch.tensor([1.0, 3.0])).item() == pytest.approx(0.25)
+
+
+def test_metrics_of_all_pairs_equal_the_functions_in_any_order_and_batches() -> None:
+    keys, of, logits = [1, 3], torch.tensor([3, 8, 20]), torch.randn(P * P, P, dtype=torch.float64)
+    cases = [
+        (RestrictedLoss(answers(), keys), restricted_loss(logits, answers(), keys)),
+        (ExcludedLoss(answers(), keys), excluded_loss(logits, answers(), keys)),
+        (ExcludedLoss(answers(), keys, of), excluded_loss(logits, answers(), keys, of)),
+    ]
+    for metric, expected in cases:
+        for rows in torch.randperm(P * P).split(25):
+            metric.update(rows, logits[rows])
+        torch.testing.assert_close(metric.compute(), expected)
+
+
+def test_a_table_that_is_not_complete_has_no_loss() -> None:
+    metric = RestrictedLoss(answers(), [1])
+    metric.update(torch.arange(5), torch.randn(5, P))
+    with pytest.raises(ValueError, match="logits of 5 pairs were added, expected those of all 121"):
+        metric.compute()

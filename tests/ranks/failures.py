@@ -12,13 +12,13 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_gradtrace import GradTrace, TopK
 from lightning_gradtrace.store import TraceWriter
 from lightning_gradtrace.store.durable import DurableLocalStore
-from tests.ranks.training import fit, make, trace_callback, weights
+from tests.ranks.training import RANKS, Sharded, fit, make, trace_callback, weights
 from tests.test_callback import Model, Sentences
 
 FAILS_AT = 3
@@ -29,10 +29,17 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def train(*callbacks: pl.Callback, **options: Any) -> dict[str, Any]:
-    model = make(Model)
-    fit(model, *callbacks, strategy=DDPStrategy(process_group_backend="gloo"), **options)
-    return {name: weight.numpy() for name, weight in weights(model).items()}
+def train(*callbacks: pl.Callback, sharded: bool = False, **options: Any) -> dict[str, Any]:
+    """Train by DDP, or by FSDP2."""
+    model = make(Sharded if sharded else Model)
+    strategy = (
+        ModelParallelStrategy(RANKS, 1, process_group_backend="gloo")
+        if sharded
+        else DDPStrategy(process_group_backend="gloo")
+    )
+    fit(model, *callbacks, strategy=strategy, **options)
+    found = weights(model)
+    return {name: (weight.full_tensor() if sharded else weight).numpy() for name, weight in found.items()}
 
 
 # --- an error on one rank ------------------------------------------------------------------------------------------
@@ -80,24 +87,24 @@ def spoil(where: str) -> None:
         replace(TraceWriter, "append_step")
 
 
-def fail(folder: Path, where: str, on_error: str) -> Any:
+def fail(folder: Path, where: str, on_error: str, sharded: bool = False) -> Any:
     """Train with a callback that fails on rank 1; weights, error and warnings."""
     spoil(where)
     found: dict[str, Any] = {}
-    path = folder / f"{where}-{on_error}.zarr"
+    path = folder / f"{where}-{on_error}{'-sharded' * sharded}.zarr"
     trace = trace_callback(path, ledger_every_n_steps=1, on_error=on_error)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            found["weights"] = train(trace)
+            found["weights"] = train(trace, sharded=sharded)
         except Exception as error:
             found["error"] = f"{type(error).__name__}: {error}"
     found["warnings"] = [str(w.message) for w in caught if "stopped recording" in str(w.message)]
     return found
 
 
-def plain(folder: Path) -> Any:
-    return train()
+def plain(folder: Path, sharded: bool = False) -> Any:
+    return train(sharded=sharded)
 
 
 def no_place(folder: Path) -> Any:
@@ -156,10 +163,15 @@ class Flush(pl.Callback):
             self.trace._run.tracer.writer.flush()
 
 
-def killed(folder: Path) -> Any:
+def killed(folder: Path, sharded: bool = False) -> Any:
     """Rank 1 is killed before step 4; rank 0 has committed every step then, rank 1 the first two."""
-    trace = trace_callback(folder / "killed.zarr")
-    train(trace, *([Flush(trace, 2), Kill(4, signal.SIGKILL)] if rank() == 1 else []))
+    trace = trace_callback(folder / f"killed{'-sharded' * sharded}.zarr")
+    train(trace, *([Flush(trace, 2), Kill(4, signal.SIGKILL)] if rank() == 1 else []), sharded=sharded)
+
+
+def whole(folder: Path) -> Any:
+    """Train by FSDP2 to the end."""
+    train(trace_callback(folder / "whole-sharded-run.zarr"), sharded=True)
 
 
 # --- a checkpoint --------------------------------------------------------------------------------------------------
@@ -193,15 +205,16 @@ def stoppable(path: Path, *callbacks: pl.Callback, step: int = 0, **options: Any
         train(trace, *callbacks, loader=loader, **settings, **options)
 
 
-def resumed(folder: Path) -> Any:
+def resumed(folder: Path, sharded: bool = False) -> Any:
     """Train to the end; and again, stop before step 7 and go on from the checkpoint of step 4."""
-    stoppable(folder / "whole.zarr")
-    saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    place = folder / "sharded" if sharded else folder
+    stoppable(place / "whole.zarr", sharded=sharded)
+    saver = ModelCheckpoint(place, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     try:
-        stoppable(folder / "resumed.zarr", Kill(7, RuntimeError("stopped")), saver)
+        stoppable(place / "resumed.zarr", Kill(7, RuntimeError("stopped")), saver, sharded=sharded)
     except RuntimeError as error:
         assert "stopped" in str(error)
-    stoppable(folder / "resumed.zarr", step=4, ckpt_path=folder / "step=4.ckpt")
+    stoppable(place / "resumed.zarr", step=4, ckpt_path=place / "step=4.ckpt", sharded=sharded)
 
 
 def resumed_alone(folder: Path) -> Any:
@@ -212,6 +225,6 @@ def resumed_alone(folder: Path) -> Any:
         return f"{type(error).__name__}: {error}"
 
 
-def forked(folder: Path) -> Any:
+def forked(folder: Path, strategy: str = "ddp_fork") -> Any:
     """Lightning starts the processes itself."""
-    fit(make(Model), trace_callback(folder / "forked.zarr"), strategy="ddp_fork")
+    fit(make(Model), trace_callback(folder / f"{strategy}.zarr"), strategy=strategy)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lightning_gradtrace import Trace, open_trace
+from lightning_gradtrace.store.schema import escape
 from tests.ranks.launch import Job, launch, values
 from tests.ranks.training import Adam, Branches, Joint, JointAdam, JointBranches, ddp, single
 from tests.test_callback import Model
@@ -18,7 +19,7 @@ UNEQUAL = [[[0, 1, 2], [3, 4], [5, 6, 7, 8]], [[9, 10, 11], [12, 13, 14, 15, 16]
 
 DOUBLE = {"precision": "64-true"}
 CASES: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
-    "sgd": (Model, Joint, {}, {"trainer": DOUBLE}),
+    "sgd": (Model, Joint, {}, {"trainer": DOUBLE, "trace": {"tokens": True}}),
     "accumulated": (
         Adam,
         JointAdam,
@@ -176,3 +177,30 @@ def test_factors_texts_and_weights(case):
     assert np.array_equal(trace.weight_steps, expected.weight_steps)
     for param in expected.params["param"]:
         np.testing.assert_allclose(trace.weights(param), expected.weights(param), **close_to(expected.weights(param)))
+
+
+def test_sketches_and_gains(case):
+    name, folder, _, _ = case
+    trace, expected = traces(name, folder)
+    order = in_order_of(trace, expected)
+    for param in expected.params["param"]:
+        ours, theirs = trace.array(f"sketch/{escape(param)}/shift"), expected.array(f"sketch/{escape(param)}/shift")
+        np.testing.assert_allclose(ours[:][order], theirs[:], err_msg=param, **close_to(theirs[:]))
+        gains = trace.array(f"gains/{escape(param)}/gain")[:], expected.array(f"gains/{escape(param)}/gain")[:]
+        np.testing.assert_allclose(*gains, err_msg=param, rtol=1e-6)
+
+
+def test_loss_tokens(outcomes):
+    """The same tokens of the same samples, with the same shifts."""
+    folder, _ = outcomes
+    compare_loss_tokens(*traces("sgd", folder))
+
+
+def compare_loss_tokens(trace: Trace, expected: Trace) -> None:
+    order = in_order_of(trace, expected)
+    found = {n: trace.array(f"token_grads/{n}")[:][order] for n in ("n_chosen", "position", "token", "index", "shift")}
+    wanted = {n: expected.array(f"token_grads/{n}")[:] for n in found}
+    assert (wanted["position"] >= 0).sum() > trace.n_occurrences
+    for name in ("n_chosen", "position", "token", "index"):
+        np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
+    np.testing.assert_allclose(found["shift"], wanted["shift"], **close_to(wanted["shift"]))

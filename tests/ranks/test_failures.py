@@ -15,6 +15,7 @@ from tests.ranks.launch import Job, Outcome, launch, values
 from tests.store.test_resuming import assert_same_arrays
 
 PLACES = ["batch", "backward", "before the step", "after the step", "sum", "comparison", "record", "append"]
+SHARDED_PLACES = ["backward", "sum", "record"]
 JOBS = {
     "plain": Job(failures.plain),
     **{f"disable {where}": Job(failures.fail, (where, "disable")) for where in PLACES},
@@ -24,7 +25,13 @@ JOBS = {
     "killed": Job(failures.killed),
     "resumed": Job(failures.resumed),
     "resumed alone": Job(failures.resumed_alone, size=1),
-    "forked": Job(failures.forked, size=1),
+    **{kind: Job(failures.forked, (kind,), size=1) for kind in ("ddp_fork", "ddp_notebook")},
+    "plain sharded": Job(failures.plain, (True,)),
+    **{f"disable {where} sharded": Job(failures.fail, (where, "disable", True)) for where in SHARDED_PLACES},
+    "raise record sharded": Job(failures.fail, ("record", "raise", True)),
+    "killed sharded": Job(failures.killed, (True,)),
+    "whole sharded": Job(failures.whole),
+    "resumed sharded": Job(failures.resumed, (True,)),
 }
 
 
@@ -38,14 +45,16 @@ def outcomes(folder: Path) -> dict[str, list[Outcome]]:
     return dict(zip(JOBS, launch(folder, list(JOBS.values())), strict=True))
 
 
-@pytest.mark.parametrize("where", PLACES)
-def test_an_error_on_one_rank_ends_all_parts_at_one_step_and_the_training_goes_on(where, folder, outcomes):
-    ranks = values(outcomes[f"disable {where}"])
-    expected = values(outcomes["plain"])[0]
+@pytest.mark.parametrize(
+    ("where", "kind"), [*((where, "") for where in PLACES), *((where, " sharded") for where in SHARDED_PLACES)]
+)
+def test_an_error_on_one_rank_ends_all_parts_at_one_step_and_the_training_goes_on(where, kind, folder, outcomes):
+    ranks = values(outcomes[f"disable {where}{kind}"])
+    expected = values(outcomes[f"plain{kind}"])[0]
     for found in ranks:
         assert "error" not in found and len(found["warnings"]) == 1
         assert all(np.array_equal(weight, expected[name]) for name, weight in found["weights"].items())
-    trace = open_trace(folder / f"{where}-disable.zarr")
+    trace = open_trace(folder / f"{where}-disable{kind.replace(' ', '-')}.zarr")
     reasons = [part.attrs["end_reason"] for part in trace.parts]
     assert reasons[1] == "RuntimeError: out of luck"
     assert reasons[0] == "RankError: rank 1 (RuntimeError: out of luck) can't go on recording, so that rank 0 stops too"
@@ -56,11 +65,12 @@ def test_an_error_on_one_rank_ends_all_parts_at_one_step_and_the_training_goes_o
     assert trace.n_steps == FAILS_AT and trace.verify().ok, str(trace.verify())
 
 
-def test_an_error_that_is_raised_is_raised_on_all_ranks(folder, outcomes):
-    ranks = values(outcomes["raise record"])
+@pytest.mark.parametrize("kind", ["", " sharded"])
+def test_an_error_that_is_raised_is_raised_on_all_ranks(kind, folder, outcomes):
+    ranks = values(outcomes[f"raise record{kind}"])
     assert ranks[1]["error"] == "RuntimeError: out of luck"
     assert ranks[0]["error"].startswith("RankError: rank 1 (RuntimeError: out of luck) can't go on recording")
-    assert open_trace(folder / "record-raise.zarr").n_steps == FAILS_AT
+    assert open_trace(folder / f"record-raise{kind.replace(' ', '-')}.zarr").n_steps == FAILS_AT
 
 
 def test_no_rank_begins_if_one_can_not_write(folder, outcomes):
@@ -80,15 +90,16 @@ def test_what_is_no_trace_is_left_alone(folder, outcomes):
     assert [p.name for p in (folder / "taken.zarr").iterdir()] == ["thesis.tex"]
 
 
-def test_a_killed_rank_loses_what_it_had_not_committed_and_no_more(folder, outcomes):
-    zero, one = outcomes["killed"]
+@pytest.mark.parametrize(("kind", "complete"), [("", "ddp_fork"), ("-sharded", "whole-sharded-run")])
+def test_a_killed_rank_loses_what_it_had_not_committed_and_no_more(kind, complete, folder, outcomes):
+    zero, one = outcomes[f"killed{kind.replace('-', ' ')}"]
     assert one.exitcode == -signal.SIGKILL and zero.error is not None
-    trace = open_trace(folder / "killed.zarr")
+    trace = open_trace(folder / f"killed{kind}.zarr")
     assert [part.n_steps for part in trace.parts] == [4, 2] and trace.n_steps == 2
     report = trace.verify()
     assert report.ok, str(report)
     assert "ranks committed different numbers of steps (rank 0 4, rank 1 2)" in str(report)
-    whole = open_trace(folder / "forked.zarr")
+    whole = open_trace(folder / f"{complete}.zarr")
     n = trace.n_occurrences
     assert trace.occurrences.equals(whole.occurrences.iloc[:n])
     assert trace.topk.frame().equals(whole.topk.frame(steps=slice(0, trace.n_steps - 1)))
@@ -97,9 +108,10 @@ def test_a_killed_rank_loses_what_it_had_not_committed_and_no_more(folder, outco
     assert np.array_equal(trace.dense[name][:], whole.dense[name][:n])
 
 
-def test_a_resumed_training_ends_with_the_same_parts(folder, outcomes):
-    values(outcomes["resumed"])
-    trace, whole = open_trace(folder / "resumed.zarr"), open_trace(folder / "whole.zarr")
+@pytest.mark.parametrize("kind", ["", "sharded"])
+def test_a_resumed_training_ends_with_the_same_parts(kind, folder, outcomes):
+    values(outcomes[f"resumed {kind}".strip()])
+    trace, whole = open_trace(folder / kind / "resumed.zarr"), open_trace(folder / kind / "whole.zarr")
     assert trace.attrs["complete"] and trace.n_steps == whole.n_steps == 9
     for found, expected in zip(trace.parts, whole.parts, strict=True):
         assert_same_arrays(found, expected)
@@ -113,7 +125,9 @@ def test_another_number_of_processes_does_not_resume(outcomes):
     assert "this run has one process" in error
 
 
-def test_processes_that_lightning_starts(folder, outcomes):
-    values(outcomes["forked"])
-    trace = open_trace(folder / "forked.zarr")
+@pytest.mark.parametrize("kind", ["ddp_fork", "ddp_notebook"])
+def test_processes_that_lightning_forks(kind, folder, outcomes):
+    """For those that it starts anew see `test_started.py`."""
+    values(outcomes[kind])
+    trace = open_trace(folder / f"{kind}.zarr")
     assert trace.attrs["complete"] and trace.n_steps == 6 and trace.verify().ok

@@ -16,8 +16,10 @@ from tests.ranks.test_ddp import close_to, in_order_of
 from tests.ranks.training import (
     Joint,
     JointAdam,
+    JointSquare,
     Sharded,
     ShardedAdam,
+    ShardedSquare,
     Whole,
     fsdp,
     refused,
@@ -28,9 +30,19 @@ EVERYTHING = {"trace": {"params": "*"}}
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "sgd": (Sharded, Joint, {}),
     "accumulated": (ShardedAdam, JointAdam, {"trainer": {"accumulate_grad_batches": 2}, "trace": {"params": "*"}}),
+    "tokens": (Sharded, Joint, {"trace": {"tokens": True}, "trainer": {"max_epochs": 1}}),
+    "unequal": (
+        ShardedSquare,
+        JointSquare,
+        {
+            "batches": [[[0, 1, 2, 3, 4, 5], [6, 7, 8]], [[9, 10, 11, 12], [13, 14, 15, 16, 17, 18]]],
+            "trainer": {"use_distributed_sampler": False},
+            "trace": {"params": "*"},
+        },
+    ),
     "by value": (Sharded, Joint, {"trainer": {"gradient_clip_algorithm": "value", "gradient_clip_val": 0.01}}),
 }
-"""Sharded model, the same as one process, options."""
+"""Sharded model, the same as one process, options. Of unequal batches only one at a time leaves doubt: T = B."""
 
 
 @pytest.fixture(scope="module")

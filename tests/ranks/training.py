@@ -17,8 +17,9 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-from lightning_gradtrace import Dense, Factored, GradTrace, Norms, TopK
-from tests.test_callback import N_SAMPLES, Model, Sentences
+from lightning_gradtrace import Dense, Factored, GradTrace, Norms, Sketch, TokenGrads, TopK
+from lightning_gradtrace.record.gains import Gains
+from tests.test_callback import LENGTH, N_SAMPLES, Model, Sentences
 
 BATCH, EPOCHS, RANKS, SEED = 5, 2, 2, 3
 
@@ -84,6 +85,26 @@ class ShardedAdam(Sharded, Adam):
     pass
 
 
+class Square(Model):
+    """Needs the probe only for as many samples as a sentence has tokens: a bare table of positions."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.places = nn.Parameter(torch.randn(LENGTH, 8))
+
+    def forward(self, tokens):
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        return self.head(self.encoder(self.embedding(tokens) + self.places, mask, is_causal=True))
+
+
+class JointSquare(Joint, Square):
+    pass
+
+
+class ShardedSquare(Sharded, Square):
+    pass
+
+
 class Whole(Model):
     """A model that forgets to shard itself."""
 
@@ -135,7 +156,9 @@ def joined(epoch: int) -> list[list[int]]:
 
 
 def trace_callback(path: Path, **options: Any) -> GradTrace:
-    records = [TopK(11), TopK(17, per="step"), Dense(), Factored(schedule=2), Norms()]
+    records = [TopK(11), TopK(17, per="step"), Dense(), Factored(schedule=2), Norms(), Sketch(5), Gains()]
+    if options.pop("tokens", False):
+        records.append(TokenGrads(list(range(6)), k=9, slots=3))
     return GradTrace(path, records, **{"ledger_every_n_steps": 2, "weights_every_n_steps": 3, **options})
 
 
@@ -176,7 +199,7 @@ def weights(model: nn.Module) -> dict[str, torch.Tensor]:
 def ddp(folder: Path, name: str, kind: type[Model], ddp_options: dict[str, Any], options: dict[str, Any]) -> Any:
     """Train with and without the callback; the weights of both."""
     found = []
-    for callbacks in ([trace_callback(folder / f"{name}.zarr")], []):
+    for callbacks in ([trace_callback(folder / f"{name}.zarr", **options.get("trace", {}))], []):
         model = make(kind, **options.get("model", {}))
         strategy = DDPStrategy(process_group_backend="gloo", **ddp_options)
         fit(model, *callbacks, strategy=strategy, loader=_loader(options), **options.get("trainer", {}))

@@ -83,13 +83,14 @@ def sorted_per_step(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray,
     per=st.sampled_from(["sample", "step"]),
     workspace=st.sampled_from([1, 50, 1 << 18]),
     on_device=st.booleans(),
+    sieved=st.booleans(),
 )
 def test_selection_equals_sorting_over_consecutive_steps(
-    seed, k, sizes, whole, prune, per, workspace, on_device
+    seed, k, sizes, whole, prune, per, workspace, on_device, sieved
 ) -> None:
     record = TopK(k, per=per, prune=prune)
     record.specs(make_infos())
-    record._searcher.on_device = on_device
+    record._searcher.on_device, record._searcher.sieved = on_device, sieved
     before, forming.WORKSPACE = forming.WORKSPACE, workspace
     try:
         for number, rate in enumerate((1.0, 0.5, 0.0, 2.0)):  # a rate of zero makes every shift a tie

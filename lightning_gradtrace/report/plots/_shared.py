@@ -80,8 +80,9 @@ def lines(ax: Axes, table: pd.DataFrame, keys: Sequence[str], value: str, title:
 
 def labels_of(table: pd.DataFrame, keys: Sequence[str]) -> list[str]:
     """Return a short name for every row."""
-    names = table[list(keys)].copy()
-    for column in {"param", "module"} & set(keys):
+    # The name of a parameter holds that of its module.
+    names = table[[key for key in keys if key != "module" or "param" not in keys]].copy()
+    for column in {"param", "module"} & set(names):
         given = names[column].astype(str)
         names[column] = given.map({"": "", **shorten(name for name in given if name)})
     return [label_of(key) for key in names.itertuples(index=False, name=None)]

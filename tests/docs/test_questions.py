@@ -1,0 +1,73 @@
+"""Every analysis has a figure, a command, a page and a test: the tables of docs/questions.md are whole and true."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+
+import pytest
+from typer.main import get_command
+
+from lightning_gradtrace import analysis, report
+from lightning_gradtrace.cli import app
+from tests.docs.pages import ROOT
+
+# What follows a sample through the optimizer's memory is asked of single occurrences, from Python.
+WITHOUT_FIGURE = {"eventual_shift"}
+
+
+def rows() -> list[tuple[list[str], list[str], list[str], list[str]]]:
+    """Return functions, figures, commands and tests of every row."""
+    text = (ROOT / "docs/questions.md").read_text(encoding="utf-8")
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ") and "`" in line]
+    assert all(len(cells) == 5 for cells in lines)
+    return [tuple(re.findall("`([^`]+)`", cell) for cell in cells[1:]) for cells in lines]  # type: ignore[misc]
+
+
+ROWS = rows()
+
+
+def test_every_analysis_that_returns_a_table_is_there_once() -> None:
+    public = {
+        name
+        for name, function in vars(analysis).items()
+        if inspect.isfunction(function) and "DataFrame" in str(inspect.signature(function).return_annotation)
+    }
+    named = [name for functions, *_ in ROWS for name in functions]
+    assert sorted(named) == sorted(public)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][0])
+def test_what_a_row_names_exists(row: tuple[list[str], list[str], list[str], list[str]]) -> None:
+    functions, figures, commands, tests = row
+    if not set(functions) & WITHOUT_FIGURE:
+        assert figures and commands
+    for figure in figures:
+        assert callable(getattr(report, figure))
+    group = get_command(app)
+    for line in commands:
+        program, name, *words = shlex.split(line)
+        command = group.get_command(None, name)  # type: ignore[attr-defined,arg-type]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert program == "gradtrace" and {word for word in words if word.startswith("-")} <= known, line
+    texts = [(ROOT / file).read_text(encoding="utf-8") for file in tests]
+    for function in functions:
+        assert any(re.search(rf"\b{function}\(", text) for text in texts), f"no test of {tests} calls `{function}`"
+
+
+def test_every_figure_is_named_and_every_module_is_in_the_reference() -> None:
+    named = {figure for _, figures, *_ in ROWS for figure in figures}
+    assert named == {name for name in vars(report) if name.startswith("plot_")}
+    reference = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    modules = {getattr(analysis, name).__module__ for functions, *_ in ROWS for name in functions}
+    assert [module for module in sorted(modules) if f"::: {module}\n" not in reference] == []
+
+
+@pytest.mark.parametrize("name", sorted({name for functions, *_ in ROWS for name in functions}))
+def test_every_docstring_names_what_goes_in_what_comes_out_and_what_fails(name: str) -> None:
+    function = getattr(analysis, name)
+    text = inspect.getdoc(function) or ""
+    raises = ["Raises:"] if "raise " in inspect.getsource(function) else []
+    for part in ("Args:", "Returns:", *raises):
+        assert part in text, f"`{name}` has no {part}"
