@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -107,7 +108,8 @@ def grouped_variance(
     for key, part in moved.groupby(list(by), sort=True, observed=True):
         values = part.groupby("sample_id")[amount].sum().reindex(seen, fill_value=0.0)
         found = variance_explained(values, groups, n_permutations=n_permutations, confidence=confidence, seed=seed)
-        parts.append(found.assign(**dict(zip(by, key, strict=True)))[columns])
+        thing: dict[str, Any] = dict(zip(by, key, strict=True))
+        parts.append(found.assign(**thing)[columns])
     return pd.concat(parts[1:] or parts, ignore_index=True)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +57,7 @@ def plot_head_shifts(table: pd.DataFrame, ax: Axes | None = None, *, amount: str
     """
     ax = axes_for(table, {"module", "head", "part", amount}, ax)
     sums = table.astype({"module": object}).groupby(["module", "head", "part"], sort=True, observed=True)[amount].sum()
-    wide = (sums / sums.sum()).unstack("part", fill_value=0.0)
+    wide = (sums / sums.sum()).unstack("part", fill_value=0)
     order = [part for part in ("query", "key", "value", "output") if part in wide]
     wide = wide[[*order, *(part for part in wide if part not in order)]].head(n)
     shares = wide.to_numpy(float)
@@ -89,7 +89,7 @@ def plot_coherence(table: pd.DataFrame, ax: Axes | None = None, *, null: pd.Data
     names = labels_of(pd.DataFrame({"param": [name for name, _ in single]}), ["param"])
     for number, (name, (_, part)) in enumerate(zip(names, single, strict=True)):
         named = number < _MOST_LINES
-        options = {"label": name} if named else {"color": LIGHT.faint}
+        options: dict[str, Any] = {"label": name} if named else {"color": LIGHT.faint}
         ax.plot(part["step"], part["coherence"], linewidth=1, **options)
     whole = table[table["param"] == "all"]
     ax.plot(whole["step"], whole["coherence"], color=LIGHT.ink, linewidth=2, label="all weights")
