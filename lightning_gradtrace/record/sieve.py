@@ -142,9 +142,9 @@ class Sieve:
             limit = _limits(scale, float(risen.min()), lost)
         else:
             with np.errstate(divide="ignore"):
-                limit = risen / abs(np.float64(scale)) - wrong.max(1) * widest - self.flushed
-            limit = torch.from_numpy(limit.clip(0, 2 * _LARGE).astype(np.float32))
-            limit = _bits(limit.mul_(1 - 2 * UNIT).bfloat16())
+                least = risen / abs(np.float64(scale)) - wrong.max(1) * widest - self.flushed
+            least = torch.from_numpy(least.clip(0, 2 * _LARGE).astype(np.float32))
+            limit = _bits(least.mul_(1 - 2 * UNIT).bfloat16())
         return Block(self, rows, columns, scale, limit)
 
 
