@@ -103,7 +103,9 @@ def overview_tables(
     tables["entries"] = entries
     with_texts = trace.committed["sample"] > 0
     if "neurons" not in tables:
-        tables["neurons"] = analysis.neurons(trace, entries, find(trace, entries) if with_texts else _none(), axis)
+        tables["neurons"] = analysis.neurons(
+            trace, entries, find(trace, entries) if with_texts else analysis.no_tokens(), axis
+        )
     neurons = tables["neurons"].head(n_neurons).reset_index(drop=True)
     axis = str(neurons["axis"].iloc[0]) if len(neurons) else axis
     matrices = trace.params["shape"].map(len).eq(2).any()
@@ -130,10 +132,6 @@ def overview_tables(
         predictor = analysis.Predictor(model, trace.tokens()[1], batch_size=batch_size, forward=forward)
         tables |= _ablations(trace, predictor, chosen, entries, find, n_ablation_samples, seed)
     return tables
-
-
-def _none() -> pd.DataFrame:
-    return pd.DataFrame({"entry": [], "token": [], "text": [], "count": []}).astype({"entry": int, "token": int})
 
 
 def _every(trace: Trace) -> int:

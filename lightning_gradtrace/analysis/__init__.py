@@ -65,6 +65,7 @@ from lightning_gradtrace.analysis.phases import trace_series as trace_series
 from lightning_gradtrace.analysis.predictions import Predictor as Predictor
 from lightning_gradtrace.analysis.predictions import predict as predict
 from lightning_gradtrace.analysis.switches import Switch as Switch
+from lightning_gradtrace.analysis.tokens import no_tokens as no_tokens
 from lightning_gradtrace.analysis.tokens import notable_tokens as notable_tokens
 from lightning_gradtrace.analysis.weights import neuron_weights as neuron_weights
 from lightning_gradtrace.analysis.weights import weight_spectra as weight_spectra

@@ -118,6 +118,19 @@ def notable_tokens(
     return table if how.test else table.drop(columns=["p_value", "q_value"])
 
 
+def no_tokens() -> pd.DataFrame:
+    """Return a table of notable tokens without a row: for neurons of a trace that keeps no inputs.
+
+    Returns:
+        The columns of `notable_tokens` of single entries that `neurons` reads.
+
+    Example:
+        >>> no_tokens().columns.tolist()
+        ['entry', 'token', 'text', 'count']
+    """
+    return pd.DataFrame({"entry": [], "token": [], "text": [], "count": []}).astype({"entry": int, "token": int})
+
+
 def _table(found: FloatArray, groups: Groups, corpus: Corpus, vocab: Sequence[str] | None) -> pd.DataFrame:
     """Write out what `_best` returns."""
     row, column, count, relative, rank, score, p, q = found.T

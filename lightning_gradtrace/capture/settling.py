@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis
+from lightning_gradtrace.capture.derived import Operand
 from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.use import Site, Use
 
@@ -35,6 +37,30 @@ class Place(NamedTuple):
 
 # One option each means that there is no doubt.
 Options = dict[Place, list[SampleAxis]]
+
+
+# Larger tensors are not kept whole for the comparison of two runs.
+SMALL = 2**16
+
+
+def lighten(use: Use) -> None:
+    """Keep of a large input of a rule only a random combination over the axes that can't hold samples.
+
+    Two combinations with the same weights differ where the tensors do, and the probe has to hold those of every use of
+    two runs at once.
+    """
+    bound = use.bound()
+    operand = None if bound is None or bound.place is None else use.leaves[bound.place]
+    if bound is None or not isinstance(operand, Operand) or operand.tensor.numel() <= SMALL:
+        return
+    found = operand.tensor
+    if not found.is_floating_point() or found.layout is not torch.strided or found.is_nested:
+        return
+    generator = torch.Generator().manual_seed(0)
+    for axis in set(range(found.dim())) - set(bound.axes):
+        weights = torch.randn(found.shape[axis], generator=generator).to(found)
+        found = torch.tensordot(found, weights, ([axis], [0])).unsqueeze(axis)
+    use.leaves = [replace(leaf, tensor=found) if leaf is operand else leaf for leaf in use.leaves]
 
 
 def routes_of(use: Use) -> dict[Place, Route]:

@@ -26,6 +26,7 @@ from lightning_gradtrace.capture.opening import opened
 from lightning_gradtrace.capture.replay import Surroundings, outputs_of
 from lightning_gradtrace.capture.routing import Routes
 from lightning_gradtrace.capture.rules import Rule, rule_for
+from lightning_gradtrace.capture.settling import lighten
 from lightning_gradtrace.capture.taint import Taint
 from lightning_gradtrace.capture.use import Mixture, Site, Use, operand
 
@@ -244,6 +245,8 @@ class Tape(TorchFunctionMode):
         if not self._has_room(use, live.values()):
             self._derive(func, leaves, structure, around, live, mixed=True)
             return None
+        if self._probing:
+            lighten(use)
         self._counts[key] = use.site.number + 1
         self.uses.append(use)
         for leaf in use.lineages.values():

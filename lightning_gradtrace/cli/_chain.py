@@ -41,15 +41,28 @@ class Chain:
             **whole,
         )
 
-    def entries(self, trace: Trace) -> pd.DataFrame:
+    def entries(self, trace: Trace, client: Any = None) -> pd.DataFrame:
         """Return the most frequent entries."""
         from lightning_gradtrace import analysis
 
-        return analysis.frequent_entries(trace, min(self.n_entries, trace.n_entries), self.steps)
+        return analysis.frequent_entries(trace, min(self.n_entries, trace.n_entries), self.steps, client=client)
 
-    def components(self, trace: Trace, entries: pd.DataFrame) -> pd.DataFrame:
-        """Return the neurons, heads, parts of heads or entries with their notable tokens."""
+    def components(
+        self, trace: Trace, entries: pd.DataFrame, *, without_words: bool = False, client: Any = None
+    ) -> pd.DataFrame:
+        """Return the neurons, heads, parts of heads or entries with their notable tokens.
+
+        Args:
+            trace: the trace.
+            entries: from `entries`.
+            without_words: of a trace that keeps no inputs, return them without words instead of raising.
+            client: a `dask.distributed.Client`, or None.
+        """
         from lightning_gradtrace import analysis
 
-        notable = self.find_tokens(trace, entries, steps=self.steps)
-        return analysis.components(trace, entries, notable, self.by, axis=self.axis, heads=self.heads, steps=self.steps)
+        if without_words and not trace.committed["sample"]:
+            notable = analysis.no_tokens()
+        else:
+            notable = self.find_tokens(trace, entries, steps=self.steps, client=client)
+        options: dict[str, Any] = {"axis": self.axis, "heads": self.heads, "steps": self.steps, "client": client}
+        return analysis.components(trace, entries, notable, self.by, **options)

@@ -46,6 +46,10 @@ ModelArguments = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Samples at once.")]
 Samples = Annotated[int, typer.Option("--samples", min=1, help="At most so many samples.")]
+Scheduler = Annotated[
+    str | None,
+    typer.Option("--scheduler", metavar="ADDRESS", help="Share the work with this dask cluster, e.g. tcp://host:8786."),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of all draws.")]
 MaxShare = Annotated[
     float,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from lightning_gradtrace.cli._output import plain
+
 if TYPE_CHECKING:
     from lightning_gradtrace.store import Trace
 
@@ -111,11 +113,40 @@ def working(what: str, trace: Trace | None = None) -> Iterator[Any]:
         yield watched(trace, advance)
 
 
+@contextmanager
+def cluster(address: str | None) -> Iterator[Any]:
+    """Connect to a dask scheduler; without an address the work is done here.
+
+    Args:
+        address: of the scheduler. Its workers must be able to open the trace by the same path.
+
+    Yields:
+        A `dask.distributed.Client`, or None.
+    """
+    if address is None:
+        yield None
+        return
+    from dask.distributed import Client
+
+    try:
+        client = Client(address, timeout=10)
+    except (OSError, ValueError) as error:
+        raise typer.BadParameter(
+            f"no dask scheduler answers at `{plain(address)}` ({plain(str(error))}); start one with `dask scheduler`",
+            param_hint="--scheduler",
+        ) from None
+    with client:
+        yield client
+
+
 def watched(trace: Trace, advance: Any) -> Trace:
     """Return a copy of a trace that calls `advance` with the occurrence that a pass over its record has reached."""
     import copy
 
     class Watched(type(trace)):  # type: ignore[misc]
+        def __reduce__(self) -> Any:
+            return copy.copy, (trace,)  # a worker elsewhere gets the trace itself
+
         @property
         def topk(self) -> Any:
             view = super().topk

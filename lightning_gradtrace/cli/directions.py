@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from lightning_gradtrace.cli._options import Json, Output, Rows, StepRange, TracePath
+from lightning_gradtrace.cli._options import Json, Output, Rows, Scheduler, StepRange, TracePath
 from lightning_gradtrace.cli._output import check_output, emit, plain
-from lightning_gradtrace.cli._trace import open_for, parse_steps, working
+from lightning_gradtrace.cli._trace import cluster, open_for, parse_steps, working
 
 
 def directions(
@@ -28,6 +28,7 @@ def directions(
         str, typer.Option("--record", help="auto, dense, factored, topk or sketch: where shifts are taken from.")
     ] = "auto",
     steps: StepRange = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
     output: Output = None,
     rows: Rows = 20,
@@ -53,7 +54,8 @@ def directions(
     chosen = parse_steps(steps)
     opened = open_for(trace)
     common: dict[str, Any] = {"axis": axis, "record": record, "steps": chosen}
-    with working("shifts along directions"):
+    with working("shifts along directions"), cluster(scheduler) as client:
+        common["client"] = client
         if basis is not None:
             table = analysis.direction_shifts(opened, param, _read(basis), **common)
         else:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lightning_gradtrace.cli._options import Entries, Json, Output, Record, Rows, StepRange, TracePath
+from lightning_gradtrace.cli._options import Entries, Json, Output, Record, Rows, Scheduler, StepRange, TracePath
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import open_for, parse_steps, working
+from lightning_gradtrace.cli._trace import cluster, open_for, parse_steps, working
 
 
 def entries(
@@ -12,6 +12,7 @@ def entries(
     n_entries: Entries = 5000,
     steps: StepRange = None,
     record: Record = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
     output: Output = None,
     rows: Rows = 20,
@@ -32,6 +33,6 @@ def entries(
 
     check_output(output)
     chosen = parse_steps(steps)
-    with working("entries", open_for(trace, record)) as opened:
-        table = analysis.frequent_entries(opened, min(n_entries, opened.n_entries), chosen)
+    with working("entries", open_for(trace, record)) as opened, cluster(scheduler) as client:
+        table = analysis.frequent_entries(opened, min(n_entries, opened.n_entries), chosen, client=client)
     emit("entries", table, as_json, output, rows)

@@ -6,9 +6,19 @@ from typing import Annotated
 
 import typer
 
-from lightning_gradtrace.cli._options import Axis, HeadCount, Json, Output, Record, Rows, StepRange, TracePath
+from lightning_gradtrace.cli._options import (
+    Axis,
+    HeadCount,
+    Json,
+    Output,
+    Record,
+    Rows,
+    Scheduler,
+    StepRange,
+    TracePath,
+)
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import open_for, parse_heads, parse_steps, working
+from lightning_gradtrace.cli._trace import cluster, open_for, parse_heads, parse_steps, working
 
 
 def formation(
@@ -21,6 +31,7 @@ def formation(
     heads: HeadCount = None,
     steps: StepRange = None,
     record: Record = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
     output: Output = None,
     rows: Rows = 20,
@@ -42,9 +53,9 @@ def formation(
     if series and changes:
         raise typer.BadParameter("give one of --series and --changes")
     number, chosen = parse_heads(heads), parse_steps(steps)
-    with working("movement", open_for(trace, record)) as opened:
+    with working("movement", open_for(trace, record)) as opened, cluster(scheduler) as client:
         blocks = analysis.attention_heads(opened, number) if by in ("head", "head_part") else None
-        table = analysis.movement(opened, by=by, every=every, axis=axis, heads=blocks, steps=chosen)
+        table = analysis.movement(opened, by=by, every=every, axis=axis, heads=blocks, steps=chosen, client=client)
         if changes:
             keys = [c for c in table.columns if c not in ("step", "shifts", "moved", "net")]
             table = analysis.change_points(table, "moved", by=keys)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lightning_gradtrace.cli._options import HeadCount, Json, Output, Record, Rows, StepRange, TracePath
+from lightning_gradtrace.cli._options import HeadCount, Json, Output, Record, Rows, Scheduler, StepRange, TracePath
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import open_for, parse_heads, parse_steps, working
+from lightning_gradtrace.cli._trace import cluster, open_for, parse_heads, parse_steps, working
 
 
 def heads(
@@ -12,6 +12,7 @@ def heads(
     number: HeadCount = None,
     steps: StepRange = None,
     record: Record = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
     output: Output = None,
     rows: Rows = 20,
@@ -30,9 +31,9 @@ def heads(
 
     check_output(output)
     found, chosen = parse_heads(number), parse_steps(steps)
-    with working("heads", open_for(trace, record)) as opened:
+    with working("heads", open_for(trace, record)) as opened, cluster(scheduler) as client:
         blocks = analysis.attention_heads(opened, found)
-        moved = analysis.movement(opened, by="head_part", heads=blocks, steps=chosen)
+        moved = analysis.movement(opened, by="head_part", heads=blocks, steps=chosen, client=client)
     keys = ["module", "head", "part", "param"]
     moved = moved.groupby(keys, sort=False, observed=True)[["shifts", "moved", "net"]].sum().reset_index()
     emit("heads", blocks.merge(moved.astype({"param": object}), on=keys, how="left"), as_json, output, rows)

@@ -6,9 +6,19 @@ from typing import Annotated
 
 import typer
 
-from lightning_gradtrace.cli._options import Axis, HeadCount, Json, Output, Record, Rows, StepRange, TracePath
+from lightning_gradtrace.cli._options import (
+    Axis,
+    HeadCount,
+    Json,
+    Output,
+    Record,
+    Rows,
+    Scheduler,
+    StepRange,
+    TracePath,
+)
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import open_for, parse_heads, parse_steps, working
+from lightning_gradtrace.cli._trace import cluster, open_for, parse_heads, parse_steps, working
 
 
 def movers(
@@ -19,6 +29,7 @@ def movers(
     heads: HeadCount = None,
     steps: StepRange = None,
     record: Record = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
     output: Output = None,
     rows: Rows = 20,
@@ -37,7 +48,7 @@ def movers(
 
     check_output(output)
     number, chosen = parse_heads(heads), parse_steps(steps)
-    with working("movers", open_for(trace, record)) as opened:
+    with working("movers", open_for(trace, record)) as opened, cluster(scheduler) as client:
         blocks = analysis.attention_heads(opened, number) if by in ("head", "head_part") else None
-        table = analysis.movers(opened, by=by, n=n, axis=axis, heads=blocks, steps=chosen)
+        table = analysis.movers(opened, by=by, n=n, axis=axis, heads=blocks, steps=chosen, client=client)
     emit("movers", table, as_json, output, rows)

@@ -14,11 +14,12 @@ from lightning_gradtrace.cli._options import (
     Output,
     Record,
     Rows,
+    Scheduler,
     StepRange,
     TracePath,
 )
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import open_for, parse_steps, working
+from lightning_gradtrace.cli._trace import cluster, open_for, parse_steps, working
 
 
 def neurons(
@@ -31,6 +32,7 @@ def neurons(
     axis: Axis = "in",
     steps: StepRange = None,
     record: Record = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
     output: Output = None,
     rows: Rows = 20,
@@ -42,12 +44,13 @@ def neurons(
       gradtrace neurons runs/a.zarr --min-relative 2
       gradtrace neurons runs/a.zarr --axis out --output neurons.csv
 
-    A neuron is a column (or row) of a weight. One to which nearly every sample is attributed says little.
+    A neuron is a column (or row) of a weight. One to which nearly every sample is attributed says little. Of a trace
+    that keeps no token ids (images, say) neurons come without words.
 
     Next: `gradtrace report` shows each with its samples; `gradtrace ablate` switches it off.
     """
     check_output(output)
     chain = Chain(entries, min_count, n_relative, n_notable, min_relative, axis, parse_steps(steps))
-    with working("neurons", open_for(trace, record)) as opened:
-        table = chain.components(opened, chain.entries(opened))
+    with working("neurons", open_for(trace, record)) as opened, cluster(scheduler) as client:
+        table = chain.components(opened, chain.entries(opened, client), without_words=True, client=client)
     emit("neurons", table, as_json, output, rows)

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from lightning_gradtrace.cli._options import Axis, Json, Output, Record, Rows, StepRange, TracePath
+from lightning_gradtrace.cli._options import Axis, Json, Output, Record, Rows, Scheduler, StepRange, TracePath
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import open_for, parse_steps, working
+from lightning_gradtrace.cli._trace import cluster, open_for, parse_steps, working
 
 
 def outliers(
@@ -22,6 +22,7 @@ def outliers(
     axis: Axis = "in",
     steps: StepRange = None,
     record: Record = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
     output: Output = None,
     rows: Rows = 20,
@@ -41,7 +42,7 @@ def outliers(
 
     check_output(output)
     chosen = parse_steps(steps)
-    with working("largest shifts", open_for(trace, record)) as opened:
-        table = analysis.outliers(opened, of, n=n, normalise=normalise, axis=axis, steps=chosen)
+    with working("largest shifts", open_for(trace, record)) as opened, cluster(scheduler) as client:
+        table = analysis.outliers(opened, of, n=n, normalise=normalise, axis=axis, steps=chosen, client=client)
     table = table.loc[:, ~table.columns.duplicated()]
     emit("outliers", table, as_json, output, rows)

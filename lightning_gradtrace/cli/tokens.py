@@ -19,11 +19,12 @@ from lightning_gradtrace.cli._options import (
     Output,
     Record,
     Rows,
+    Scheduler,
     StepRange,
     TracePath,
 )
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import open_for, parse_heads, parse_steps, working
+from lightning_gradtrace.cli._trace import cluster, open_for, parse_heads, parse_steps, working
 
 
 def tokens(
@@ -45,6 +46,7 @@ def tokens(
     heads: HeadCount = None,
     steps: StepRange = None,
     record: Record = None,
+    scheduler: Scheduler = None,
     as_json: Json = False,
     output: Output = None,
     rows: Rows = 20,
@@ -66,11 +68,11 @@ def tokens(
     check_output(output)
     chain = Chain(entries, min_count, n_relative, n_notable, min_relative, axis, parse_steps(steps))
     number = parse_heads(heads)
-    with working("notable tokens", open_for(trace, record)) as opened:
+    with working("notable tokens", open_for(trace, record)) as opened, cluster(scheduler) as client:
         blocks = analysis.attention_heads(opened, number) if by in ("head", "head_part") else None
         table = chain.find_tokens(
             opened,
-            chain.entries(opened),
+            chain.entries(opened, client),
             method=method,
             by=by,
             axis=axis,
@@ -79,5 +81,6 @@ def tokens(
             weight=weight,
             max_q=max_q,
             steps=chain.steps,
+            client=client,
         )
     emit("tokens", table, as_json, output, rows)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.loss_tokens import TokenChoice
@@ -72,8 +71,11 @@ class ParameterShifts:
 
     def total(self) -> Tensor | None:
         """Sum of the shifts over all occurrences, shape of the parameter; None if the loss did not reach it."""
-        totals = [share.total() for share in self.shares if share is not None]
-        return torch.stack(totals).sum(0) * self.scale if totals else None
+        total: Tensor | None = None
+        for share in self.shares:
+            if share is not None:
+                total = share.total() if total is None else total + share.total()
+        return None if total is None else total * self.scale
 
 
 @dataclass

@@ -143,19 +143,20 @@ def _measure(infos: Sequence[ParameterInfo], n_samples: int) -> _Size:
         spec = replace(spec, grows=False, shape_tail=tuple(max(1, n) for n in spec.shape_tail))
         if spec.codec == "none":
             return uncompressed_bytes(spec, rows)
-        row = np.dtype("O" if spec.dtype == "str" else spec.dtype).itemsize * math.prod(spec.shape_tail)
+        item = np.dtype("O" if spec.dtype == "str" else spec.dtype).itemsize
+        row = item * math.prod(spec.shape_tail)
         most = SAMPLE_BYTES // row
         if spec.dims[1:] == ("k",):
             most = min(most, MOST_DRAWS // (n_samples if spec.axis == "step" else 1))
-        if rows <= max(1, most):
-            return _encoded(spec, rows, infos, n_samples)
         # Values of one type that fill their mantissa compress alike in all large arrays.
         drawn = spec.codec in _OF_FLOATS and "k" not in spec.dims
-        alike = (spec.dtype, tuple(spec.attrs.items()), spec.codec) if drawn else spec.path
+        if rows <= (most if drawn else max(1, most)):
+            return _encoded(spec, rows, infos, n_samples)
+        alike = (spec.dtype, spec.attrs.get("keep_bits"), spec.codec, spec.group == "norms") if drawn else spec.path
         if alike not in known:
             few, sample = (_flat(spec, row), 1) if drawn else (spec, max(1, most))
             some = replace(few, chunk_rows=sample, inner_rows=None)
-            raw = sample * np.dtype(spec.dtype).itemsize * math.prod(some.shape_tail)
+            raw = sample * item * math.prod(some.shape_tail)
             known[alike] = _encoded(some, sample, infos, n_samples) / raw
         return known[alike] * rows * row + padding_bytes(spec, rows)
 

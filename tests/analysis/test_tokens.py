@@ -13,6 +13,8 @@ from lightning_gradtrace.analysis import (
     _sample_counts,
     _token_counts,
     frequent_entries,
+    neurons,
+    no_tokens,
     notable_tokens,
     permuted_links,
 )
@@ -153,3 +155,11 @@ def test_entries_that_do_not_fit_are_refused(entries, message):
 def test_links_that_do_not_fit_are_refused(links, message):
     with pytest.raises(ValueError, match=message):
         notable_tokens(random_trace().trace, [0], links=links)
+
+
+def test_a_trace_without_inputs_has_neurons_without_words():
+    trace = write_trace({"a.weight": (3, 4)}, np.arange(6).reshape(3, 2), np.array([[1, 6]] * 6))
+    with pytest.raises(ValueError, match="the trace keeps no inputs"):
+        notable_tokens(trace, [1, 6])
+    found = neurons(trace, [1, 6], no_tokens())
+    assert found[["neuron", "n_occurrences", "n_notable"]].to_numpy().tolist() == [[1, 6, 0], [2, 6, 0]]

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_gradtrace.capture import settling
 from lightning_gradtrace.capture.engine import MicroBatch
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.tape import Tape
 from tests.capture.mixtures import ELSEWHERE, EXACT, SIZES, Model, Sizes
 from tests.capture.test_attribution import Net, capture
 
@@ -66,3 +68,20 @@ def test_rows_that_are_no_longer_the_samples_are_named(model: Model) -> None:
         for name, g in expected.items():
             torch.testing.assert_close(found.shares[name].dense(), g)
     assert refused >= len(SIZES) - 1
+
+
+@pytest.mark.parametrize("model", EXACT, ids=lambda model: model.name)
+def test_combinations_over_features_tell_as_much_as_whole_tensors(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The probe keeps of large tensors only as much as it needs."""
+    monkeypatch.setattr(settling, "SMALL", 0)
+    test_samples_that_are_moved_about_keep_their_shares(model, SIZES[1])
+
+
+def test_large_tensors_are_not_kept_whole_by_the_probe() -> None:
+    m, x = nn.Linear(512, 4), torch.randn(4, 64, 512)
+    with Tape(dict(m.named_parameters()), x, 4, probing=True) as tape, torch.no_grad():
+        m(x)
+    (kept,) = tape.uses[0].operands.values()
+    assert kept.tensor.shape == (4, 64, 1)

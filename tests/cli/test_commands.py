@@ -220,3 +220,13 @@ def test_directions_come_from_a_file(suffix: str, run: Run, trace_path: Path, tm
     file.write_bytes(b"no numbers")
     wrong = run("directions", trace_path, "--param", "hidden.weight", "--basis", file)
     assert wrong.exit_code == 2 and "can't be read" in " ".join(wrong.stderr.split())
+
+
+def test_neurons_of_a_trace_without_texts_come_without_words(run: Run, tmp_path: Path) -> None:
+    from tests.analysis.traces import write_trace
+
+    write_trace({"a.weight": (3, 4)}, np.arange(6).reshape(3, 2), np.array([[1, 6]] * 6), to=tmp_path / "t.zarr")
+    rows = json.loads(run("neurons", tmp_path / "t.zarr", "--json").stdout)["rows"]
+    assert [(row["neuron"], row["n_occurrences"], row["text"]) for row in rows] == [(1, 6, []), (2, 6, [])]
+    words = run("tokens", tmp_path / "t.zarr")
+    assert words.exit_code == 2 and "the trace keeps no inputs" in words.stderr

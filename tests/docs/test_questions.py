@@ -21,8 +21,14 @@ def rows() -> list[tuple[list[str], list[str], list[str], list[str]]]:
     """Return functions, figures, commands and tests of every row."""
     text = (ROOT / "docs/questions.md").read_text(encoding="utf-8")
     lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ") and "`" in line]
-    assert all(len(cells) == 5 for cells in lines)
-    return [tuple(re.findall("`([^`]+)`", cell) for cell in cells[1:]) for cells in lines]  # type: ignore[misc]
+    found = []
+    for _, *cells in lines:
+        functions, shown, tests = (re.findall("`([^`]+)`", cell) for cell in cells)
+        figures = [name for name in shown if name.startswith("plot_")]
+        commands = [line for line in shown if line.startswith("gradtrace ")]
+        assert len(figures) + len(commands) == len(shown)
+        found.append((functions, figures, commands, [f"tests/analysis/{t}" if "/" not in t else t for t in tests]))
+    return found
 
 
 ROWS = rows()
@@ -69,5 +75,6 @@ def test_every_docstring_names_what_goes_in_what_comes_out_and_what_fails(name: 
     function = getattr(analysis, name)
     text = inspect.getdoc(function) or ""
     raises = ["Raises:"] if "raise " in inspect.getsource(function) else []
-    for part in ("Args:", "Returns:", *raises):
+    takes = ["Args:"] if inspect.signature(function).parameters else []
+    for part in (*takes, "Returns:", *raises):
         assert part in text, f"`{name}` has no {part}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,17 @@ import torch
 from torch import nn
 
 from lightning_gradtrace.capture.shares import OuterShare
-from lightning_gradtrace.record import Dense, Factored, Norms, ParameterShifts, Record, Sketch, StepShifts, TopK
+from lightning_gradtrace.record import (
+    Dense,
+    Factored,
+    Norms,
+    ParameterInfo,
+    ParameterShifts,
+    Record,
+    Sketch,
+    StepShifts,
+    TopK,
+)
 from lightning_gradtrace.record.plan import plan
 from tests.record.steps import make_infos, record_steps
 
@@ -70,6 +81,18 @@ def test_every_array_of_the_trace_is_in_the_table(tmp_path: Path) -> None:
         if path in table.index and array.dtype.kind in "fiu":
             assert table.loc[path, "rows"] == array.shape[0], path
             assert table.loc[path, "raw_bytes"] == array.size * array.dtype.itemsize, path
+
+
+@pytest.mark.parametrize("record", [TopK(1000), Dense(), Dense(keep_bits=7), Factored(), Sketch(1024)], ids=str)
+def test_a_model_of_hundreds_of_millions_of_weights_is_predicted_without_drawing_them(record: Record) -> None:
+    infos = [ParameterInfo("a", (50_000, 4096), 0), ParameterInfo("b", (4096, 16_384), 50_000 * 4096)]
+    tracemalloc.start()
+    short, long = (plan(infos, record, n_steps, 8) for n_steps in (1, 1000))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6  # one row has 1 GB
+    ours = [table.loc[table["record"] == type(record).__name__, "bytes"].sum() for table in (short, long)]
+    assert 700 * ours[0] < ours[1] < 1100 * ours[0]
 
 
 def test_a_model_and_a_filter_can_be_given() -> None:

@@ -251,3 +251,35 @@ def test_sums_in_bfloat16_would_be_noticed(monkeypatch) -> None:
     assert sieve._adds_in_float32()
     monkeypatch.setattr(torch, "bmm", lambda left, right: torch.full((1, 64, 64), 256.0))
     assert not sieve._adds_in_float32()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    kinds=st.tuples(st.sampled_from(KINDS), st.sampled_from(KINDS)),
+    scaled=st.booleans(),
+    seed=st.integers(0, 10_000),
+    risen=st.sampled_from([1.0, 1.3, 50.0]),
+    rank=st.integers(1, 20),
+)
+def test_no_entry_at_the_threshold_is_lost_and_intervals_hold_the_exact_size(kinds, scaled, seed, risen, rank) -> None:
+    """The threshold is the size of an entry, so that one entry lies exactly on it."""
+    generator = torch.Generator().manual_seed(seed)
+    left, right = draw(kinds[0], generator, 1, 64, 40), draw(kinds[1], generator, 1, 64, 50)
+    scale = draw("heavy tails", generator, 40, 50) if scaled else -0.3
+    exact = torch.bmm(left.double().transpose(1, 2), right.double())[0] * (scale.double() if scaled else scale)
+    exact = exact.abs().numpy()
+    if not np.isfinite(exact).all():
+        return  # not fit, see `test_the_bound_of_the_error_holds`
+    threshold = float(np.sort(exact.ravel())[-rank])
+    found = sieve_of(left, right, threshold / risen) if threshold > 0 else None
+    if found is None:
+        return
+    block = found.block(slice(3, 40), slice(5, 50), scale[3:40, 5:50] if scaled else scale, np.array([threshold]))
+    entries = block.search(slice(0, 1))
+    if entries is None:  # too many: formed in float32
+        return
+    size = exact[entries.row + 3, entries.column + 5]
+    assert (np.abs(entries.shift - size) <= entries.error).all()
+    assert set(zip(*np.nonzero(exact[3:, 5:] >= threshold), strict=True)) <= {
+        *zip(entries.row, entries.column, strict=True)
+    }
