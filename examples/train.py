@@ -1,9 +1,10 @@
 """Train an experiment and record it: `python -m examples.train experiment=english`.
 
 The run directory holds the trace (`trace.zarr`), the trained model (`model.ckpt`), the resolved configuration
-(`config.yaml`, also inside the trace), perplexities and times (`metrics.yaml`) and what Hydra writes. Of the times,
-`training_seconds` is the whole of `Trainer.fit`, `loop_seconds` what lies between the start of its first and the end of
-its last step, validation and the writing of the trace included; neither holds the loading of the text.
+(`config.yaml`, also inside the trace), the commit of the code (`commit.txt`), perplexities and times (`metrics.yaml`)
+and what Hydra writes. Of the times, `training_seconds` is the whole of `Trainer.fit`, `loop_seconds` what lies between
+the start of its first and the end of its last step, validation and the writing of the trace included; neither holds the
+loading of the text.
 """
 
 from __future__ import annotations

@@ -23,7 +23,8 @@ def english(run_experiment: Run) -> Path:
 
 
 def test_run_directory_holds_trace_model_configuration_and_metrics(english: Path) -> None:
-    assert {"trace.zarr", "model.ckpt", "config.yaml", "metrics.yaml"} <= {file.name for file in english.iterdir()}
+    written = {file.name for file in english.iterdir()}
+    assert {"trace.zarr", "model.ckpt", "config.yaml", "commit.txt", "metrics.yaml"} <= written
     assert OmegaConf.load(english / "metrics.yaml").validation_perplexity > 1
 
 
