@@ -12,7 +12,7 @@ import torch
 from lightning_gradtrace import open_trace
 from lightning_gradtrace.update.division import explain
 from tests.ranks.launch import Job, Outcome, launch, values
-from tests.ranks.test_ddp import close_to, in_order_of
+from tests.ranks.test_ddp import close_to, compare_loss_tokens, in_order_of
 from tests.ranks.training import (
     Joint,
     JointAdam,
@@ -84,6 +84,12 @@ def test_the_same_training_with_the_same_shifts(name, folder, outcomes):
     assert trace.steps["residual"].notna().equals(expected.steps["residual"].notna())
     for column in ("loss", "grad_norm", "clip_factor", "lr"):
         np.testing.assert_allclose(trace.steps[column], expected.steps[column], rtol=1e-6, err_msg=column)
+
+
+def test_loss_tokens(folder, outcomes):
+    """The passes of `TokenGrads` run over sharded weights, each rank over its own graph."""
+    values(outcomes["tokens"])
+    compare_loss_tokens(open_trace(folder / "tokens.zarr"), open_trace(folder / "tokens-single.zarr"))
 
 
 def test_what_mixes_weights_of_which_a_process_holds_a_piece_is_refused():
