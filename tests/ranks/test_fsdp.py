@@ -12,7 +12,7 @@ import torch
 from lightning_gradtrace import open_trace
 from lightning_gradtrace.update.division import explain
 from tests.ranks.launch import Job, Outcome, launch, values
-from tests.ranks.test_ddp import close_to, compare_loss_tokens, in_order_of
+from tests.ranks.test_ddp import close_to, in_order_of
 from tests.ranks.training import (
     Joint,
     JointAdam,
@@ -30,7 +30,6 @@ EVERYTHING = {"trace": {"params": "*"}}
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "sgd": (Sharded, Joint, {}),
     "accumulated": (ShardedAdam, JointAdam, {"trainer": {"accumulate_grad_batches": 2}, "trace": {"params": "*"}}),
-    "tokens": (Sharded, Joint, {"trace": {"tokens": True}, "trainer": {"max_epochs": 1}}),
     "unequal": (
         ShardedSquare,
         JointSquare,
@@ -58,6 +57,7 @@ def outcomes(folder: Path) -> dict[str, list[Outcome]]:
     }
     jobs["whole"] = Job(refused, (Whole, {}))
     jobs["functional"] = Job(refused, (Sharded, {"engine": "functional", "per_sample_loss": print}))
+    jobs["tokens"] = Job(refused, (Sharded, {"tokens": True}))
     return dict(zip(jobs, launch(folder, list(jobs.values())), strict=True))
 
 
@@ -86,12 +86,6 @@ def test_the_same_training_with_the_same_shifts(name, folder, outcomes):
         np.testing.assert_allclose(trace.steps[column], expected.steps[column], rtol=1e-6, err_msg=column)
 
 
-def test_loss_tokens(folder, outcomes):
-    """The passes of `TokenGrads` run over sharded weights, each rank over its own graph."""
-    values(outcomes["tokens"])
-    compare_loss_tokens(open_trace(folder / "tokens.zarr"), open_trace(folder / "tokens-single.zarr"))
-
-
 def test_what_mixes_weights_of_which_a_process_holds_a_piece_is_refused():
     optimizer = torch.optim.Adafactor([torch.nn.Parameter(torch.ones(2, 2))])
     with pytest.raises(ValueError, match="the step of `Adafactor` mixes the weights of a parameter"):
@@ -104,3 +98,5 @@ def test_what_is_not_sharded_or_needs_whole_parameters_is_refused(outcomes):
         assert 'call `fully_shard(self, mesh=self.device_mesh["data_parallel"])` in `configure_model`' in error
     for error in values(outcomes["functional"]):
         assert error.startswith('ValueError: GradTrace: `engine="functional"` needs whole parameters')
+    for error in values(outcomes["tokens"]):
+        assert error.startswith("ValueError: GradTrace: `TokenGrads(") and "needs backward passes of its own" in error
