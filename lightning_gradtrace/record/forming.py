@@ -131,9 +131,10 @@ class Task:
         assert isinstance(self.share, OuterShare)
         positions = self.share.left.shape[1]
         cost, everything = positions, WORTH_SORTING * positions
-        if isinstance(self.parameter.scale, Tensor):  # then stairs are not sieved
+        if isinstance(self.parameter.scale, Tensor):
             cost += PICKING
-            everything *= SIEVED if self.sieved else 1.0
+        if self.sieved:
+            everything *= SIEVED
         return stairs.area(limit) * cost < everything * self.share.shape.numel()
 
     def _written_out(self, samples: np.ndarray, threshold: np.ndarray, k: int) -> Iterator[Candidates]:
@@ -176,15 +177,14 @@ class Task:
                         yield self._candidates(group[part][found.sample], entry, found.shift, found.error)
 
     def _on_stairs(self, stairs: Stairs, samples: np.ndarray, threshold: np.ndarray) -> Iterator[Candidates]:
-        """Form what is on the stairs, from the most promising rows to the least."""
+        """Form what is on the stairs, from the most promising rows to the least.
+
+        They are not sieved: every shape is a new one here, and oneDNN keeps what it prepares for up to 1,024 shapes.
+        """
         share, scale = self.share, self.parameter.scale
         assert isinstance(share, OuterShare) and self.bounds is not None
         left = of_features(of_samples(share.left, samples), stairs.rows)
         right = of_features(of_samples(share.right, samples), stairs.columns)
-        sieve = None
-        if self.sieved and not isinstance(scale, Tensor):
-            norms = np.take_along_axis(self.bounds.norms.numpy()[samples], stairs.rows, 1), stairs.column_bounds
-            sieve = Sieve.of(left, right, *norms, threshold[self.samples][samples])
         rows = slice(0, 0)
         while rows.stop < stairs.rows.shape[1]:
             needed = stairs.columns_of(rows.stop, threshold[self.samples][samples])
@@ -194,10 +194,7 @@ class Task:
             for columns in slices(needed, WIDTH):
                 r, c, limit = stairs.rows[:, rows], stairs.columns[:, columns], threshold[self.samples][samples]
                 there = picked(scale, r, c) if isinstance(scale, Tensor) else scale
-                block = None if sieve is None else sieve.block(rows, columns, there, limit)
-                found = None if block is None else block.search(slice(0, len(samples)))
-                if found is None:
-                    found = self._found(left[:, :, rows], right[:, :, columns], there, limit)
+                found = self._found(left[:, :, rows], right[:, :, columns], there, limit)
                 entry = r[found.sample, found.row] * share.shape[1] + c[found.sample, found.column]
                 yield self._candidates(samples[found.sample], entry, found.shift, found.error)
 
