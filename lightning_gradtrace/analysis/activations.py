@@ -133,8 +133,7 @@ def top_samples(
     Raises:
         ValueError: as in `activation_baseline`, or `n` below 1.
     """
-    if n < 1:
-        raise ValueError(f"`n` is {n}, expected 1 or more samples")
+    _access.check_count("n", n, of="samples")
     texts = read_texts(trace)
     chosen = _draw(len(texts.tokens), n_samples, seed)
     parts = []

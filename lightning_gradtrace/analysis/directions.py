@@ -118,8 +118,7 @@ def principal_directions(
     shape = _access.matrix(trace, param).shape
     _access.check_axis(axis)
     size = shape[1] if axis == "in" else shape[0]
-    if n < 1:
-        raise ValueError(f"`n` is {n}, expected 1 or more directions")
+    _access.check_count("n", n, of="directions")
     record = choose_record(trace, record, linear=False)
     total = over_steps(client, trace, steps, _products, np.add, param, record, axis, size)
     values, vectors = np.linalg.eigh(total)

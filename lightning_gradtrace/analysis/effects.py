@@ -75,8 +75,7 @@ def token_losses(ablated: Ablated, *, vocab: Sequence[str] | None = None, min_co
     Raises:
         ValueError: `min_count` below 1.
     """
-    if min_count < 1:
-        raise ValueError(f"`min_count` is {min_count}, expected 1 or more")
+    _access.check_count("min_count", min_count)
     sample, position = np.nonzero(np.isfinite(ablated.loss))
     token, column = np.unique(ablated.tokens[sample, position + 1], return_inverse=True)
     count = np.bincount(column, minlength=token.size)

@@ -59,8 +59,8 @@ def frequent_entries(trace: Trace, n_entries: int = 5000, steps: Steps = None, *
         ValueError: `n_entries` is below 1 or larger than the number of entries that the trace tracks; or as in
             `count_entries`.
     """
-    if n_entries < 1:
-        raise ValueError(f"`n_entries` is {n_entries}, expected 1 or more")
+    _access.check_trace(trace)
+    _access.check_count("n_entries", n_entries)
     if n_entries > trace.n_entries:
         raise ValueError(
             f"`n_entries` is {n_entries}, but this trace tracks {trace.n_entries} entries; pass at most that many"
