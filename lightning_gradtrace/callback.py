@@ -93,8 +93,7 @@ class GradTrace(Callback):
         config: anything that JSON can hold, kept in ``trace.attrs["config"]["user"]``.
 
     Raises:
-        TypeError: `record` or `params` is of another kind.
-        ValueError: an argument is out of range; the message lists what is allowed.
+        ValueError: an argument is out of range (a TypeError: of another kind); the message lists what is allowed.
 
     Example::
 

@@ -56,6 +56,8 @@ def flip_table(
     Raises:
         ValueError: as in `zero_ablation` and `predict`, or a model that mixes the samples of a batch, as one does that
             wants positions first.
+
+    Source: docs/concepts.md, 5, zero ablation.
     """
     if batch_size != 1:
         check_apart(model, check_tokens(tokens, batch_size)[0], forward)

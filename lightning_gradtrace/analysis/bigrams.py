@@ -56,6 +56,8 @@ def bigram_shifts(
     Raises:
         ValueError: fewer than two snapshots in `steps`, `n` below 1, or weights that don't fit each other.
         KeyError: the trace has no weights of this name.
+
+    Source: docs/concepts.md, 5, the tables at its end. `shift` is in units of the score.
     """
     inside = snapshots_in(trace, steps)
     inside = [inside[0], inside[-1]] if summed else inside

@@ -61,6 +61,8 @@ def direction_shifts(
     Raises:
         ValueError: the trace holds no such record, the parameter is not tracked, or directions of another shape, of
             length zero or not finite.
+
+    Source: docs/concepts.md, 3: a shift is in units of the weight, and so is its part along a unit vector.
     """
     shape = _access.shape_of(trace, param).shape
     units = _units(np.asarray(directions, dtype=np.float64), param, shape, axis)

@@ -36,6 +36,8 @@ def count_entries(trace: Trace, steps: Steps = None, *, client: Any = None) -> p
 
     Raises:
         ValueError: the trace holds no `TopK` record, or `steps` matches none of its steps.
+
+    Source: docs/concepts.md, 5, step 1.
     """
     return _table(trace, *_ordered(client, trace, steps))
 
@@ -58,6 +60,8 @@ def frequent_entries(trace: Trace, n_entries: int = 5000, steps: Steps = None, *
     Raises:
         ValueError: `n_entries` is below 1 or larger than the number of entries that the trace tracks; or as in
             `count_entries`.
+
+    Source: docs/concepts.md, 5, step 1.
     """
     _access.check_trace(trace)
     _access.check_count("n_entries", n_entries)

@@ -56,6 +56,8 @@ def movement(
 
     Raises:
         ValueError: no `TopK` record, `every` below 1, or as in `notable_tokens`.
+
+    Source: docs/concepts.md, 3: shifts are in units of the weight.
     """
     if every is not None:
         _access.check_count("every", every, of="steps")
@@ -151,6 +153,8 @@ def movers(
 
     Raises:
         ValueError: as in `movement`, or `n` below 1.
+
+    Source: docs/concepts.md, 3: shifts are in units of the weight.
     """
     _access.check_count("n", n, of="samples")
     groups = groups_of(trace, entries, by, axis=axis, heads=heads)

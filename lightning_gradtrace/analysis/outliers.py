@@ -67,6 +67,8 @@ def outliers(
     Raises:
         ValueError: no `TopK` record, an unknown name, `n` or `min_count` out of range, no weights in the trace where
             they are needed.
+
+    Source: docs/concepts.md, 5. `shift` is in units of the weight.
     """
     if of not in OF:
         raise ValueError(f"`of` is {of!r}, expected one of {', '.join(repr(o) for o in OF)}")

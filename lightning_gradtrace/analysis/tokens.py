@@ -95,6 +95,8 @@ def notable_tokens(
     Raises:
         ValueError: no `TopK` record, no inputs or (for `weight="value"`) no weights, unknown entries or names,
             `links` that don't fit, thresholds out of range.
+
+    Source: docs/concepts.md, 5, steps 2 and 3, and the table of methods.
     """
     for name, value in (("min_count", min_count), ("n_relative", n_relative), ("n_notable", n_notable)):
         _access.check_count(name, value)

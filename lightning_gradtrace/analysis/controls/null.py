@@ -111,6 +111,8 @@ def null_tokens(
 
     Raises:
         ValueError: `n_permutations` below 1, or as in `notable_tokens` and `permuted_links`.
+
+    Source: docs/concepts.md, 5, controls.
     """
     _check_permutations(n_permutations)
     numbers = entry_numbers(trace, entries)
@@ -187,6 +189,8 @@ def null_control(
 
     Raises:
         ValueError: `n_permutations` below 1, or as in `neuron_ablation` and `permuted_links`.
+
+    Source: docs/concepts.md, 5, controls.
     """
     _check_permutations(n_permutations)
     predictor = predictor_of(trace, model, batch_size, forward)

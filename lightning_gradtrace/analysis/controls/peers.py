@@ -69,6 +69,8 @@ def peer_control(
 
     Raises:
         ValueError: `n_peers` below 1, or as in `neuron_ablation`.
+
+    Source: docs/concepts.md, 5, controls.
     """
     _access.check_count("n_peers", n_peers)
     predictor = predictor_of(trace, model, batch_size, forward)
