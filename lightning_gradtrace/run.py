@@ -23,7 +23,7 @@ from lightning_gradtrace.capture.sharded import watch_unsharding
 from lightning_gradtrace.capture.tape import deactivate
 from lightning_gradtrace.ranks.checkpoint import joint_state, lone_state
 from lightning_gradtrace.ranks.meeting import Ranks, held_back
-from lightning_gradtrace.ranks.probing import JointProbe, probe_together
+from lightning_gradtrace.ranks.probing import probe_together
 from lightning_gradtrace.record import Schedule
 from lightning_gradtrace.step import Position
 from lightning_gradtrace.tracer import Tracer
@@ -132,8 +132,7 @@ class Run:
         refusals.check_needs_gradient(loss)
         if self._tokens:
             probe = self._probe(self._arrival, rehearse)
-            alone = JointProbe(probe, None) if self.tracer.spread else probe
-            self.tracer.before_backward(self._tape, loss, len(self._arrival.ids), alone)
+            self.tracer.before_backward(self._tape, loss, len(self._arrival.ids), probe)
         self.tracer.begin_pass(self.optimizers)
         self._tape.forget_backward()  # `torch.autograd.grad` in the forward pass leaves nothing in `.grad`
         self._loss = loss.detach()

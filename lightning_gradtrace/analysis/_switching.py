@@ -26,11 +26,11 @@ def switching(without: Mapping[int, Tensor], instead: Instead | None = None, *, 
         without: W0 by the `id` of the weight.
         instead: called with the running number of each output of each use and what it is with W0, returns what to
             add; None to add nothing.
-        keep: whether to fill `contributions`.
+        keep: whether to fill `contributions`, and to go on with what the use returns with W.
 
     Returns:
         A context manager with the list `contributions`: for each output of each use, what it was with W minus what
-        it is with W0.
+        it is with W0. All of them are of the whole model: nothing is switched off before a later use.
     """
     return _mode_class()(without, instead, keep)
 
@@ -82,13 +82,17 @@ def _mode_class() -> Any:
             if not isinstance(without, Tensor):
                 return without
             if whole:
-                self.contributions.append(whole[number] - without)
-            self._count += 1
-            if self._instead is None:
+                added = whole[number] - without
+                self.contributions.append(added)
+            elif self._instead is not None:
+                self._count += 1
+                added = self._instead(self._count - 1, without)
+            else:
                 return without
-            added = self._instead(self._count - 1, without)
             # A function that wrote into its argument: who holds that argument must see the addition too.
-            return without.add_(added) if id(without) in given else without + added
+            if id(without) in given:
+                return without.add_(added)
+            return whole[number] if whole else without + added
 
     def _call(func: Any, leaves: list[Any], structure: Any) -> Any:
         args, kwargs = tree_unflatten(leaves, structure)

@@ -11,27 +11,47 @@ import torch
 from torch import Tensor
 
 
+def _parts(batch: Any) -> dict[Any, Any] | None:
+    """Return what a batch is put together from, by key, index or attribute; None for a leaf."""
+    if isinstance(batch, Mapping):
+        return dict(batch.items())
+    if isinstance(batch, (tuple, list)):
+        return batch._asdict() if hasattr(batch, "_asdict") else dict(enumerate(batch))
+    if isinstance(batch, (Tensor, type)):
+        return None
+    if dataclasses.is_dataclass(batch):
+        fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+        return fields | getattr(batch, "__dict__", {})  # the latter also holds what properties cache
+    if hasattr(batch, "__dict__") and not isinstance(batch, torch.nn.Module) and not callable(batch):
+        return dict(vars(batch))  # an object of a user's class
+    return None
+
+
+def _rebuilt(batch: Any, parts: Mapping[Any, Any]) -> Any:
+    """Return a batch of the same kind from other parts; what else it holds (encodings of a tokenizer) is kept."""
+    if isinstance(batch, dict) or (isinstance(batch, Mapping) and hasattr(type(batch), "__copy__")):
+        twin = copy.copy(batch)
+        for key, value in parts.items():
+            twin[key] = value  # type: ignore[index]
+        return twin
+    if isinstance(batch, Mapping):  # a shallow copy may share what it keeps its items in
+        return type(batch)(parts)  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_make"):
+        return batch._make(parts.values())
+    if isinstance(batch, (tuple, list)):
+        return type(batch)(parts.values())
+    twin = copy.copy(batch)
+    for name, value in parts.items():
+        object.__setattr__(twin, name, value)  # also where the class is frozen
+    return twin
+
+
 def tensors(batch: Any) -> Iterator[Tensor]:
     """Yield the tensors of a batch, however tuples, lists, mappings, dataclasses and plain objects are nested in it."""
     if isinstance(batch, Tensor):
         yield batch
-    elif isinstance(batch, Mapping):
-        for value in batch.values():
-            yield from tensors(value)
-    elif isinstance(batch, (tuple, list)):
-        for value in batch:
-            yield from tensors(value)
-    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        for field in dataclasses.fields(batch):
-            yield from tensors(getattr(batch, field.name))
-    elif _is_plain_object(batch):
-        for value in vars(batch).values():
-            yield from tensors(value)
-
-
-def _is_plain_object(batch: Any) -> bool:
-    """Say whether a batch is an object of a user's class, whose attributes hold the tensors."""
-    return hasattr(batch, "__dict__") and not isinstance(batch, (type, torch.nn.Module)) and not callable(batch)
+    for part in (_parts(batch) or {}).values():
+        yield from tensors(part)
 
 
 def holds_one_each(batch: Any, n_samples: int) -> bool:
@@ -51,44 +71,27 @@ def pieces(batch: Any, n_samples: int) -> Iterator[tuple[int, Tensor]]:
     """Yield the tensors of a batch that belong to one sample alone, after the number of the sample."""
     if holds_one_each(batch, n_samples):
         yield from enumerate(batch)
-    elif isinstance(batch, (Mapping, tuple, list)):
-        for value in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from pieces(value, n_samples)
+    else:
+        for part in (_parts(batch) or {}).values():
+            yield from pieces(part, n_samples)
 
 
 def holds_only_tensors(batch: Any) -> bool:
     """Say whether every leaf of a batch is a tensor, so that all samples reach the model through tensors."""
-    if isinstance(batch, Mapping):
-        return all(holds_only_tensors(value) for value in batch.values())
-    if isinstance(batch, (tuple, list)):
-        return all(holds_only_tensors(value) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        return all(holds_only_tensors(getattr(batch, field.name)) for field in dataclasses.fields(batch))
-    if not isinstance(batch, Tensor) and _is_plain_object(batch):
-        return all(holds_only_tensors(value) for value in vars(batch).values())
-    return isinstance(batch, Tensor) or batch is None
+    parts = _parts(batch)
+    if parts is None:
+        return isinstance(batch, Tensor) or batch is None
+    return all(holds_only_tensors(part) for part in parts.values())
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """Return a batch of the same structure with ``function`` applied to each of its tensors."""
     if isinstance(batch, Tensor):
         return function(batch)
-    if isinstance(batch, Mapping):
-        items = {key: map_tensors(function, value) for key, value in batch.items()}
-        return type(batch)(items)  # type: ignore[call-arg]
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(function, value) for value in batch))
-    if isinstance(batch, (tuple, list)):
-        return type(batch)(map_tensors(function, value) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        changed = {f.name: map_tensors(function, getattr(batch, f.name)) for f in dataclasses.fields(batch) if f.init}
-        return dataclasses.replace(batch, **changed)
-    if _is_plain_object(batch):
-        twin = copy.copy(batch)
-        for name, value in vars(batch).items():
-            setattr(twin, name, map_tensors(function, value))
-        return twin
-    return batch
+    parts = _parts(batch)
+    if parts is None:
+        return batch
+    return _rebuilt(batch, {key: map_tensors(function, part) for key, part in parts.items()})
 
 
 def _describe(batch: Any) -> str:
@@ -204,40 +207,36 @@ def permute_samples(batch: Any, order: Tensor, n_samples: int, batch_axis: int) 
     Returns:
         A batch of the same structure; tensors without samples are the same objects.
     """
+    if isinstance(batch, Tensor):
+        axis = sample_axis_of(batch, n_samples, batch_axis)
+        return batch if axis is None else batch.index_select(axis, order.to(batch.device))
     if holds_one_each(batch, n_samples):
-        return type(batch)(batch[i] for i in order.tolist())
-    if isinstance(batch, Mapping):
-        permuted = {key: permute_samples(value, order, n_samples, batch_axis) for key, value in batch.items()}
-        return type(batch)(permuted)  # type: ignore[call-arg]
-    if isinstance(batch, (tuple, list)) and not hasattr(batch, "_fields"):
-        return type(batch)(permute_samples(value, order, n_samples, batch_axis) for value in batch)
-
-    def permute(tensor: Tensor) -> Tensor:
-        axis = sample_axis_of(tensor, n_samples, batch_axis)
-        return tensor if axis is None else tensor.index_select(axis, order.to(tensor.device))
-
-    return map_tensors(permute, batch)
+        return _rebuilt(batch, dict(enumerate(batch[i] for i in order.tolist())))
+    parts = _parts(batch)
+    if parts is None:
+        return batch
+    return _rebuilt(batch, {key: permute_samples(part, order, n_samples, batch_axis) for key, part in parts.items()})
 
 
 def token_ids(batch: Any, n_samples: int, batch_axis: int) -> Tensor | None:
     """Return the token ids of a batch, shape (sample, position), or None if nothing in it looks like tokens.
 
-    The entry ``input_ids`` of a mapping is taken first, else the first integer tensor with two axes of which one
-    holds the samples.
+    What is called ``input_ids`` is taken first, wherever it stands, else the first integer tensor with two axes of
+    which one holds the samples. Where the ``attention_mask`` beside it says that there is no token, it is -1.
     """
-    found = batch.get("input_ids") if isinstance(batch, Mapping) else None
-    candidates = [found] if isinstance(found, Tensor) else list(tensors(batch))
-    for tensor in candidates:
-        if tensor.dim() == 2 and tensor.dtype in (torch.int64, torch.int32, torch.int16):
-            axis = sample_axis_of(tensor, n_samples, batch_axis)
-            if axis is not None:
-                return _without_padding(tensor.movedim(axis, 0), batch)
+    found = [one for one in _named(batch) if one[0] != "attention_mask"]
+    for _, tensor, mask in [one for one in found if one[0] == "input_ids"] or found:
+        axis = sample_axis_of(tensor, n_samples, batch_axis)
+        if axis is not None and tensor.dim() == 2 and tensor.dtype in (torch.int64, torch.int32, torch.int16):
+            masked = isinstance(mask, Tensor) and mask.shape == tensor.shape
+            return (tensor.masked_fill(mask == 0, -1) if masked else tensor).movedim(axis, 0)
     return None
 
 
-def _without_padding(tokens: Tensor, batch: Any) -> Tensor:
-    """Put -1 where the ``attention_mask`` of a mapping says that there is no token."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    if isinstance(mask, Tensor) and mask.shape == tokens.shape:
-        return tokens.masked_fill(mask == 0, -1)
-    return tokens
+def _named(batch: Any, name: Any = None, mask: Any = None) -> Iterator[tuple[Any, Tensor, Any]]:
+    """Yield the tensors of a batch, each with its own name and the ``attention_mask`` beside it."""
+    if isinstance(batch, Tensor):
+        yield name, batch, mask
+    parts = _parts(batch) or {}
+    for key, part in parts.items():
+        yield from _named(part, key, parts.get("attention_mask"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from typing_extensions import override
 from lightning_gradtrace.record._base import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record._parts import shift_blocks
 from lightning_gradtrace.record.schedule import as_schedule
+from lightning_gradtrace.record.transfer import HostCopies
 from lightning_gradtrace.store.schema import ArraySpec, Codec, escape
 
 _MANTISSA = {"float16": 10, "float32": 23, "float64": 52}
@@ -96,21 +98,28 @@ class Dense(Record):
 
     @override
     def reduce(self, step: StepShifts, first_occurrence: int) -> dict[str, np.ndarray]:
-        return {f"dense/{escape(p.info.name)}/shift": self._shifts(step, p) for p in step.parameters}
+        with HostCopies() as host:
+            rows = {f"dense/{escape(p.info.name)}/shift": self._shifts(step, p, host) for p in step.parameters}
+        return {path: self._rounded(values) for path, values in rows.items()}
 
-    def _shifts(self, step: StepShifts, parameter: ParameterShifts) -> np.ndarray:
-        dtype = self.dtype or parameter.info.dtype
-        out = np.zeros((step.n_occurrences, *parameter.info.shape), dtype)
+    def _shifts(self, step: StepShifts, parameter: ParameterShifts, host: HostCopies) -> np.ndarray:
+        out = np.zeros((step.n_occurrences, *parameter.info.shape), self.dtype or parameter.info.dtype)
         for micro_batch, occurrences in enumerate(step.micro_batches):
             if parameter.shares[micro_batch] is None:
                 continue
             for samples, rows, block in shift_blocks(parameter, micro_batch):
-                target = out[occurrences][samples]
-                with np.errstate(over="ignore"):  # beyond float16 is infinite, and counted as such
-                    values = block.cpu().numpy().astype(dtype, copy=False)
-                target[(slice(None), rows) if parameter.info.shape else ()] = values
-        bits = self._bits(dtype)
-        return out if bits is None else round_bits(out, bits)
+                place = (slice(None), rows) if parameter.info.shape else ()
+                host.put(block, functools.partial(_fill, out[occurrences][samples], place))
+        return out
+
+    def _rounded(self, values: np.ndarray) -> np.ndarray:
+        bits = self._bits(values.dtype.name)
+        return values if bits is None else round_bits(values, bits)
+
+
+def _fill(target: np.ndarray, place: tuple[slice, ...], values: np.ndarray) -> None:
+    with np.errstate(over="ignore"):  # beyond float16 is infinite, and counted as such
+        target[place] = values
 
 
 def round_bits(values: np.ndarray, keep_bits: int) -> np.ndarray:

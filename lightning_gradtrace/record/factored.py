@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from lightning_gradtrace.capture.shares import OuterShare, RowShare
 from lightning_gradtrace.record._base import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record._parts import Factors, Order, factors_of, scale_number
 from lightning_gradtrace.record.schedule import as_schedule
+from lightning_gradtrace.record.transfer import HostCopies
 from lightning_gradtrace.store.schema import COLUMN_ROWS, ArraySpec, coordinate_spec, escape, with_own_rows
 
 Rows = dict[str, list[np.ndarray]]
@@ -129,7 +131,12 @@ class Factored(Record):
         return with_own_rows([*factored, *scale])
 
     def _keep(self, step: StepShifts) -> _Kept:
-        kept = _Kept(step.number)
+        with HostCopies() as host:
+            kept = _Kept(step.number, host)
+            self._collect(step, kept)
+        return kept
+
+    def _collect(self, step: StepShifts, kept: _Kept) -> None:
         for parameter in step.parameters:
             scaled = False
             for micro_batch, occurrences in enumerate(step.micro_batches):
@@ -148,7 +155,6 @@ class Factored(Record):
                         kept.looked_up(parameter, numbers, factors.part)
             if scaled:
                 kept.scale(parameter)
-        return kept
 
     def _factors(self, parameter: ParameterShifts, micro_batch: int) -> list[Factors] | None:
         """Return the factors of a share, at most one of each form, if they are to be kept."""
@@ -186,11 +192,13 @@ class _Kept:
 
     Attributes:
         number: number of the step.
+        host: brings tensors to the host, after which they are among the rows.
         specs: declarations by path.
         rows: parts of the rows by path.
     """
 
     number: int
+    host: HostCopies
     specs: dict[str, ArraySpec] = field(default_factory=dict)
     rows: Rows = field(default_factory=dict)
 
@@ -214,7 +222,7 @@ class _Kept:
     def dense(self, parameter: ParameterShifts, numbers: np.ndarray, shifts: Tensor) -> None:
         self._list("factored_dense", parameter, numbers)
         dims = ("occurrence", *(f"{parameter.info.name}.{axis}" for axis in range(shifts.dim() - 1)))
-        self._add("factored_dense", parameter, "shift", dims, _host(shifts), f"shift of {parameter.info.name}")
+        self._put("factored_dense", parameter, "shift", dims, shifts, f"shift of {parameter.info.name}")
 
     def scale(self, parameter: ParameterShifts) -> None:
         number, name = scale_number(parameter), parameter.info.name
@@ -225,8 +233,8 @@ class _Kept:
         if isinstance(parameter.scale, Tensor) and number is None:
             self._list("factored_gain", parameter, np.array([self.number]), "step")
             dims = ("step", *(f"{name}.{axis}" for axis in range(parameter.scale.dim())))
-            gain = _host(parameter.scale.expand(parameter.info.shape))[None]
-            self._add("factored_gain", parameter, "gain", dims, gain, f"further factor for every weight of {name}")
+            gain = parameter.scale.expand(parameter.info.shape)[None]
+            self._put("factored_gain", parameter, "gain", dims, gain, f"further factor for every weight of {name}")
 
     def _list(self, group: str, parameter: ParameterShifts, numbers: np.ndarray, axis: str = "occurrence") -> None:
         spec = coordinate_spec(f"{group}/{escape(parameter.info.name)}", axis)
@@ -248,7 +256,21 @@ class _Kept:
     ) -> None:
         features = (f"{parameter.info.name}.{name}",) if values.dim() == 3 else ()
         position = f"{parameter.info.name}.position"
-        self._add(group, parameter, name, ("occurrence", position, *features), _host(values), meaning, attrs)
+        self._put(group, parameter, name, ("occurrence", position, *features), values, meaning, attrs)
+
+    def _put(
+        self,
+        group: str,
+        parameter: ParameterShifts,
+        name: str,
+        dims: tuple[str, ...],
+        values: Tensor,
+        meaning: str,
+        attrs: dict[str, Any] | None = None,
+    ) -> None:
+        kept = values.float() if values.dtype == torch.bfloat16 else values  # NumPy has no bfloat16
+        add = functools.partial(self._add, group, parameter, name, dims, meaning=meaning, attrs=attrs)
+        self.host.put(kept, add)
 
     def _add(
         self,
@@ -277,12 +299,6 @@ class _Kept:
         )
         self.specs.setdefault(path, spec)
         self.rows.setdefault(path, []).append(values)
-
-
-def _host(tensor: Tensor) -> np.ndarray:
-    """Return a tensor as NumPy holds it without loss; bfloat16, which NumPy lacks, becomes float32."""
-    tensor = tensor.detach()
-    return np.asarray((tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy())
 
 
 def _join(parts: list[np.ndarray], spec: ArraySpec) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning_gradtrace.capture.shares import OuterShare, RowShare
 from lightning_gradtrace.record._base import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record._parts import WORKSPACE, scaled_factors, shift_blocks
 from lightning_gradtrace.record.schedule import as_schedule
+from lightning_gradtrace.record.transfer import HostCopies
 from lightning_gradtrace.store.schema import ArraySpec
 
 Part = OuterShare | RowShare
@@ -63,11 +65,12 @@ class Norms(Record):
     @override
     def reduce(self, step: StepShifts, first_occurrence: int) -> dict[str, np.ndarray]:
         norms = np.zeros((step.n_occurrences, len(step.parameters)), self._dtype)
-        for column, parameter in enumerate(step.parameters):
-            for micro_batch, occurrences in enumerate(step.micro_batches):
-                if parameter.shares[micro_batch] is not None:
-                    squares = squared_norms(parameter, micro_batch)
-                    norms[occurrences, column] = squares.sqrt().cpu().numpy()
+        with HostCopies() as host:
+            for column, parameter in enumerate(step.parameters):
+                for micro_batch, occurrences in enumerate(step.micro_batches):
+                    if parameter.shares[micro_batch] is not None:
+                        found = squared_norms(parameter, micro_batch).sqrt()
+                        host.put(found, functools.partial(norms.__setitem__, (occurrences, column)))
         return {"norms/norm": norms}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning_gradtrace.record._base import ParameterInfo, ParameterShifts, Rec
 from lightning_gradtrace.record._parts import scaled_factors, shift_blocks
 from lightning_gradtrace.record.projection import Projection
 from lightning_gradtrace.record.schedule import as_schedule
+from lightning_gradtrace.record.transfer import HostCopies
 from lightning_gradtrace.store.schema import ArraySpec, escape
 
 
@@ -84,13 +86,15 @@ class Sketch(Record):
     @override
     def reduce(self, step: StepShifts, first_occurrence: int) -> dict[str, np.ndarray]:
         rows = {}
-        for parameter in step.parameters:
-            projection = self._projections[parameter.info.name]
-            out = np.zeros((step.n_occurrences, projection.dim), parameter.info.dtype)
-            for micro_batch, occurrences in enumerate(step.micro_batches):
-                if parameter.shares[micro_batch] is not None:
-                    out[occurrences] = sketch(parameter, micro_batch, projection).flatten(1).cpu().numpy()
-            rows[f"sketch/{escape(parameter.info.name)}/shift"] = out
+        with HostCopies() as host:
+            for parameter in step.parameters:
+                projection = self._projections[parameter.info.name]
+                out = np.zeros((step.n_occurrences, projection.dim), parameter.info.dtype)
+                for micro_batch, occurrences in enumerate(step.micro_batches):
+                    if parameter.shares[micro_batch] is not None:
+                        found = sketch(parameter, micro_batch, projection).flatten(1)
+                        host.put(found, functools.partial(out.__setitem__, occurrences))
+                rows[f"sketch/{escape(parameter.info.name)}/shift"] = out
         return rows
 
 

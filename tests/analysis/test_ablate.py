@@ -228,6 +228,36 @@ def test_mean_ablation_of_a_row_replaces_the_output_by_its_mean():
     assert_same(found.ablated[0], found.ablated_loss[0], one_by_one(other, tokens))
 
 
+def outputs_of_heads(model, tokens):
+    """Return what the heads hand to the output projection of the whole model, position by position."""
+    plain, kept = copy.deepcopy(model).eval(), []
+    with torch.no_grad():
+        plain.layer.self_attn.out_proj.weight.copy_(torch.eye(8))
+        plain.layer.self_attn.out_proj.bias.zero_()
+    plain.layer.self_attn.register_forward_hook(lambda module, given, output: kept.append(output[0].reshape(-1, 8)))
+    for text in tokens:
+        plain(torch.as_tensor(text[text >= 0])[None])
+    return torch.cat(kept).detach()
+
+
+def test_mean_ablation_of_a_head_replaces_its_output_by_that_of_the_whole_model():
+    """Queries, keys, values and outputs are switched off together; none sees what the others' absence does."""
+    model, tokens, reference = lively(AttentionLM), ragged(25, 9), ragged(30, 7)
+    params = pd.DataFrame([(n, tuple(p.shape)) for n, p in model.named_parameters()], columns=["param", "shape"])
+    heads = attention_heads(params, model=model)
+    mean = outputs_of_heads(model, reference).mean(0)
+    found = ablate(model, tokens, heads, "mean", reference=reference, batch_size=4)
+    for head in range(2):
+        other, columns = copy.deepcopy(model), slice(4 * head, 4 * head + 4)
+        out = other.layer.self_attn.out_proj
+        with torch.no_grad():
+            out.bias += out.weight[:, columns] @ mean[columns]
+            out.weight[:, columns] = 0
+        assert_same(found.ablated[head], found.ablated_loss[head], one_by_one(other, tokens))
+    drawn = ablate(model, tokens, heads, "resample", reference=reference, batch_size=4)
+    assert np.nanmax(np.abs(drawn.ablated_loss - found.ablated_loss)) > 0.01
+
+
 @pytest.mark.parametrize(
     ("kind", "param", "axis"),
     [

@@ -30,7 +30,6 @@ EVERYTHING = {"trace": {"params": "*"}}
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "sgd": (Sharded, Joint, {}),
     "accumulated": (ShardedAdam, JointAdam, {"trainer": {"accumulate_grad_batches": 2}, "trace": {"params": "*"}}),
-    "tokens": (Sharded, Joint, {"trace": {"tokens": True}, "trainer": {"max_epochs": 1}}),
     "unequal": (
         ShardedSquare,
         JointSquare,
@@ -58,6 +57,7 @@ def outcomes(folder: Path) -> dict[str, list[Outcome]]:
     }
     jobs["whole"] = Job(refused, (Whole, {}))
     jobs["functional"] = Job(refused, (Sharded, {"engine": "functional", "per_sample_loss": print}))
+    jobs["tokens"] = Job(refused, (Sharded, {"tokens": True}))
     return dict(zip(jobs, launch(folder, list(jobs.values())), strict=True))
 
 
@@ -98,3 +98,5 @@ def test_what_is_not_sharded_or_needs_whole_parameters_is_refused(outcomes):
         assert 'call `fully_shard(self, mesh=self.device_mesh["data_parallel"])` in `configure_model`' in error
     for error in values(outcomes["functional"]):
         assert error.startswith('ValueError: GradTrace: `engine="functional"` needs whole parameters')
+    for error in values(outcomes["tokens"]):
+        assert error.startswith("ValueError: GradTrace: `TokenGrads(") and "needs backward passes of its own" in error
