@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
-from lightning_gradtrace.record.schedule import Schedule
+from lightning_gradtrace.record import Record, Schedule
 
 
 def check_engine(engine: str, per_sample_loss: Any) -> None:
@@ -42,12 +42,44 @@ def check_interval(name: str, value: Any, *, optional: bool) -> None:
         raise ValueError(f"`GradTrace({name}={value!r})`: expected {expected}")
 
 
+def as_records(record: Any) -> list[Record]:
+    """Return the records of a user as a list.
+
+    Raises:
+        TypeError: there is something that is no record, such as a number or a class.
+    """
+    records = list(record) if isinstance(record, Iterable) and not isinstance(record, str | type) else [record]
+    for one in records:
+        if not isinstance(one, Record):
+            raise TypeError(
+                f"`GradTrace(record=...)`: found {one!r}, expected a record such as `TopK(1000)`, or a list of records"
+            )
+    return records
+
+
+def check_params(params: Any) -> None:
+    """Check what is to be tracked, as far as that is possible without the model.
+
+    Raises:
+        TypeError: neither None nor a glob, several globs or a predicate.
+    """
+    if params is None or isinstance(params, str) or callable(params):
+        return
+    if not isinstance(params, Collection) or not all(isinstance(one, str) for one in params):
+        raise TypeError(
+            f"`GradTrace(params={params!r})`: expected a glob or a list of globs on the names of parameters, "
+            "a predicate(name, parameter), or None"
+        )
+
+
 def check_settings(settings: Any) -> None:
     """Check the arguments of GradTrace, given an object that has them as attributes.
 
     Raises:
+        TypeError: `params` is of another kind.
         ValueError: one is out of range.
     """
+    check_params(settings.params)
     check_choice("quantity", settings.quantity, ("shift", "gradient"))
     check_engine(settings.engine, settings.per_sample_loss)
     check_choice("batch_axis", settings.batch_axis, ("auto", 0, 1))

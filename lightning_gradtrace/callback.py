@@ -35,7 +35,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_gradtrace.arguments import check_settings
+from lightning_gradtrace.arguments import as_records, check_settings
 from lightning_gradtrace.capture.arrival import BatchReader
 from lightning_gradtrace.capture.compiled import check_not_compiled
 from lightning_gradtrace.capture.engines import make_engine
@@ -93,7 +93,7 @@ class GradTrace(Callback):
         config: anything that JSON can hold, kept in ``trace.attrs["config"]["user"]``.
 
     Raises:
-        ValueError: an argument is out of range; the message lists what is allowed.
+        ValueError: an argument is out of range (a TypeError: of another kind); the message lists what is allowed.
 
     Example::
 
@@ -124,7 +124,7 @@ class GradTrace(Callback):
     ) -> None:
         super().__init__()
         self.path = path
-        self.records = [TopK(1000)] if record is None else [record] if isinstance(record, Record) else list(record)
+        self.records = [TopK(1000)] if record is None else as_records(record)
         self.params = params
         self.quantity = quantity
         self.engine = engine

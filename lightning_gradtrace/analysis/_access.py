@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,12 +26,20 @@ _TABLE_LIMIT = 1 << 26
 _FEW = 6
 
 
+def check_trace(trace: Any) -> None:
+    """Raise unless this is an open trace; a path and a table are what is passed by mistake."""
+    if not hasattr(trace, "occurrences"):
+        raise TypeError(f"`trace` is a {type(trace).__name__}, expected an open trace; open it by `open_trace(path)`")
+
+
 def topk(trace: Trace) -> Any:
     """Return the TopK view of a trace.
 
     Raises:
+        TypeError: it is no trace.
         ValueError: the trace holds no TopK record.
     """
+    check_trace(trace)
     try:
         return trace.topk
     except AttributeError as error:
@@ -53,8 +62,10 @@ def entry_numbers(trace: Trace, entries: Entries) -> IntArray:
     """Return the global entry numbers of a table with a column `entry`, or of a sequence of numbers.
 
     Raises:
+        TypeError: it is no trace.
         ValueError: no such column, numbers twice, or numbers that the trace doesn't track.
     """
+    check_trace(trace)
     if isinstance(entries, pd.DataFrame):
         if "entry" not in entries.columns:
             raise ValueError(
@@ -129,15 +140,16 @@ def occurrences_in(trace: Trace, steps: Steps) -> npt.NDArray[np.bool_] | None:
     """Mark the occurrences of the given steps: (occurrence,) bool, or None for all of them.
 
     Raises:
-        ValueError: no occurrence lies in those steps.
+        TypeError: these are no step numbers, or it is no trace.
+        ValueError: no occurrence lies in those steps, or a slice counts from the end.
     """
+    check_trace(trace)
     if steps is None:
         return None
+    from lightning_gradtrace.store.steps import step_numbers
+
     step = trace.occurrences["step"].to_numpy()
-    if isinstance(steps, slice):
-        chosen = trace.steps.loc[steps].index.to_numpy()
-    else:
-        chosen = np.atleast_1d(np.asarray(steps if isinstance(steps, (int, np.ndarray)) else list(steps), np.int64))
+    chosen = step_numbers(steps, trace.steps.index)
     mask = np.isin(step, chosen)
     if not mask.any():
         held = f"steps {step.min()} to {step.max()}" if step.size else "no step at all"
@@ -253,6 +265,12 @@ def shape_of(trace: Trace, param: str) -> Shape:
             f"`{param}` is not tracked in this trace; it tracks {', '.join(f'`{p}`' for p in alike)}{more}"
         )
     return known[param]
+
+
+def check_count(name: str, value: Any, least: int = 1, of: str = "") -> None:
+    """Raise unless an argument is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(f"`{name}` is {value!r}, expected {least} or more{of and ' ' + of} (a whole number)")
 
 
 def check_axis(axis: str) -> None:

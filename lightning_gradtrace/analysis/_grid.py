@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -53,5 +54,5 @@ def check_neuron(trace: Trace, param: str, neuron: int, axis: str) -> None:
     _access.check_axis(axis)
     shape = _access.matrix(trace, param).shape
     size, what = (shape[1], "columns") if axis == "in" else (shape[0], "rows")
-    if not 0 <= neuron < size:
-        raise ValueError(f"`{param}` has shape {shape}, so {size} {what} (0 to {size - 1}), but `neuron` is {neuron}")
+    if not isinstance(neuron, Integral) or not 0 <= neuron < size:
+        raise ValueError(f"`{param}` has shape {shape}, so {size} {what} (0 to {size - 1}), but `neuron` is {neuron!r}")

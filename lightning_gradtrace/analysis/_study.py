@@ -95,8 +95,7 @@ def studies(
             f"the table has the columns {list(table.columns)}, but lacks `tokens`; pass rows of `neurons` "
             "or `components`"
         )
-    if n_samples < 1:
-        raise ValueError(f"`n_samples` is {n_samples}, expected 1 or more")
+    _access.check_count("n_samples", n_samples)
     texts = read_texts(trace) if texts is None else texts
     of_occurrence = text_rows(trace, texts, links)
     samples = attributed_samples(trace, entries, table, heads=heads, links=links)

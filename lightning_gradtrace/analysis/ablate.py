@@ -11,7 +11,7 @@ import pandas as pd
 
 from lightning_gradtrace.analysis._access import IntArray
 from lightning_gradtrace.analysis._runner import FloatArray32, Runner, running
-from lightning_gradtrace.analysis.predictions import batches, check_tokens, device_of
+from lightning_gradtrace.analysis.predictions import batches, check_apart, check_tokens, device_of
 from lightning_gradtrace.analysis.switches import Switch, resolve, switches_of
 
 if TYPE_CHECKING:
@@ -86,8 +86,10 @@ def ablate(
         Predictions and losses (of the next token of the same text) at every position.
 
     Raises:
-        ValueError: an unknown `how`, weights that the model doesn't have, or as in `predict`.
+        ValueError: an unknown `how`, weights that the model doesn't have, or as in `flip_table`.
     """
+    if batch_size != 1:
+        check_apart(model, check_tokens(tokens, batch_size)[0], forward)
     run = Ablator(
         model,
         how,

@@ -14,7 +14,7 @@ from lightning_gradtrace.analysis._components import KEYS, kind_of
 from lightning_gradtrace.analysis._study import predictor_of, studies
 from lightning_gradtrace.analysis.flips import FLIPS, NOTABLE, NOTABLE_FLIPS, POSITIONS, count_flips, sample_flips
 from lightning_gradtrace.analysis.interventions import zero_ablation as zero_ablation
-from lightning_gradtrace.analysis.predictions import Predictor, predict
+from lightning_gradtrace.analysis.predictions import Predictor, check_apart, check_tokens, predict
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,8 +54,13 @@ def flip_table(
         The table of `count_flips`: `token`, `text`, `flips`, `count`, `proportion`.
 
     Raises:
-        ValueError: as in `zero_ablation` and `predict`.
+        ValueError: as in `zero_ablation` and `predict`, or a model that mixes the samples of a batch, as one does that
+            wants positions first.
+
+    Source: docs/concepts.md, 5, zero ablation.
     """
+    if batch_size != 1:
+        check_apart(model, check_tokens(tokens, batch_size)[0], forward)
     with zero_ablation(model, param, neuron, axis):
         ablated = predict(model, tokens, batch_size=batch_size, forward=forward)
     return count_flips(predict(model, tokens, batch_size=batch_size, forward=forward), ablated, vocab)

@@ -60,6 +60,8 @@ def activation_baseline(
     Raises:
         ValueError: no inputs, neurons that trace or model don't have, a weight that is used more than once in a
             forward pass or in a function whose input can't be told.
+
+    Source: the activation baseline of the post; docs/concepts.md, 5.
     """
     missing = {"param", "axis", "neuron", "tokens"} - set(neurons.columns)
     if missing:
@@ -132,9 +134,10 @@ def top_samples(
 
     Raises:
         ValueError: as in `activation_baseline`, or `n` below 1.
+
+    Source: the activation baseline of the post, by sample; docs/concepts.md, 5.
     """
-    if n < 1:
-        raise ValueError(f"`n` is {n}, expected 1 or more samples")
+    _access.check_count("n", n, of="samples")
     texts = read_texts(trace)
     chosen = _draw(len(texts.tokens), n_samples, seed)
     parts = []

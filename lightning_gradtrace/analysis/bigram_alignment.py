@@ -89,6 +89,8 @@ def bigram_alignment(
     Raises:
         ValueError: no inputs, fewer than two snapshots in `steps`, or a number below 1.
         KeyError: the trace has no weights of this name.
+
+    Source: docs/concepts.md, 5, the tables at its end.
     """
     if max_tokens < 2 or n_permutations < 1:
         raise ValueError(

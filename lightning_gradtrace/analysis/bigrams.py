@@ -56,6 +56,8 @@ def bigram_shifts(
     Raises:
         ValueError: fewer than two snapshots in `steps`, `n` below 1, or weights that don't fit each other.
         KeyError: the trace has no weights of this name.
+
+    Source: docs/concepts.md, 5, the tables at its end. `shift` is in units of the score.
     """
     inside = snapshots_in(trace, steps)
     inside = [inside[0], inside[-1]] if summed else inside
@@ -81,8 +83,10 @@ def snapshots_in(trace: Trace, steps: slice | None = None) -> list[int]:
     Raises:
         ValueError: fewer than two, so that no shift lies between them.
     """
+    from lightning_gradtrace.store.steps import step_numbers
+
     known = trace.weight_steps
-    inside = known if steps is None else pd.Series(known, index=known).loc[steps].to_numpy()
+    inside = known if steps is None else np.intersect1d(known, step_numbers(steps, pd.Index(known)))
     if len(inside) < 2:
         raise ValueError(
             f"`steps` holds {len(inside)} of the snapshots before the steps {known.tolist()}, expected 2 or more: a "
@@ -123,8 +127,7 @@ def largest_pairs(
             f"head {shapes[0]} and embedding {shapes[1]} before, {shapes[2]} and {shapes[3]} afterwards: expected "
             "(vocabulary, width) each, of one width"
         )
-    if n < 1:
-        raise ValueError(f"`n` is {n}, expected 1 or more pairs")
+    _access.check_count("n", n, of="pairs")
     # dU E' + U_after dE': two products without the cancellation of the difference of two.
     d_head, d_embedding = new_head - head, new_embedding - embedding
     left = np.concatenate([d_head, new_head], axis=1)

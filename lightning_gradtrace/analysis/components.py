@@ -63,6 +63,8 @@ def components(
 
     Raises:
         ValueError: another `by`, unknown entries, `heads` missing, no `TopK` record.
+
+    Source: docs/concepts.md, 5, step 4.
     """
     if by not in KINDS:
         raise ValueError(f"`by` is {by!r}, expected one of {', '.join(repr(kind) for kind in KINDS)}")
@@ -118,6 +120,8 @@ def attributed_samples(
 
     Raises:
         ValueError: one that the trace doesn't have, or named twice.
+
+    Source: docs/concepts.md, 5, step 4.
     """
     numbers = _access.entry_numbers(trace, entries)
     size = max(1, trace.n_occurrences)

@@ -154,8 +154,7 @@ class _Times:
     """Maps steps to the first step of the time that they share a row with."""
 
     def __init__(self, trace: Trace, every: int) -> None:
-        if every < 1:
-            raise ValueError(f"`every` is {every}, expected 1 or more steps")
+        _access.check_count("every", every, of="steps")
         self._every, self._first = every, int(trace.steps.index[0]) if len(trace.steps) else 0
 
     def __call__(self, step: IntArray) -> IntArray:

@@ -61,6 +61,8 @@ def direction_shifts(
     Raises:
         ValueError: the trace holds no such record, the parameter is not tracked, or directions of another shape, of
             length zero or not finite.
+
+    Source: docs/concepts.md, 3: a shift is in units of the weight, and so is its part along a unit vector.
     """
     shape = _access.shape_of(trace, param).shape
     units = _units(np.asarray(directions, dtype=np.float64), param, shape, axis)
@@ -118,8 +120,7 @@ def principal_directions(
     shape = _access.matrix(trace, param).shape
     _access.check_axis(axis)
     size = shape[1] if axis == "in" else shape[0]
-    if n < 1:
-        raise ValueError(f"`n` is {n}, expected 1 or more directions")
+    _access.check_count("n", n, of="directions")
     record = choose_record(trace, record, linear=False)
     total = over_steps(client, trace, steps, _products, np.add, param, record, axis, size)
     values, vectors = np.linalg.eigh(total)

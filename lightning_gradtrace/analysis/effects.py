@@ -29,6 +29,8 @@ def ablation_effects(
         One row per ablation: what names it, `n_samples`, `n_predictions`, `flips`, `flip_rate`, `n_targets`
         (positions with a next token), `loss` (mean over these, in nats), `ablated_loss`, `loss_change` (positive
         where the model got worse), `low`, `high` (interval of `loss_change`).
+
+    Source: docs/concepts.md, 5, zero ablation. Losses are in nats per token.
     """
     valid, target = ablated.pred >= 0, np.isfinite(ablated.loss)
     per_sample = target.sum(axis=1).astype(np.float64)
@@ -74,9 +76,10 @@ def token_losses(ablated: Ablated, *, vocab: Sequence[str] | None = None, min_co
 
     Raises:
         ValueError: `min_count` below 1.
+
+    Source: docs/concepts.md, 5, zero ablation. Losses are in nats per token.
     """
-    if min_count < 1:
-        raise ValueError(f"`min_count` is {min_count}, expected 1 or more")
+    _access.check_count("min_count", min_count)
     sample, position = np.nonzero(np.isfinite(ablated.loss))
     token, column = np.unique(ablated.tokens[sample, position + 1], return_inverse=True)
     count = np.bincount(column, minlength=token.size)

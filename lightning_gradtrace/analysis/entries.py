@@ -36,6 +36,8 @@ def count_entries(trace: Trace, steps: Steps = None, *, client: Any = None) -> p
 
     Raises:
         ValueError: the trace holds no `TopK` record, or `steps` matches none of its steps.
+
+    Source: docs/concepts.md, 5, step 1.
     """
     return _table(trace, *_ordered(client, trace, steps))
 
@@ -58,9 +60,11 @@ def frequent_entries(trace: Trace, n_entries: int = 5000, steps: Steps = None, *
     Raises:
         ValueError: `n_entries` is below 1 or larger than the number of entries that the trace tracks; or as in
             `count_entries`.
+
+    Source: docs/concepts.md, 5, step 1.
     """
-    if n_entries < 1:
-        raise ValueError(f"`n_entries` is {n_entries}, expected 1 or more")
+    _access.check_trace(trace)
+    _access.check_count("n_entries", n_entries)
     if n_entries > trace.n_entries:
         raise ValueError(
             f"`n_entries` is {n_entries}, but this trace tracks {trace.n_entries} entries; pass at most that many"

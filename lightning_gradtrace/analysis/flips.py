@@ -35,6 +35,8 @@ def count_flips(pred: IntArray, ablated: IntArray, vocab: Sequence[str] | None =
     Raises:
         ValueError: arrays of different shapes or with padding at different places.
 
+    Source: docs/concepts.md, 5, zero ablation.
+
     Example:
         >>> count_flips(np.array([[7, 8, -1]]), np.array([[7, 9, -1]]))[["token", "flips", "count"]]
            token  flips  count

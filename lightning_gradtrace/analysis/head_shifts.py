@@ -58,6 +58,8 @@ def head_shifts(
     Raises:
         ValueError: the trace holds no such record, tracks no attention head, or has none of the steps; a direction has
             another shape than its parameter.
+
+    Source: docs/concepts.md, 3: shifts are in units of the weight.
     """
     heads = attention_heads(trace) if heads is None else heads
     if not len(heads):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import TYPE_CHECKING
 
 from lightning_gradtrace.analysis import _access
@@ -41,9 +42,9 @@ def zero_ablation(model: nn.Module, param: str, neuron: int, axis: str = "in") -
     if weight.ndim != 2:
         raise ValueError(f"`{param}` has shape {tuple(weight.shape)}; only parameters of shape (out, in) have neurons")
     size = weight.shape[1] if axis == "in" else weight.shape[0]
-    if not 0 <= neuron < size:
+    if not isinstance(neuron, Integral) or not 0 <= neuron < size:
         what = "columns" if axis == "in" else "rows"
-        raise ValueError(f"`{param}` of this model has {size} {what} (0 to {size - 1}), but `neuron` is {neuron}")
+        raise ValueError(f"`{param}` of this model has {size} {what} (0 to {size - 1}), but `neuron` is {neuron!r}")
     with zeroed(model, [(param, (slice(None), neuron) if axis == "in" else (neuron,))]):
         yield
 

@@ -28,6 +28,8 @@ def layer_table(ablation: pd.DataFrame, by: str | Sequence[str] = "param") -> pd
     Raises:
         ValueError: a column is missing.
 
+    Source: docs/concepts.md, 5.
+
     Example:
         The first-layer row of the 2023 post:
 

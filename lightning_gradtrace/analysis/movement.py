@@ -56,9 +56,11 @@ def movement(
 
     Raises:
         ValueError: no `TopK` record, `every` below 1, or as in `notable_tokens`.
+
+    Source: docs/concepts.md, 3: shifts are in units of the weight.
     """
-    if every is not None and every < 1:
-        raise ValueError(f"`every` is {every}, expected 1 or more steps")
+    if every is not None:
+        _access.check_count("every", every, of="steps")
     groups = groups_of(trace, entries, by, axis=axis, heads=heads)
     known = trace.steps.index.to_numpy()
     if known.size == 0:
@@ -151,9 +153,10 @@ def movers(
 
     Raises:
         ValueError: as in `movement`, or `n` below 1.
+
+    Source: docs/concepts.md, 3: shifts are in units of the weight.
     """
-    if n < 1:
-        raise ValueError(f"`n` is {n}, expected 1 or more samples")
+    _access.check_count("n", n, of="samples")
     groups = groups_of(trace, entries, by, axis=axis, heads=heads)
     sample, ids = pd.factorize(trace.occurrences["sample_id"].to_numpy(), sort=True)
     size = len(groups.table)

@@ -48,6 +48,8 @@ def neurons(
 
     Raises:
         ValueError: wrong axis, unknown entries, no `TopK` record.
+
+    Source: docs/concepts.md, 5, step 4.
     """
     return components(trace, entries, notable, "neuron", axis=axis, links=links, steps=steps, client=client)
 
@@ -79,6 +81,8 @@ def neuron_samples(
 
     Raises:
         ValueError: the parameter is not tracked or not a matrix, or has no such neuron.
+
+    Source: docs/concepts.md, 5, step 4.
     """
     one = pd.DataFrame({"param": [param], "axis": [axis], "neuron": [neuron]})
     table = attributed_samples(trace, entries, one, links=links, steps=steps)

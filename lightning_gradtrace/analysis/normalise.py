@@ -38,6 +38,8 @@ def relative_shifts(trace: Trace, by: str = "param", *, axis: str = "in", steps:
 
     Raises:
         ValueError: `by` or `axis` is unknown, no snapshot was taken early enough, or a parameter has no neurons.
+
+    Source: docs/concepts.md, 5.
     """
     if by not in BY:
         raise ValueError(f"`by` is {by!r}, expected one of {', '.join(repr(one) for one in BY)}")

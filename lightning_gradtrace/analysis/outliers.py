@@ -67,13 +67,15 @@ def outliers(
     Raises:
         ValueError: no `TopK` record, an unknown name, `n` or `min_count` out of range, no weights in the trace where
             they are needed.
+
+    Source: docs/concepts.md, 5. `shift` is in units of the weight.
     """
     if of not in OF:
         raise ValueError(f"`of` is {of!r}, expected one of {', '.join(repr(o) for o in OF)}")
     if normalise not in NORMALISED:
         raise ValueError(f"`normalise` is {normalise!r}, expected one of {', '.join(repr(o) for o in NORMALISED)}")
-    if n < 1 or min_count < 2:
-        raise ValueError(f"`n` is {n} and `min_count` {min_count}, expected 1 or more and 2 or more")
+    _access.check_count("n", n)
+    _access.check_count("min_count", min_count, least=2)
     matrices = "neuron" in (of, normalise)
     groups = groups_of(trace, entries, "neuron" if matrices else "entry", axis=axis)
     occurrences = trace.occurrences

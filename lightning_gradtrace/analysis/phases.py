@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis.changes import change_points
 from lightning_gradtrace.analysis.concentration import self_influence, shift_sparsity
 from lightning_gradtrace.analysis.movement import movement
@@ -48,8 +49,8 @@ def trace_series(trace: Trace, *, every: int | None = None, moved: pd.DataFrame 
 
         >>> # changes = series_changes(trace_series(trace))
     """
-    if every is not None and every < 1:
-        raise ValueError(f"`every` is {every}, expected 1 or more steps")
+    if every is not None:
+        _access.check_count("every", every, of="steps")
     known = trace.steps.index.to_numpy()
     if known.size == 0:
         return pd.DataFrame({"series": [], "param": [], "step": [], "value": []})

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import IntArray
 from lightning_gradtrace.analysis.interventions import zeroed
 from lightning_gradtrace.analysis.switches import Switch, neuron_switch, resolve
@@ -63,8 +64,7 @@ def check_tokens(tokens: IntArray, batch_size: int) -> tuple[IntArray, IntArray]
     tokens = np.asarray(tokens)
     if tokens.ndim != 2:
         raise ValueError(f"`tokens` has shape {tokens.shape}, expected (sample, position)")
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` is {batch_size}, expected 1 or more")
+    _access.check_count("batch_size", batch_size)
     length = np.count_nonzero(tokens >= 0, axis=1)
     if (np.take_along_axis(tokens, np.maximum(length - 1, 0)[:, None], axis=1)[length > 0] < 0).any():
         raise ValueError("`tokens` holds padding (-1) before a token; expected padding only after the last token")
@@ -80,6 +80,42 @@ def check_logits(logits: Tensor, batch: Tensor) -> None:
             f"the model returned {what} for tokens of shape {tuple(batch.shape)}, expected "
             f"({batch.shape[0]}, {batch.shape[1]}, vocabulary), samples first; give "
             "`forward=lambda model, tokens: ...` that returns this"
+        )
+
+
+def check_apart(model: nn.Module, tokens: IntArray, forward: Forward | None = None) -> None:
+    """Raise if what the model predicts for a sample depends on the other samples of its batch.
+
+    A model that wants positions first takes samples for positions, and returns logits of the right shape all the same.
+
+    Args:
+        model: the model.
+        tokens: (sample, position) token ids, -1 after the last one; the longest is tried beside its own rotation.
+        forward: as in `predict`.
+
+    Raises:
+        ValueError: it does.
+    """
+    import torch
+
+    if not tokens.size:
+        return
+    row = tokens[np.argmax((tokens >= 0).sum(axis=1))]
+    row = row[row >= 0].astype(np.int64)
+    pair = torch.as_tensor(np.stack([np.roll(row, 1), row]), device=device_of(model))
+    if torch.equal(pair[0], pair[1]):
+        return
+    run = forward or (lambda model, tokens: model(tokens))
+    with evaluating(model), torch.no_grad():
+        alone, beside = run(model, pair[1:]), run(model, pair)
+    check_logits(alone, pair[1:])
+    check_logits(beside, pair)
+    # Far above the rounding of half precision, which may depend on the size of a batch.
+    if (alone[0] - beside[1]).abs().max() > 0.1 * alone.float().std():
+        raise ValueError(
+            "the model predicts something else for a sample when another one is in its batch, as one does that takes "
+            "tokens as (position, sample); give `forward=lambda model, tokens: ...` that takes (sample, position) and "
+            "returns (sample, position, vocabulary), or `batch_size=1` if its samples are meant to meet"
         )
 
 
@@ -156,6 +192,7 @@ class Predictor:
         self.model = model
         self.tokens = np.asarray(tokens)
         self._options = {"batch_size": batch_size, "forward": forward}
+        self._checked = False
         self._known: dict[str | None, dict[int, IntArray]] = {}
 
     def __call__(self, rows: IntArray, off: Switch | tuple[str, int, str] | None = None) -> IntArray:
@@ -169,12 +206,15 @@ class Predictor:
             (n, position) predictions, -1 at padding.
 
         Raises:
-            ValueError: weights that the model doesn't have.
+            ValueError: weights that the model doesn't have, or a model as in `check_apart`.
         """
         switch = neuron_switch(*off) if isinstance(off, tuple) else off
         known = self._known.setdefault(None if switch is None else switch.name, {})
         new = np.array([row for row in dict.fromkeys(rows.tolist()) if row not in known], dtype=np.int64)
         if new.size:
+            if not self._checked and self._options["batch_size"] != 1:
+                check_apart(self.model, self.tokens[new], self._options["forward"])  # type: ignore[arg-type]
+            self._checked = True
             found = self._predict(self.tokens[new], switch)
             known.update(zip(new.tolist(), found, strict=True))
         if not rows.size:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import Entries, IntArray, Steps
 from lightning_gradtrace.analysis._bootstrap import FloatArray
 from lightning_gradtrace.analysis._groups import Groups, groups_of
@@ -94,10 +95,11 @@ def notable_tokens(
     Raises:
         ValueError: no `TopK` record, no inputs or (for `weight="value"`) no weights, unknown entries or names,
             `links` that don't fit, thresholds out of range.
+
+    Source: docs/concepts.md, 5, steps 2 and 3, and the table of methods.
     """
     for name, value in (("min_count", min_count), ("n_relative", n_relative), ("n_notable", n_notable)):
-        if value < 1:
-            raise ValueError(f"`{name}` is {value}, expected 1 or more")
+        _access.check_count(name, value)
     how = _method(method, weight, max_q)
     if entries is None and by == "entry":
         raise ValueError('`entries` is None, which means all, with `by="entry"`; pass `frequent_entries(trace)`')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -95,8 +96,13 @@ class Inputs:
         """Join the tokens of one sample by blanks.
 
         Raises:
+            TypeError: if this is not one sample id.
             KeyError: if the sample or the vocabulary was not stored.
         """
+        try:
+            sample_id = operator.index(sample_id)
+        except TypeError:
+            raise TypeError(f"`sample_id` is {sample_id!r}, expected the id of one sample, a whole number") from None
         if self.vocab is None:
             raise KeyError("this trace holds no vocabulary; record it with vocab=..., or use the token ids of `inputs`")
         vocab = self.vocab

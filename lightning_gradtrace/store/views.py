@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from lightning_gradtrace.store.record_view import Rows, array_of
+from lightning_gradtrace.store.steps import step_numbers
 from lightning_gradtrace.store.target import StoreError
 
 if TYPE_CHECKING:
@@ -176,13 +177,13 @@ def chosen_steps(trace: Trace, steps: int | Iterable[int] | slice | None) -> np.
 
     Raises:
         KeyError: if the trace has no such step.
+        TypeError: if these are no step numbers.
+        ValueError: if a slice counts from the end.
     """
     known = trace.steps.index.to_numpy()
     if steps is None:
         return known
-    if isinstance(steps, slice):
-        return trace.steps.loc[steps].index.to_numpy()
-    chosen = np.unique(np.atleast_1d(np.asarray(steps if isinstance(steps, int) else list(steps), np.int64)))
+    chosen = step_numbers(steps, trace.steps.index)
     unknown = np.setdiff1d(chosen, known)
     if len(unknown):
         span = f"{known[0]} to {known[-1]}" if len(known) else "none"

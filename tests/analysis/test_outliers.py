@@ -113,7 +113,7 @@ def test_wrong_names_are_refused():
     for options, message in (
         ({"of": "layer"}, "`of` is 'layer', expected one of 'step', 'sample'"),
         ({"normalise": "std"}, "`normalise` is 'std', expected one of 'none', 'param'"),
-        ({"n": 0}, "`n` is 0 and `min_count` 10"),
+        ({"n": 0}, "`n` is 0, expected 1 or more"),
         ({"normalise": "param"}, "needs the weights, and the trace keeps none; record with"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradtrace.analysis import Predictor, predict, zero_ablation
+from lightning_gradtrace.analysis import Predictor, flip_table, predict, zero_ablation
 from tests.analysis.models import TinyLM
 
 
@@ -134,7 +134,7 @@ def test_predictor_predicts_each_sample_once():
     assert np.array_equal(predictor(rows), predict(model, tokens)[rows])
     done = sum(seen)
     predictor(np.array([0, 3]))
-    assert sum(seen) == done <= 3
+    assert sum(seen) == done <= 3 + 3  # the first time, three rows to see that samples stay apart
     neuron = ("hidden.weight", 2, "in")
     with zero_ablation(model, *neuron):
         ablated = predict(model, tokens)
@@ -155,3 +155,23 @@ def test_attention_of_transformer_encoders_is_ablated():
     with torch.no_grad():
         layer.self_attn.in_proj_weight[5] = 0
     assert np.array_equal(predict(model, tokens), predictor(rows, ("1.self_attn.in_proj_weight", 5, "out")))
+
+
+class PositionsFirst(TinyLM):
+    """Takes and returns positions first."""
+
+    def forward(self, tokens):
+        return super().forward(tokens.T).transpose(0, 1)
+
+
+def test_a_model_that_takes_samples_for_positions_is_refused():
+    tokens = np.random.default_rng(0).integers(0, 9, (4, 6))
+    neuron = ("hidden.weight", 2, "in")
+    for call in (
+        lambda **options: flip_table(PositionsFirst(), tokens, *neuron, **options),
+        lambda **options: Predictor(PositionsFirst(), tokens, **options)(np.arange(4), neuron),
+    ):
+        with pytest.raises(ValueError, match="takes tokens as \\(position, sample\\); give `forward="):
+            call()
+        call(forward=lambda model, tokens: model(tokens.T).transpose(0, 1))
+        call(batch_size=1)

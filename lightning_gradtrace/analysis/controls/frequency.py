@@ -75,6 +75,8 @@ def frequency_control(
 
     Raises:
         ValueError: `by` is neither, a threshold is out of range, or as in `neuron_ablation`.
+
+    Source: docs/concepts.md, 5, controls.
     """
     if by not in ("component", "token"):
         raise ValueError(f'`by` is {by!r}, expected "component" or "token"')

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import Entries, IntArray, entry_numbers
 from lightning_gradtrace.analysis._bootstrap import FloatArray, Interval
 from lightning_gradtrace.analysis._components import Components, tokens_of
@@ -110,6 +111,8 @@ def null_tokens(
 
     Raises:
         ValueError: `n_permutations` below 1, or as in `notable_tokens` and `permuted_links`.
+
+    Source: docs/concepts.md, 5, controls.
     """
     _check_permutations(n_permutations)
     numbers = entry_numbers(trace, entries)
@@ -186,6 +189,8 @@ def null_control(
 
     Raises:
         ValueError: `n_permutations` below 1, or as in `neuron_ablation` and `permuted_links`.
+
+    Source: docs/concepts.md, 5, controls.
     """
     _check_permutations(n_permutations)
     predictor = predictor_of(trace, model, batch_size, forward)
@@ -235,5 +240,4 @@ def _measure(placed: pd.DataFrame, true_tokens: Sequence[tuple[int, ...]]) -> Fl
 
 
 def _check_permutations(n_permutations: int) -> None:
-    if n_permutations < 1:
-        raise ValueError(f"`n_permutations` is {n_permutations}, expected 1 or more")
+    _access.check_count("n_permutations", n_permutations)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from lightning_gradtrace.analysis import _access
 from lightning_gradtrace.analysis._access import Entries
 from lightning_gradtrace.analysis._bootstrap import FloatArray, Interval, bootstrap
 from lightning_gradtrace.analysis._components import kind_of
@@ -68,9 +69,10 @@ def peer_control(
 
     Raises:
         ValueError: `n_peers` below 1, or as in `neuron_ablation`.
+
+    Source: docs/concepts.md, 5, controls.
     """
-    if n_peers < 1:
-        raise ValueError(f"`n_peers` is {n_peers}, expected 1 or more")
+    _access.check_count("n_peers", n_peers)
     predictor = predictor_of(trace, model, batch_size, forward)
     control = kind_of(components)
     rows = []

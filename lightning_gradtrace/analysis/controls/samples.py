@@ -66,6 +66,8 @@ def random_control(
 
     Raises:
         ValueError: as in `neuron_ablation`.
+
+    Source: docs/concepts.md, 5, controls.
     """
     predictor = predictor_of(trace, model, batch_size, forward)
     rows = []
