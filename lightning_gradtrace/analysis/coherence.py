@@ -23,6 +23,8 @@ def coherence(trace: Trace) -> pd.DataFrame:
     they undo each other. ``cosine = (coherence - 1) / (n - 1)`` is the mean inner product of two of them, in units of
     the mean square.
 
+    Source: m-coherence of gradients (Chatterjee and Zielinski 2020), here of shifts. It has no unit.
+
     Args:
         trace: an open trace with a `Division` and a `Norms` record.
 
@@ -60,6 +62,8 @@ def sign_null(
     trace: Trace, param: str, steps: Iterable[int], *, n_draws: int = 199, confidence: float = 0.95, seed: int = 0
 ) -> pd.DataFrame:
     """Say where chance puts the coherence of a step: the shifts keep their sizes and axes, their signs are drawn.
+
+    Source: a permutation test over signs (Fisher 1935), of the coherence above.
 
     Args:
         trace: an open trace with a `Dense` or `Factored` record.

@@ -42,6 +42,8 @@ def self_influence(trace: Trace, *, every: int = 1, steps: Steps = None) -> pd.D
     `<g_i, s_i> = -|s_i|^2 / (lr c)`. Within a step the factor is the same for all samples, so that the concentration of
     |s_i|^2 is that of self-influence. Under Adam the two differ.
 
+    Source: the papers above; `square` is in squared units of the weight, `gini` and `largest` are shares.
+
     Args:
         trace: an open trace with a `Norms` record.
         every: steps that share a row, counted from the trace's first step.
@@ -90,6 +92,8 @@ def shift_sparsity(trace: Trace, *, every: int = 1, steps: Steps = None) -> pd.D
     `kept_share` says how much of the squared norm of the whole shift these k are.
 
     What can mislead: by parameter the ratio is of what was kept of it, so that it can't be more than the number kept.
+
+    Source: the participation ratio of Bell and Dean (1970); it counts weights.
 
     Args:
         trace: an open trace with a `TopK` record per sample.
@@ -174,6 +178,8 @@ def _squared_norms(trace: Trace, params: list[str]) -> FloatArray:
 
 def selection_overlap(trace: Trace, *, every: int = 1, steps: Steps = None) -> pd.DataFrame:
     """Follow how far the samples of a step move the same weights.
+
+    Source: this project; `overlap` is a share.
 
     Args:
         trace: an open trace with a `TopK` record per sample.

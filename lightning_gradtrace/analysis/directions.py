@@ -101,6 +101,8 @@ def principal_directions(
     These are the eigenvectors of the sum over occurrences of s' s ("in") or s s' ("out"): the orthonormal basis that
     a trace itself suggests for `direction_shifts`.
 
+    Source: principal components of the shifts, not centred; a direction has length 1.
+
     Args:
         trace: as in `direction_shifts`.
         param: name of a tracked matrix.

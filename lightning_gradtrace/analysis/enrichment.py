@@ -52,6 +52,8 @@ def pattern_enrichment(
     have the pattern, and its interval is where chance alone puts the enrichment of a pattern as frequent as this one.
     Along a direction a share can be above 1: then the other samples worked against the change.
 
+    Source: this project; a ratio of shares, without unit.
+
     Args:
         moved: one row per occurrence and thing that was moved, e.g. from `head_shifts`; needs `sample_id`, the column
             `amount` and the columns `by`.
@@ -111,6 +113,8 @@ def token_enrichment(
     As `pattern_enrichment`, the pattern being the token's share of the text: ``share`` is the frequency of the token
     over the texts weighted by the amount that each moved, ``expected`` its frequency over all of them.
 
+    Source: this project; a ratio of shares, without unit.
+
     Args:
         moved: as in `pattern_enrichment`.
         trace: the trace, which keeps the texts.
@@ -166,6 +170,8 @@ def loss_token_enrichment(
 
     As `pattern_enrichment`, counted over loss tokens instead of samples. The interval is a bootstrap over samples,
     whose loss tokens stay together; the null permutes which loss tokens have the pattern.
+
+    Source: this project; a ratio of shares, without unit.
 
     Args:
         moved: from ``head_shifts(..., record="token_grads")``; needs `occurrence`, `position`, the column `amount` and

@@ -52,6 +52,8 @@ def attention_heads(
     query heads are told from the shapes), the packed Conv1D of GPT-2, and einsum style (`W_Q` (heads, d, d_head), ...,
     `W_O` (heads, d_head, d)). Other layouts: make the table by hand, it is only read by its columns.
 
+    Source: the layouts of torch.nn, Hugging Face transformers and TransformerLens.
+
     Args:
         trace: an open trace, or its table `trace.params`.
         n_heads: number of (query) heads of all modules, or by glob on the module's name, e.g. `{"encoder.*": 4}`.

@@ -92,6 +92,8 @@ def _sums(trace: Trace, groups: Groups, column: IntArray, width: int, steps: Ste
 def formation(movement: pd.DataFrame, *, shares: Sequence[float] = (0.1, 0.5, 0.9)) -> pd.DataFrame:
     """Say when each group made which share of its movement, and in which order they did.
 
+    Source: docs/concepts.md, 3: `moved` is in units of the weight, the others are steps.
+
     Args:
         movement: from `movement`.
         shares: of the sum of `moved` over all times.

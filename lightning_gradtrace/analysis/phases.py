@@ -34,6 +34,8 @@ def trace_series(trace: Trace, *, every: int | None = None, moved: pd.DataFrame 
       mean square of |s|);
     - with 8 or more weight snapshots, by parameter: `weight_norm`.
 
+    Source: docs/concepts.md, 3 and 5; shifts and norms are in units of the weight, losses in nats.
+
     Args:
         trace: an open trace.
         every: steps that share a point; None for as many as give at most 200 points.
@@ -89,6 +91,8 @@ def _parts(trace: Trace, every: int, moved: pd.DataFrame | None) -> Iterator[tup
 def series_changes(series: pd.DataFrame, *, penalty: float | None = None, min_size: int = 3) -> pd.DataFrame:
     """Return the change points of each series (see `change_points`, also for what can mislead).
 
+    Source: as in `change_points`; levels are in units of the series, jumps in those of its noise.
+
     Args:
         series: from `trace_series`, or any table with its columns.
         penalty: as in `change_points`.
@@ -111,6 +115,8 @@ def phase_boundaries(changes: pd.DataFrame, window: int, *, span: tuple[int, int
     left until no window holds more than one series. Series of one run share its randomness, and a steady drift is a
     staircase of changes, so agreement alone is no proof: `expected` says how many series would have a change in a
     window of this length if each had its own changes anywhere.
+
+    Source: this project; counts of series.
 
     Args:
         changes: from `series_changes`.
@@ -158,6 +164,8 @@ def phase_boundaries(changes: pd.DataFrame, window: int, *, span: tuple[int, int
 
 def trace_phases(trace: Trace, series: pd.DataFrame | None = None, *, window: int | None = None) -> pd.DataFrame:
     """Find the phase boundaries of a trace.
+
+    Source: this project; counts of series.
 
     Args:
         trace: an open trace.

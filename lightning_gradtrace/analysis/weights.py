@@ -24,6 +24,8 @@ def weight_statistics(
 ) -> pd.DataFrame:
     """Describe every weight snapshot of a trace, parameter by parameter.
 
+    Source: docs/concepts.md, 5, the tables at its end; norms are in units of the weight.
+
     Args:
         trace: an open trace with weight snapshots.
         params: names of parameters, also ones that are not tracked; None for the tracked ones.
@@ -65,6 +67,8 @@ def weight_spectra(
 ) -> pd.DataFrame:
     """Return the singular values of every snapshot of the parameters with two or more axes.
 
+    Source: docs/concepts.md, 5, the tables at its end; singular values are in units of the weight.
+
     Args:
         trace: an open trace with weight snapshots.
         params: as in `weight_statistics`.
@@ -94,6 +98,8 @@ def neuron_weights(
     trace: Trace, params: str | Sequence[str] | None = None, axis: str = "in", *, steps: Iterable[int] | None = None
 ) -> pd.DataFrame:
     """Follow the columns or rows of matrices over the snapshots.
+
+    Source: docs/concepts.md, 5, the tables at its end; norms are in units of the weight.
 
     Args:
         trace: an open trace with weight snapshots.

@@ -26,6 +26,8 @@ def pool_controls(
     (`neurons` counts those that are in). Neurons of one model share weights, samples and tokens, so the interval
     speaks of further neurons of this model chosen the same way, not of further models.
 
+    Source: docs/concepts.md, 5, the four controls; values are rates and shares.
+
     Args:
         controls: one or several control tables, concatenated.
         by: further columns to group by, e.g. "param" for a table by layer.
