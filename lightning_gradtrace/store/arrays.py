@@ -12,7 +12,7 @@ from zarr.abc.store import Store
 from lightning_gradtrace.store.checked import CheckedArray
 from lightning_gradtrace.store.opening import damaged, open_store
 from lightning_gradtrace.store.reading import read_rows
-from lightning_gradtrace.store.schema import AXES
+from lightning_gradtrace.store.schema import AXES, WEIGHT_STEP_SPEC
 from lightning_gradtrace.store.target import StoreError, Target, describe
 
 
@@ -78,10 +78,22 @@ class TraceArrays:
 
         Raises:
             KeyError: if the trace has no such array.
+            StoreError: if it must have it: rows of its group are committed.
         """
         if not self.has(path):
+            if self._says_where(path):
+                raise StoreError(
+                    f"`{self._name}` is damaged: `{path}` is missing, although rows of its group are committed"
+                )
             raise KeyError(f"`{self._name}` holds no array `{path}`; it holds: {', '.join(self.groups())}")
         return cast(zarr.Array, self._group[path])
+
+    def _says_where(self, path: str) -> bool:
+        """Say whether an array lists the steps or occurrences of committed rows, so that nobody can do without it."""
+        group, _, name = path.rpartition("/")
+        if path == WEIGHT_STEP_SPEC.path:
+            return self._committed["snapshot"] > 0
+        return name in AXES and group not in AXES and self._committed.get(group, 0) > 0
 
     def checked(self, path: str) -> CheckedArray:
         """Give access to the committed rows of any array, lazily; every read compares checksums and names lost chunks.

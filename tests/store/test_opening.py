@@ -251,6 +251,17 @@ def test_unknown_sample_and_snapshot_are_named(make_trace):
         trace.weights("layers.0.linear1.weight", 3)
 
 
+def test_a_list_of_snapshots_that_was_taken_away_is_damage(make_trace, tmp_path):
+    make_trace(weight_steps=(0, 4))
+    root = json.loads((tmp_path / "a.zarr" / "zarr.json").read_text())
+    del root["consolidated_metadata"]["metadata"]["weights/step"]
+    (tmp_path / "a.zarr" / "zarr.json").write_text(json.dumps(root))
+    with pytest.raises(
+        StoreError, match="is damaged: `weights/step` is missing, although rows of its group are committed"
+    ):
+        open_trace(tmp_path / "a.zarr").weights("layers.0.linear1.weight")
+
+
 def test_attributes_that_json_cannot_hold_are_named(tmp_path):
     content = Synthetic()
     for attrs, message in (
