@@ -30,16 +30,8 @@ def params_arrays(params: pd.DataFrame) -> dict[str, np.ndarray]:
         raise ValueError(
             f"`params` has the columns {list(params.columns)}; {missing} missing, expected {list(COLUMNS)}"
         )
+    check_numbering(params)
     shapes = [tuple(int(n) for n in shape) for shape in params["shape"]]
-    numel = np.asarray(params["numel"], np.int64)
-    offset = np.asarray(params["offset"], np.int64)
-    expected_offset = np.concatenate([[0], np.cumsum(numel)])[:-1]
-    for name, shape, n, at, expected in zip(params["name"], shapes, numel, offset, expected_offset, strict=True):
-        if math.prod(shape) != n or at != expected:
-            raise ValueError(
-                f"`{name}` of shape {shape} has numel={n} and offset={at}; expected numel={math.prod(shape)} "
-                f"and offset={expected}: entries are numbered through the parameters in the order of the table"
-            )
     strings = {
         "name": list(params["name"]),
         "shape": [json.dumps(shape) for shape in shapes],
@@ -47,7 +39,27 @@ def params_arrays(params: pd.DataFrame) -> dict[str, np.ndarray]:
         "module": list(params["module"]),
     }
     arrays = {f"params/{name}": np.array([str(v) for v in values], object) for name, values in strings.items()}
-    return {**arrays, "params/numel": numel, "params/offset": offset}
+    return {**arrays, **{f"params/{name}": np.asarray(params[name], np.int64) for name in ("numel", "offset")}}
+
+
+def check_numbering(params: pd.DataFrame) -> None:
+    """Check that the entries are numbered through the parameters, without gaps.
+
+    Args:
+        params: one row per tracked parameter with the columns param or name, shape, numel, offset.
+
+    Raises:
+        ValueError: if they are not; the message names the parameter.
+    """
+    expected, names = 0, params["param" if "param" in params else "name"]
+    for name, shape, n, at in zip(names, params["shape"], params["numel"], params["offset"], strict=True):
+        size = math.prod(int(length) for length in shape)
+        if (size, expected) != (n, at) or expected + size >= 2**63:
+            raise ValueError(
+                f"`{name}` of shape {tuple(shape)} has numel={n} and offset={at}; expected numel={size} "
+                f"and offset={expected}: entries are numbered through the parameters in the order of the table"
+            )
+        expected += size
 
 
 def params_digest(arrays: dict[str, np.ndarray]) -> str:

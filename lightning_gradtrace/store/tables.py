@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
+from lightning_gradtrace.store.params import check_numbering
 from lightning_gradtrace.store.reading import read_rows
 from lightning_gradtrace.store.schema import OCCURRENCE_SPECS, PARAM_SPECS, STEP_SPECS, ArraySpec
 from lightning_gradtrace.store.target import StoreError
@@ -24,7 +25,7 @@ def read_params(group: zarr.Group) -> pd.DataFrame:
         Columns param, shape (tuples), numel, offset, kind, module.
 
     Raises:
-        StoreError: if the table is damaged.
+        StoreError: if the table is damaged: columns of different lengths, or entries that are not numbered through.
     """
     columns: dict[str, object] = {}
     for spec in PARAM_SPECS:
@@ -35,7 +36,12 @@ def read_params(group: zarr.Group) -> pd.DataFrame:
             columns[spec.name] = [str(value) for value in values] if spec.dtype == "str" else values
     if len({len(cast("list[object]", column)) for column in columns.values()}) != 1:
         raise StoreError("the columns of `params/` have different lengths; expected one row for each parameter")
-    return pd.DataFrame(columns).rename(columns={"name": "param"})
+    table = pd.DataFrame(columns).rename(columns={"name": "param"})
+    try:
+        check_numbering(table)
+    except ValueError as error:
+        raise StoreError(f"`params/` is damaged: {error}") from error
+    return table
 
 
 def read_steps(group: zarr.Group, n_steps: int) -> pd.DataFrame:

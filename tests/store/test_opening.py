@@ -286,3 +286,14 @@ def test_params_that_do_not_number_the_entries_are_named(tmp_path):
         with pytest.raises(ValueError, match=message):
             TraceWriter(tmp_path / "a.zarr", params=wrong, specs=[], attrs={})
     assert not (tmp_path / "a.zarr").exists()
+
+
+@pytest.mark.parametrize(("column", "values"), [("numel", [30, 30, -(2**62)]), ("offset", [0, 31, 60])])
+def test_stored_params_that_do_not_number_the_entries_are_damage(column, values, make_trace, tmp_path):
+    make_trace()
+    array = zarr.open_group(tmp_path / "a.zarr", mode="r+", use_consolidated=False)[f"params/{column}"]
+    array[:] = np.array(values)
+    with pytest.raises(
+        StoreError, match=r"`params/` is damaged: `layers.*` of shape .* expected numel=\d+ and offset="
+    ):
+        open_trace(tmp_path / "a.zarr").topk.frame()
