@@ -91,7 +91,7 @@ def test_damage_anywhere_is_seen(path):
         ("steps/residual", (5,), np.inf, "ledger residual of 1 steps is above 0.001, largest inf at step 5"),
         ("steps/sum_error", (5,), 0.3, "sum of shares against .grad of 1 steps is above 0.001, largest 0.3 at step 5"),
         ("params/kind", (0,), "norm", "the params table does not match `params_digest`"),
-        ("params/offset", (1,), 29, "the params table is inconsistent: `layers.0.linear2.weight` of shape (5, 6)"),
+        ("params/offset", (1,), 29, "`params/` is damaged: `layers.0.linear2.weight` of shape (5, 6)"),
     ],
 )
 def test_numbers_that_do_not_fit_are_named(path, array, place, value, message):
