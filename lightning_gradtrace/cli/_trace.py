@@ -12,6 +12,8 @@ import typer
 from lightning_gradtrace.cli._output import plain
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from lightning_gradtrace.store import Trace
 
 
@@ -137,6 +139,36 @@ def cluster(address: str | None) -> Iterator[Any]:
         ) from None
     with client:
         yield client
+
+
+@contextmanager
+def reading(what: str, path: str, record: str | None, scheduler: str | None) -> Iterator[tuple[Any, Any]]:
+    """Open a trace for a pass over its record: `open_for`, `working` and `cluster` in one.
+
+    Args:
+        what: what is done.
+        path: path or URL of the trace.
+        record: as in `open_for`.
+        scheduler: as in `cluster`.
+
+    Yields:
+        The trace to hand to the analysis, and a client or None.
+    """
+    with working(what, open_for(path, record)) as trace, cluster(scheduler) as client:
+        yield trace, client
+
+
+def heads_for(trace: Trace, by: str, number: int | dict[str, int] | None) -> pd.DataFrame | None:
+    """Return the attention heads where `by` asks for heads, None elsewhere.
+
+    Args:
+        trace: an open trace.
+        by: what results are grouped by.
+        number: of heads, from `parse_heads`.
+    """
+    from lightning_gradtrace import analysis
+
+    return analysis.attention_heads(trace, number) if by in ("head", "head_part") else None
 
 
 def watched(trace: Trace, advance: Any) -> Trace:

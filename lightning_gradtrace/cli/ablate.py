@@ -28,7 +28,7 @@ from lightning_gradtrace.cli._options import (
     TracePath,
 )
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import open_for, parse_heads, working
+from lightning_gradtrace.cli._trace import heads_for, open_for, parse_heads, working
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,7 @@ def ablate(
     if by not in BY:
         raise typer.BadParameter(f"`{by}` is none of {', '.join(BY)}", param_hint="--by")
     opened = open_for(trace)
-    heads = analysis.attention_heads(opened, parse_heads(number)) if by in ("head", "head_part") else None
+    heads = heads_for(opened, by, parse_heads(number))
     network, forward = load_model(model, model_arg)
     chain = Chain(entries, min_count, n_relative, n_notable, min_relative, axis, by=by, heads=heads)
     with working("switching neurons off", opened) as watched:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from lightning_gradtrace.cli._chain import Chain
 from lightning_gradtrace.cli._options import Entries, Json, Output, Record, Rows, Scheduler, StepRange, TracePath
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import cluster, open_for, parse_steps, working
+from lightning_gradtrace.cli._trace import parse_steps, reading
 
 
 def entries(
@@ -29,10 +30,8 @@ def entries(
 
     Next: `gradtrace tokens` for the words behind each entry, `gradtrace neurons` for the columns they lie in.
     """
-    from lightning_gradtrace import analysis
-
     check_output(output)
-    chosen = parse_steps(steps)
-    with working("entries", open_for(trace, record)) as opened, cluster(scheduler) as client:
-        table = analysis.frequent_entries(opened, min(n_entries, opened.n_entries), chosen, client=client)
+    chain = Chain(n_entries, steps=parse_steps(steps))
+    with reading("entries", trace, record, scheduler) as (opened, client):
+        table = chain.entries(opened, client)
     emit("entries", table, as_json, output, rows)

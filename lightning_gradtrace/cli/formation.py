@@ -18,7 +18,7 @@ from lightning_gradtrace.cli._options import (
     TracePath,
 )
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import cluster, open_for, parse_heads, parse_steps, working
+from lightning_gradtrace.cli._trace import heads_for, parse_heads, parse_steps, reading
 
 
 def formation(
@@ -53,8 +53,8 @@ def formation(
     if series and changes:
         raise typer.BadParameter("give one of --series and --changes")
     number, chosen = parse_heads(heads), parse_steps(steps)
-    with working("movement", open_for(trace, record)) as opened, cluster(scheduler) as client:
-        blocks = analysis.attention_heads(opened, number) if by in ("head", "head_part") else None
+    with reading("movement", trace, record, scheduler) as (opened, client):
+        blocks = heads_for(opened, by, number)
         table = analysis.movement(opened, by=by, every=every, axis=axis, heads=blocks, steps=chosen, client=client)
         if changes:
             keys = [c for c in table.columns if c not in ("step", "shifts", "moved", "net")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_gradtrace.cli._options import HeadCount, Json, Output, Record, Rows, Scheduler, StepRange, TracePath
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import cluster, open_for, parse_heads, parse_steps, working
+from lightning_gradtrace.cli._trace import parse_heads, parse_steps, reading
 
 
 def heads(
@@ -31,7 +31,7 @@ def heads(
 
     check_output(output)
     found, chosen = parse_heads(number), parse_steps(steps)
-    with working("heads", open_for(trace, record)) as opened, cluster(scheduler) as client:
+    with reading("heads", trace, record, scheduler) as (opened, client):
         blocks = analysis.attention_heads(opened, found)
         moved = analysis.movement(opened, by="head_part", heads=blocks, steps=chosen, client=client)
     keys = ["module", "head", "part", "param"]

@@ -18,7 +18,7 @@ from lightning_gradtrace.cli._options import (
     TracePath,
 )
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import cluster, open_for, parse_heads, parse_steps, working
+from lightning_gradtrace.cli._trace import heads_for, parse_heads, parse_steps, reading
 
 
 def movers(
@@ -48,7 +48,7 @@ def movers(
 
     check_output(output)
     number, chosen = parse_heads(heads), parse_steps(steps)
-    with working("movers", open_for(trace, record)) as opened, cluster(scheduler) as client:
-        blocks = analysis.attention_heads(opened, number) if by in ("head", "head_part") else None
+    with reading("movers", trace, record, scheduler) as (opened, client):
+        blocks = heads_for(opened, by, number)
         table = analysis.movers(opened, by=by, n=n, axis=axis, heads=blocks, steps=chosen, client=client)
     emit("movers", table, as_json, output, rows)

@@ -19,7 +19,7 @@ from lightning_gradtrace.cli._options import (
     TracePath,
 )
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import cluster, open_for, parse_steps, working
+from lightning_gradtrace.cli._trace import parse_steps, reading
 
 
 def neurons(
@@ -51,6 +51,6 @@ def neurons(
     """
     check_output(output)
     chain = Chain(entries, min_count, n_relative, n_notable, min_relative, axis, parse_steps(steps))
-    with working("neurons", open_for(trace, record)) as opened, cluster(scheduler) as client:
+    with reading("neurons", trace, record, scheduler) as (opened, client):
         table = chain.components(opened, chain.entries(opened, client), without_words=True, client=client)
     emit("neurons", table, as_json, output, rows)

@@ -8,7 +8,7 @@ import typer
 
 from lightning_gradtrace.cli._options import Axis, Json, Output, Record, Rows, Scheduler, StepRange, TracePath
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import cluster, open_for, parse_steps, working
+from lightning_gradtrace.cli._trace import parse_steps, reading
 
 
 def outliers(
@@ -42,7 +42,7 @@ def outliers(
 
     check_output(output)
     chosen = parse_steps(steps)
-    with working("largest shifts", open_for(trace, record)) as opened, cluster(scheduler) as client:
+    with reading("largest shifts", trace, record, scheduler) as (opened, client):
         table = analysis.outliers(opened, of, n=n, normalise=normalise, axis=axis, steps=chosen, client=client)
     table = table.loc[:, ~table.columns.duplicated()]
     emit("outliers", table, as_json, output, rows)

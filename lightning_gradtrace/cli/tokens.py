@@ -24,7 +24,7 @@ from lightning_gradtrace.cli._options import (
     TracePath,
 )
 from lightning_gradtrace.cli._output import check_output, emit
-from lightning_gradtrace.cli._trace import cluster, open_for, parse_heads, parse_steps, working
+from lightning_gradtrace.cli._trace import heads_for, parse_heads, parse_steps, reading
 
 
 def tokens(
@@ -63,13 +63,11 @@ def tokens(
 
     Next: `gradtrace neurons` gathers entries into neurons; `gradtrace ablate` asks whether the model needs them.
     """
-    from lightning_gradtrace import analysis
-
     check_output(output)
     chain = Chain(entries, min_count, n_relative, n_notable, min_relative, axis, parse_steps(steps))
     number = parse_heads(heads)
-    with working("notable tokens", open_for(trace, record)) as opened, cluster(scheduler) as client:
-        blocks = analysis.attention_heads(opened, number) if by in ("head", "head_part") else None
+    with reading("notable tokens", trace, record, scheduler) as (opened, client):
+        blocks = heads_for(opened, by, number)
         table = chain.find_tokens(
             opened,
             chain.entries(opened, client),

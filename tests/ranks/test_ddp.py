@@ -193,10 +193,7 @@ def test_sketches_and_gains(case):
 def test_loss_tokens(outcomes):
     """The same tokens of the same samples, with the same shifts."""
     folder, _ = outcomes
-    compare_loss_tokens(*traces("sgd", folder))
-
-
-def compare_loss_tokens(trace: Trace, expected: Trace) -> None:
+    trace, expected = traces("sgd", folder)
     order = in_order_of(trace, expected)
     found = {n: trace.array(f"token_grads/{n}")[:][order] for n in ("n_chosen", "position", "token", "index", "shift")}
     wanted = {n: expected.array(f"token_grads/{n}")[:] for n in found}
