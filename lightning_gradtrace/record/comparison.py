@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_gradtrace.record.candidates import kth_largest
+
 _HOST = torch.device("cpu")
-_EIGHT_TRUE = np.uint64(0x0101010101010101)
+# With more words of eight that hold an entry than this times k, a row's own k-th largest is taken for a limit.
+MANY = 8
 
 
 @dataclass
@@ -32,7 +36,7 @@ class Found:
 
 
 def at_least(
-    values: Tensor, factor: float, limit: np.ndarray, on_device: bool, k: int = 0
+    values: Tensor, factor: float, limit: np.ndarray, on_device: bool, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the entries with ``|factor * value| >= limit`` or not finite.
 
@@ -41,57 +45,82 @@ def at_least(
         factor: a number by which the values are still to be multiplied.
         limit: one per row.
         on_device: compare with torch where the values are, instead of with NumPy on the host.
-        k: on a device, entries below the k-th largest of their row may be left out; 0 leaves out none.
+        k: entries below the k-th largest of their row may be left out; 0 leaves out none.
 
     Returns:
         Flat positions, ascending, and the shifts there. A few below the limit may be among them.
     """
-    # Compared before scaling, one pass less; a limit a little too low only lets in more candidates. With a learning
-    # rate of zero all shifts are zero, or NaN.
-    eps = torch.finfo(values.dtype).eps
-    limits = limit * (1 - 4 * eps) / abs(factor) if factor else np.full_like(limit, np.inf)
-    position, found = _with_torch(values, limits, k) if on_device else _with_numpy(values, limits)
-    return position, found * found.dtype.type(factor)
+    # Compared before scaling, one pass less. Scaling rounds, so what is a little smaller may tie with a limit; where
+    # shifts are below the smallest normal number, much smaller. With a learning rate of zero all are zero, or NaN.
+    kind = torch.finfo(values.dtype)
+    slack, search = 1 - 4 * kind.eps, _with_torch if on_device else _with_numpy
+    with np.errstate(all="ignore"):
+        limits, normal = limit * slack / np.abs(np.float64(factor)), kind.tiny / np.abs(np.float64(factor))
+        position, found = search(values, limits, k, float(normal), slack)
+        return position, found * found.dtype.type(factor)
 
 
-def _with_numpy(values: Tensor, limits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    found = values.numpy()
-    limits = limits[:, None].astype(found.dtype)
-    whole = -(-found.size // 8) * 8
-    small, above = (memory(name, (whole,), torch.bool).numpy() for name in ("small", "above"))
-    np.less(found, limits, out=small[: found.size].reshape(found.shape))
-    np.greater(found, -limits, out=above[: found.size].reshape(found.shape))
-    np.logical_and(small, above, out=small)
-    small[found.size :] = True
+def _with_numpy(
+    values: Tensor, limits: np.ndarray, k: int, normal: float, slack: float
+) -> tuple[np.ndarray, np.ndarray]:
+    rows = values.numpy()
+    reached = _reached(rows, limits)
     # Almost nothing is found: eight comparisons at a time are looked at as one number.
-    some = np.flatnonzero(small.view(np.uint64) != _EIGHT_TRUE)
-    word, within = np.nonzero(~small.reshape(-1, 8)[some])
+    some = np.flatnonzero(reached.view(np.uint64))
+    if 0 < k < rows.shape[1] and len(some) > MANY * k * len(rows):  # the first step has no threshold yet
+        least = np.array([kth_largest(row, k) for row in rows])
+        usable = np.isfinite(least) & (least >= normal)
+        reached = _reached(rows, np.where(usable, np.maximum(limits, least * slack), limits))
+        some = np.flatnonzero(reached.view(np.uint64))
+    word, within = np.nonzero(reached.reshape(-1, 8)[some])
     position = some[word] * 8 + within
-    return position, found.reshape(-1)[position]
+    return position, rows.reshape(-1)[position]
 
 
-def _with_torch(values: Tensor, limits: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _reached(values: np.ndarray, limits: np.ndarray) -> np.ndarray:
+    """Say which values reach the limit of their row or are NaN, flat; filled up with none to whole words of eight."""
+    limits = limits[:, None].astype(values.dtype)
+    whole = -(-values.size // 8) * 8
+    small, above = (memory(name, (whole,), torch.bool).numpy() for name in ("small", "above"))
+    np.less(values, limits, out=small[: values.size].reshape(values.shape))
+    np.greater(values, -limits, out=above[: values.size].reshape(values.shape))
+    np.logical_and(small, above, out=small)
+    small[values.size :] = True
+    return np.logical_not(small, out=small)
+
+
+def _with_torch(
+    values: Tensor, limits: np.ndarray, k: int, normal: float, slack: float
+) -> tuple[np.ndarray, np.ndarray]:
     size = values.abs()
     limit = torch.as_tensor(limits, dtype=values.dtype, device=values.device)
     if 0 < k < values.shape[1]:
         least = size.topk(k, dim=1).values[:, -1]
-        limit = torch.where(least.isfinite(), torch.maximum(limit, least), limit)
+        usable = least.isfinite() & (least >= normal)
+        limit = torch.where(usable, torch.maximum(limit, least * slack), limit)
     position = torch.logical_not(size < limit[:, None]).flatten().nonzero().squeeze(1)
     return position.cpu().numpy(), values.flatten()[position].cpu().numpy()
 
 
-_memory: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+class _Memory(threading.local):
+    """Tensors to write to, of this thread."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+
+_memory = _Memory()
 
 
 def memory(name: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device = _HOST) -> Tensor:
-    """Return a tensor to write to, in memory that the next call with the same name writes to again.
+    """Return a tensor to write to, in memory that this thread's next call with the same name writes to again.
 
     Fresh memory costs more than comparing what is in it.
     """
-    size, key = int(np.prod(shape)), (name, dtype, device)
-    if key not in _memory or len(_memory[key]) < size:
-        _memory[key] = torch.empty(size, dtype=dtype, device=device)
-    return _memory[key][:size].view(shape)
+    size, key, tensors = int(np.prod(shape)), (name, dtype, device), _memory.tensors
+    if key not in tensors or len(tensors[key]) < size:
+        tensors[key] = torch.empty(size, dtype=dtype, device=device)
+    return tensors[key][:size].view(shape)
 
 
 def product_of(left: Tensor, right: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ from lightning_gradtrace.record.pieces import chunks, of_features, of_samples, p
 from lightning_gradtrace.record.sieve import Sieve, is_worth
 
 # Entries formed at a time (or one row of one sample, or one sample of a share without factors, if that is larger). On a
-# CPU they stay in the cache of a core until they are compared; a GPU wants few and large pieces.
-WORKSPACE = 1 << 18
+# CPU they are compared while they are in a cache, but a block should take far longer than the calls around it; a GPU
+# wants few and large pieces.
+WORKSPACE = 1 << 20
 DEVICE_WORKSPACE = 1 << 26
 # Columns of a block at most: a product of few rows and many columns is slower than one of a like number of both.
 WIDTH = 1024
@@ -98,7 +99,7 @@ class Task:
         Args:
             threshold: one per occurrence of the step, inf for those that are not searched; it may rise between blocks.
             peaks: bound of all entries of every sample of the share.
-            k: number of entries to select: on a device, an occurrence may leave out what its own k largest exclude.
+            k: number of entries to select: an occurrence may leave out what the k largest of a block exclude.
 
         Yields:
             Candidates, sorted by occurrence.
@@ -120,11 +121,11 @@ class Task:
             for part in chunks(samples, WORKSPACE // (r * c)):
                 stairs = Stairs.of(self.bounds, part, own[part])
                 if self._is_worth(stairs, own[part]):
-                    yield from self._on_stairs(stairs, part, threshold)
+                    yield from self._on_stairs(stairs, part, threshold, k)
                 else:
                     left_out.append(part)
         if left_out:
-            yield from self._everything(np.concatenate(left_out), threshold)
+            yield from self._everything(np.concatenate(left_out), threshold, k)
 
     def _is_worth(self, stairs: Stairs, limit: np.ndarray) -> bool:
         """Say whether to form what is on the stairs rather than everything."""
@@ -152,7 +153,7 @@ class Task:
                 sample, entry = np.divmod(position, numel)
                 yield self._candidates(run[sample], entry, shift)
 
-    def _everything(self, samples: np.ndarray, threshold: np.ndarray) -> Iterator[Candidates]:
+    def _everything(self, samples: np.ndarray, threshold: np.ndarray, k: int) -> Iterator[Candidates]:
         """Form outer products block by block, the same block of all samples one after the other."""
         share, scale = self.share, self.parameter.scale
         assert isinstance(share, OuterShare) and self.bounds is not None
@@ -172,11 +173,11 @@ class Task:
                         found = None if block is None else block.search(part)
                         if found is None:
                             limit = threshold[self.samples][group[part]]
-                            found = self._found(left[part, :, rows], right[part, :, columns], there, limit)
+                            found = self._found(left[part, :, rows], right[part, :, columns], there, limit, k)
                         entry = (found.row + rows.start) * n_columns + found.column + columns.start
                         yield self._candidates(group[part][found.sample], entry, found.shift, found.error)
 
-    def _on_stairs(self, stairs: Stairs, samples: np.ndarray, threshold: np.ndarray) -> Iterator[Candidates]:
+    def _on_stairs(self, stairs: Stairs, samples: np.ndarray, threshold: np.ndarray, k: int) -> Iterator[Candidates]:
         """Form what is on the stairs, from the most promising rows to the least.
 
         They are not sieved: every shape is a new one here, and oneDNN keeps what it prepares for up to 1,024 shapes.
@@ -194,11 +195,11 @@ class Task:
             for columns in slices(needed, WIDTH):
                 r, c, limit = stairs.rows[:, rows], stairs.columns[:, columns], threshold[self.samples][samples]
                 there = picked(scale, r, c) if isinstance(scale, Tensor) else scale
-                found = self._found(left[:, :, rows], right[:, :, columns], there, limit)
+                found = self._found(left[:, :, rows], right[:, :, columns], there, limit, k)
                 entry = r[found.sample, found.row] * share.shape[1] + c[found.sample, found.column]
                 yield self._candidates(samples[found.sample], entry, found.shift, found.error)
 
-    def _found(self, left: Tensor, right: Tensor, scale: float | Tensor, limit: np.ndarray) -> Found:
+    def _found(self, left: Tensor, right: Tensor, scale: float | Tensor, limit: np.ndarray, k: int) -> Found:
         """Form one block of some samples and find what reaches the limit."""
         assert isinstance(self.share, OuterShare)
         values = product_of(left.to(self.share.dtype), right.to(self.share.dtype))
@@ -207,7 +208,7 @@ class Task:
             values.mul_(scale)
         else:
             factor = scale
-        position, shift = at_least(values.flatten(1), factor, limit, on_device=False)
+        position, shift = at_least(values.flatten(1), factor, limit, on_device=False, k=k)
         sample, row, column = np.unravel_index(position, tuple(values.shape))
         return Found(sample, row, column, shift, np.zeros(len(shift)))
 

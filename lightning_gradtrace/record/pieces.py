@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,6 +14,12 @@ def slices(n: int, size: int) -> Iterator[slice]:
     """Yield slices of ``size`` that cover ``n``."""
     for start in range(0, n, size):
         yield slice(start, min(n, start + size))
+
+
+def parts_of(n: int, count: int) -> list[slice]:
+    """Return ``count`` slices of nearly the same size that cover ``n``."""
+    edges = [n * i // count for i in range(count + 1)]
+    return [slice(first, last) for first, last in itertools.pairwise(edges)]
 
 
 def picked(scale: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from lightning_gradtrace.record._base import StepShifts
 from lightning_gradtrace.record.candidates import Candidates, Known, kth_largest
 from lightning_gradtrace.record.forming import Task
 from lightning_gradtrace.record.gathering import Gathering
+from lightning_gradtrace.record.pieces import parts_of
+from lightning_gradtrace.record.side_by_side import call_all, n_threads
 
 # A guess aims below last step's smallest k-th value (relative to the occurrence's size) by this factor. Too low costs
 # little: the threshold rises with what is found. Too high costs a second search.
@@ -27,6 +30,8 @@ CAUTION = 0.7
 FORGET = 1.02
 # A guess that was too high is first lowered by this factor; only if that is too high as well, the search starts anew.
 RETRY = 0.6
+# A part of a step that a thread searches has so many entries at least.
+PART = 1 << 21
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -59,6 +64,13 @@ class _Work:
             promise.append(squares.sum() / max(1, task.share.shape.numel()))
         order = np.argsort(-np.array(promise), kind="stable")
         return cls([tasks[i] for i in order], [peaks[i] for i in order], total)
+
+    def n_parts(self) -> int:
+        """Return into how many parts to cut the occurrences, to be searched side by side on the host."""
+        if any(task.on_device for task in self.tasks):
+            return 1
+        entries = sum(task.share.n_samples * task.share.shape.numel() for task in self.tasks)
+        return max(1, min(n_threads(), len(self.squares), entries // PART))
 
     def exact(self, rough: Candidates) -> np.ndarray:
         """Return the shifts of candidates whose shifts have an error."""
@@ -131,18 +143,35 @@ class Searcher:
         if known is not None and known.floor(self.k):
             # The k-th largest of what is known, less its rounding, is no guess: the step has k entries above it.
             guess = np.maximum(guess, known.floor(self.k) * (1 - 1e-3))
-        gathering = Gathering(self.k, guess.copy(), self.pool)
+        parts = parts_of(step.n_occurrences, 1 if self.pool else work.n_parts())
+        found = Candidates.join(call_all([partial(self._select, work, guess, floor, known, part) for part in parts]))
+        self._learn(found, sizes)
+        return found
+
+    def _select(
+        self, work: _Work, guess: np.ndarray, floor: np.ndarray, known: Known | None, part: slice
+    ) -> Candidates:
+        """Return the candidates of some occurrences, sorted.
+
+        Args:
+            work: the shares.
+            guess: where to start, one per occurrence of the step.
+            floor: below the smallest shift that counts, likewise.
+            known: see `search`.
+            part: the occurrences.
+        """
+        own = np.zeros(len(guess), bool)
+        own[part] = True
+        gathering = Gathering(self.k, np.where(own, guess, np.inf), self.pool)
         self._gather(work, gathering, known)
         for lower in (guess * RETRY, floor):
-            short = (gathering.counts() < self.k) & (guess > floor)
+            short = own & (gathering.counts() < self.k) & (guess > floor)
             if not short.any():
                 break
             gathering.drop(short)
             gathering.threshold[:] = np.where(short, np.maximum(lower, floor), np.inf)
             self._gather(work, gathering, known)
-        found = gathering.result()
-        self._learn(found, sizes)
-        return found
+        return gathering.result()
 
     def _work(self, step: StepShifts) -> _Work:
         how = self.prune, self.on_device, self.sieved

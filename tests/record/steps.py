@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,21 @@ from torch import Tensor
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.convolution import ConvolutionShare
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share, SumShare
-from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
+from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts, forming, selection
 from lightning_gradtrace.record.parameters import parameter_table
 from lightning_gradtrace.store import Trace, TraceWriter, open_trace
+
+
+@contextmanager
+def searched(workspace: int = forming.WORKSPACE, parts: int = 1) -> Iterator[None]:
+    """Search in blocks of so many entries, and the occurrences of a step in so many parts side by side."""
+    before = forming.WORKSPACE, selection.PART, selection.n_threads
+    forming.WORKSPACE, selection.PART, selection.n_threads = workspace, 1, lambda: parts
+    try:
+        yield
+    finally:
+        forming.WORKSPACE, selection.PART, selection.n_threads = before
+
 
 SHAPES = {
     "outer": (12, 9),

@@ -14,6 +14,7 @@ from lightning_gradtrace.capture.shares import OuterShare
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK, forming, sieve
 from lightning_gradtrace.record.bounds import OuterBounds
 from lightning_gradtrace.record.sieve import UNIT, Block, Sieve, relative_error
+from tests.record.steps import searched
 
 KINDS = (
     "normal",
@@ -192,11 +193,11 @@ def dense(step: StepShifts, dtype: torch.dtype) -> np.ndarray:
     sizes=st.sampled_from([[3], [1, 4]]),
     positions=st.sampled_from([2, 16, 70]),
     workspace=st.sampled_from([50, 700, 1 << 18]),
+    parts=st.sampled_from([1, 3]),
 )
-def test_selection_equals_sorting(kind, scaled, seed, k, per, sizes, positions, workspace) -> None:
-    record, before = record_of(k, per), forming.WORKSPACE
-    forming.WORKSPACE = workspace
-    try:
+def test_selection_equals_sorting(kind, scaled, seed, k, per, sizes, positions, workspace, parts) -> None:
+    record = record_of(k, per)
+    with searched(workspace, parts):
         for step in steps_of(kind, scaled, seed, 4, sizes, positions):
             rows = record.reduce(step, 0)
             values = dense(step, torch.float32)
@@ -213,8 +214,6 @@ def test_selection_equals_sorting(kind, scaled, seed, k, per, sizes, positions, 
             if kind in EXACT:
                 order = np.sort(np.argsort(-size, axis=1, kind="stable")[:, :k], axis=1)
                 np.testing.assert_array_equal(index, order)
-    finally:
-        forming.WORKSPACE = before
 
 
 @pytest.mark.parametrize("scaled", [False, True])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK, forming, gathering
+from tests.record.steps import searched
 
 SHAPES = {"outer": (5, 4), "bias": (7,), "scaled": (6, 3), "embedding": (9, 2), "heads": (2, 3, 4), "kernel": (4, 2, 3)}
 
@@ -82,17 +83,17 @@ def sorted_per_step(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray,
     prune=st.booleans(),
     per=st.sampled_from(["sample", "step"]),
     workspace=st.sampled_from([1, 50, 1 << 18]),
+    parts=st.sampled_from([1, 3]),
     on_device=st.booleans(),
     sieved=st.booleans(),
 )
 def test_selection_equals_sorting_over_consecutive_steps(
-    seed, k, sizes, whole, prune, per, workspace, on_device, sieved
+    seed, k, sizes, whole, prune, per, workspace, parts, on_device, sieved
 ) -> None:
     record = TopK(k, per=per, prune=prune)
     record.specs(make_infos())
     record._searcher.on_device, record._searcher.sieved = on_device, sieved
-    before, forming.WORKSPACE = forming.WORKSPACE, workspace
-    try:
+    with searched(workspace, parts):
         for number, rate in enumerate((1.0, 0.5, 0.0, 2.0)):  # a rate of zero makes every shift a tie
             step = make_step(seed + number, sizes, 1 + number, whole, rate)
             rows = record.reduce(step, first_occurrence=100)
@@ -108,8 +109,6 @@ def test_selection_equals_sorting_over_consecutive_steps(
                 np.testing.assert_array_equal(rows["topk_step/index"][0, :m], index)
                 np.testing.assert_allclose(rows["topk_step/shift"][0, :m], shift, rtol=1e-5, atol=1e-30)
                 assert (rows["topk_step/occurrence"][0, m:] == -1).all()
-    finally:
-        forming.WORKSPACE = before
 
 
 @pytest.mark.parametrize("prune", [True, False])
