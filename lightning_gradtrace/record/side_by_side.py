@@ -24,8 +24,11 @@ T = TypeVar("T")
 
 
 def n_threads() -> int:
-    """Return how many functions run side by side: torch's threads, or 1 where a thread can't be kept to one of them."""
-    return torch.get_num_threads() if _setters() else 1
+    """Return how many functions run side by side: torch's threads, or 1 where a thread can't be kept to one of them.
+
+    New threads may use the cores that this one may; OpenMP can have bound it to one (`OMP_PROC_BIND`).
+    """
+    return min(torch.get_num_threads(), len(os.sched_getaffinity(0))) if _setters() else 1
 
 
 def call_all(functions: Sequence[Callable[[], T]]) -> list[T]:
