@@ -16,7 +16,7 @@ from examples.models import CircuitModel
 
 
 class Watch(L.Callback):
-    """Calls a task's measures every so many steps and writes them into a table: step, measure, value.
+    """Calls a task's measures every so many steps and writes them into a table as they come: step, measure, value.
 
     Measuring leaves the training as it is: no gradients, no training mode, no random numbers of the training. What a
     task measures with is on the CPU; a network that is elsewhere is copied there.
@@ -31,7 +31,12 @@ class Watch(L.Callback):
         self.task = task
         self.path = path
         self.every_n_steps = every_n_steps
-        self.rows: list[dict[str, Any]] = []
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the table."""
+        self.path.write_text("step,measure,value\n")
+        self._last = -1
 
     @override
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -41,20 +46,22 @@ class Watch(L.Callback):
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure the trained weights and write the table."""
+        """Measure the trained weights."""
         self._measure(trainer.global_step, pl_module)
-        frame = pd.DataFrame(self.rows).drop_duplicates(["step", "measure"])
-        frame.to_csv(self.path, index=False)
 
     def _measure(self, step: int, model: L.LightningModule) -> None:
         assert isinstance(model, CircuitModel)
+        if step == self._last:  # the next micro-batch of a step
+            return
+        self._last = step
         was_training = model.training
         model.eval()
         network = model.network if model.device.type == "cpu" else copy.deepcopy(model.network).cpu()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             values = self.task.measure(network)
         model.train(was_training)
-        self.rows += [{"step": step, "measure": name, "value": value} for name, value in values.items()]
+        rows = pd.DataFrame({"step": step, "measure": list(values), "value": list(values.values())})
+        rows.to_csv(self.path, mode="a", header=False, index=False)
 
 
 def read_measures(path: Path) -> pd.DataFrame:
