@@ -215,6 +215,11 @@ class Tracer:
         joint = None if told is None else self._meet(optimizer, step, skipped, told)
         if step is None:
             return
+        kind = next((p.tensor.device.type for p in self.tracked), "cpu")
+        with torch.no_grad(), torch.autocast(kind, enabled=False):  # manual steps are made where the loss is computed
+            self._record(step, joint, skipped)
+
+    def _record(self, step: Step, joint: Balance | None, skipped: bool) -> None:
         division, position = step.division, step.position
         shifts = step.shifts(self.infos, self.quantity, skipped)
         shifts.number = position.step

@@ -51,6 +51,11 @@ class ReplayedShare(Share):
     def n_samples(self) -> int:
         return self.source.n_samples
 
+    @property
+    @override
+    def is_held(self) -> bool:
+        return False  # the model is run again, with parameters and random numbers in the place of its own
+
     @override
     def dense(self, samples: slice = slice(None)) -> Tensor:
         start, stop, _ = samples.indices(self.n_samples)

@@ -202,9 +202,11 @@ class Replay:
         Returns:
             ``g[samples]`` by name.
         """
-        wanted, losses = self.graph(names)
+        with torch.enable_grad():  # a share that is computed when it is read may be read in a step's hook
+            wanted, losses = self.graph(names)
+            chosen = losses[samples].unbind()
         rows = []
-        for loss in losses[samples]:
+        for loss in chosen:
             found = torch.autograd.grad(loss, list(wanted.values()), retain_graph=True, allow_unused=True)
             rows.append([torch.zeros_like(p) if g is None else g for g, p in zip(found, wanted.values(), strict=True)])
         return {name: torch.stack(column) for name, column in zip(names, zip(*rows, strict=True), strict=True)}

@@ -36,6 +36,11 @@ class Share(ABC):
     def n_samples(self) -> int:
         """Number of samples, the length of the leading axis of everything a share returns."""
 
+    @property
+    def is_held(self) -> bool:
+        """Whether reading it computes from its tensors alone, so that several threads may do so at the same time."""
+        return True
+
     @abstractmethod
     def dense(self, samples: slice = slice(None)) -> Tensor:
         """Write out ``g[samples]``, shape ``(n, *shape)``, in at least float32."""
@@ -268,6 +273,11 @@ class SumShare(Share):
     @override
     def n_samples(self) -> int:
         return self.parts[0].n_samples
+
+    @property
+    @override
+    def is_held(self) -> bool:
+        return all(part.is_held for part in self.parts)
 
     @override
     def dense(self, samples: slice = slice(None)) -> Tensor:

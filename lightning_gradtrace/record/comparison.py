@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -50,18 +51,26 @@ def at_least(
     Returns:
         Flat positions, ascending, and the shifts there. A few below the limit may be among them.
     """
-    # Compared before scaling, one pass less. Scaling rounds, so what is a little smaller may tie with a limit; where
-    # shifts are below the smallest normal number, much smaller. With a learning rate of zero all are zero, or NaN.
+    # Compared before scaling, one pass less. Scaling rounds, so what is a little smaller may tie with a limit; beyond
+    # the range of normal numbers, what is much smaller. With a learning rate of zero all shifts are zero, or NaN.
     kind = torch.finfo(values.dtype)
-    slack, search = 1 - 4 * kind.eps, _with_torch if on_device else _with_numpy
+    slack, size = 1 - 4 * kind.eps, np.abs(np.float64(factor))
+    search = _with_torch if on_device else _with_numpy
     with np.errstate(all="ignore"):
-        limits, normal = limit * slack / np.abs(np.float64(factor)), kind.tiny / np.abs(np.float64(factor))
-        position, found = search(values, limits, k, float(normal), slack)
+        normal = Range(float(kind.tiny / size), float(kind.max * slack / size))
+        position, found = search(values, limit * slack / size, k, normal, slack)
         return position, found * found.dtype.type(factor)
 
 
+class Range(NamedTuple):
+    """Sizes that are normal numbers after scaling."""
+
+    low: float
+    high: float
+
+
 def _with_numpy(
-    values: Tensor, limits: np.ndarray, k: int, normal: float, slack: float
+    values: Tensor, limits: np.ndarray, k: int, normal: Range, slack: float
 ) -> tuple[np.ndarray, np.ndarray]:
     rows = values.numpy()
     reached = _reached(rows, limits)
@@ -69,7 +78,7 @@ def _with_numpy(
     some = np.flatnonzero(reached.view(np.uint64))
     if 0 < k < rows.shape[1] and len(some) > MANY * k * len(rows):  # the first step has no threshold yet
         least = np.array([kth_largest(row, k) for row in rows])
-        usable = np.isfinite(least) & (least >= normal)
+        usable = (least >= normal.low) & (least <= normal.high)
         reached = _reached(rows, np.where(usable, np.maximum(limits, least * slack), limits))
         some = np.flatnonzero(reached.view(np.uint64))
     word, within = np.nonzero(reached.reshape(-1, 8)[some])
@@ -90,13 +99,13 @@ def _reached(values: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 
 def _with_torch(
-    values: Tensor, limits: np.ndarray, k: int, normal: float, slack: float
+    values: Tensor, limits: np.ndarray, k: int, normal: Range, slack: float
 ) -> tuple[np.ndarray, np.ndarray]:
     size = values.abs()
     limit = torch.as_tensor(limits, dtype=values.dtype, device=values.device)
     if 0 < k < values.shape[1]:
         least = size.topk(k, dim=1).values[:, -1]
-        usable = least.isfinite() & (least >= normal)
+        usable = (least >= normal.low) & (least <= normal.high)
         limit = torch.where(usable, torch.maximum(limit, least * slack), limit)
     position = torch.logical_not(size < limit[:, None]).flatten().nonzero().squeeze(1)
     return position.cpu().numpy(), values.flatten()[position].cpu().numpy()

@@ -67,7 +67,7 @@ class _Work:
 
     def n_parts(self) -> int:
         """Return into how many parts to cut the occurrences, to be searched side by side on the host."""
-        if any(task.on_device for task in self.tasks):
+        if any(task.on_device or not task.share.is_held for task in self.tasks):
             return 1
         entries = sum(task.share.n_samples * task.share.shape.numel() for task in self.tasks)
         return max(1, min(n_threads(), len(self.squares), entries // PART))

@@ -3,8 +3,9 @@
 Small products, comparisons in NumPy and Python in between don't fill two cores when torch divides every product among
 its threads; samples are independent of each other, so each thread takes some of them instead.
 
-`torch.set_num_threads` is not for that: it changes the number of threads of MKL for the whole process, and with it the
-last bits of the training. OpenMP and MKL can be told for one thread alone, which torch does not expose.
+Each thread is kept to itself by OpenMP's and MKL's own functions, which hold for the calling thread alone.
+`torch.set_num_threads` also changes what the whole process has: how many threads a thread has that uses torch for the
+first time later, and whether MKL chooses their number by itself. The training must not notice.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import TypeVar
 
 import torch
@@ -26,9 +28,11 @@ T = TypeVar("T")
 def n_threads() -> int:
     """Return how many functions run side by side: torch's threads, or 1 where a thread can't be kept to one of them.
 
-    New threads may use the cores that this one may; OpenMP can have bound it to one (`OMP_PROC_BIND`).
+    New threads may use the cores that this one may. If those are fewer than torch's threads, OpenMP has bound this one
+    to some of them (`OMP_PROC_BIND`), and its other threads have the rest.
     """
-    return min(torch.get_num_threads(), len(os.sched_getaffinity(0))) if _setters() else 1
+    n = torch.get_num_threads()
+    return n if _setters() and len(os.sched_getaffinity(0)) >= n else 1
 
 
 def call_all(functions: Sequence[Callable[[], T]]) -> list[T]:
@@ -39,9 +43,12 @@ def call_all(functions: Sequence[Callable[[], T]]) -> list[T]:
     """
     if len(functions) == 1:
         return [functions[0]()]
-    running = [_pool(os.getpid()).submit(_without_gradients, function) for function in functions]
-    wait(running)
-    return [one.result() for one in running]
+    running: list[Future[T]] = [_pool().submit(_without_gradients, function) for function in functions]
+    try:
+        wait(running)
+        return [one.result() for one in running]
+    finally:
+        del running  # with an exception they hold this frame, and it them
 
 
 def _without_gradients(function: Callable[[], T]) -> T:
@@ -50,9 +57,12 @@ def _without_gradients(function: Callable[[], T]) -> T:
 
 
 @cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Return threads of this process: those of a parent are not there after a fork."""
+def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="gradtrace-search", initializer=_keep_to_one_thread)
+
+
+if hasattr(os, "register_at_fork"):  # the threads of a parent are not there after a fork
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _keep_to_one_thread() -> None:
@@ -63,12 +73,27 @@ def _keep_to_one_thread() -> None:
 
 @cache
 def _setters() -> tuple[Callable[[int], object], ...]:
-    """Return the functions by which OpenMP and MKL are told the number of threads for the calling thread."""
+    """Return the functions by which OpenMP and MKL are told the number of threads for the calling thread.
+
+    None where they are not found, or torch uses others: a preloaded OpenMP comes before its own.
+    """
     if not sys.platform.startswith("linux") or not torch.backends.openmp.is_available():
         return ()
+    names = ["omp_set_num_threads", *(["MKL_Set_Num_Threads_Local"] if torch.backends.mkl.is_available() else [])]
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        names = ["omp_set_num_threads", *(["MKL_Set_Num_Threads_Local"] if torch.backends.mkl.is_available() else [])]
-        return tuple(getattr(library, name) for name in names)
+        setters = tuple(getattr(library, name) for name in names)
     except (OSError, AttributeError):
         return ()
+    found: list[int] = []
+
+    def attempt() -> None:
+        torch.get_num_threads()
+        for setter in setters:
+            setter(1)
+        found.append(torch.get_num_threads())
+
+    thread = Thread(target=attempt)
+    thread.start()
+    thread.join()
+    return setters if found == [1] else ()

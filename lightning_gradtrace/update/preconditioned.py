@@ -34,6 +34,11 @@ class MatrixShare(Share):
     def n_samples(self) -> int:
         return self.inner.n_samples
 
+    @property
+    @override
+    def is_held(self) -> bool:
+        return self.inner.is_held
+
     @override
     def dense(self, samples: slice = slice(None)) -> Tensor:
         return self._multiplied(self.inner.dense(samples) * self.factor)

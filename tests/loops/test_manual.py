@@ -228,3 +228,16 @@ def test_as_many_samples_as_features_are_told_apart_without_disturbing_the_train
     trace, _ = run(Gan, tmp_path / "a.zarr", loader=lambda: DataLoader(data(12), batch_size=6, shuffle=True))
     assert (trace.steps["residual"] < 1e-5).all()
     assert (trace.steps["sum_error"] < 1e-5).all()
+
+
+def test_records_are_made_without_autocast_and_gradients(tmp_path: Path, monkeypatch) -> None:
+    """A manual step is made inside the training step, where both are on."""
+    seen, reduce = [], TopK.reduce
+
+    def watched(*args: object) -> object:
+        seen.append((torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()))
+        return reduce(*args)
+
+    monkeypatch.setattr(TopK, "reduce", watched)
+    fit(Manual(), GradTrace(tmp_path / "a.zarr", TopK(5)), precision="bf16-mixed")
+    assert seen and {*seen} == {(False, False)}

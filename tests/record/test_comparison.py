@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lightning_gradtrace.record import comparison
 from lightning_gradtrace.record.candidates import magnitude
 from lightning_gradtrace.record.comparison import at_least
+from tests.record.steps import searched
 
 
 @pytest.mark.parametrize("on_device", [False, True])
@@ -34,19 +35,21 @@ def test_what_ties_after_scaling_is_found(on_device: bool, size: float, monkeypa
     n=st.integers(1, 4),
     numel=st.integers(1, 300),
     k=st.integers(0, 20),
-    factor=st.sampled_from([1.0, -0.3, 0.0, 1e-30, 1e30]),
+    factor=st.sampled_from([1.0, -0.3, 0.0, 1e-30, 1e30, 3e38]),
+    many=st.sampled_from([0, 1]),
     limit=st.sampled_from([1e-38, 1e-30, 0.5]),
     whole=st.booleans(),
     bad=st.sampled_from([0.0, float("nan"), float("inf")]),
     on_device=st.booleans(),
 )
 def test_of_every_row_what_reaches_the_limit_is_found_up_to_the_k_largest(
-    seed, n, numel, k, factor, limit, whole, bad, on_device
+    seed, n, numel, k, factor, many, limit, whole, bad, on_device
 ) -> None:
     values = torch.randn(n, numel, generator=torch.Generator().manual_seed(seed))
     values = values.round() if whole else values
     values[0, numel // 2] = bad
-    position, shift = at_least(values, factor, np.full(n, limit), on_device, k)
+    with searched(many=many):
+        position, shift = at_least(values, factor, np.full(n, limit), on_device, k)
     with np.errstate(all="ignore"):
         scaled = values.numpy() * np.float32(factor)
         np.testing.assert_array_equal(shift, scaled.reshape(-1)[position])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import sys
 import threading
 import warnings
@@ -15,8 +16,18 @@ import pytest
 import torch
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
-from lightning_gradtrace.record import comparison, side_by_side
+from lightning_gradtrace.capture.functional import ReplayedShare, _Source
+from lightning_gradtrace.capture.shares import DenseShare, OuterShare, Share, SumShare
+from lightning_gradtrace.record import (
+    ParameterInfo,
+    ParameterShifts,
+    StepShifts,
+    comparison,
+    selection,
+    side_by_side,
+)
 from lightning_gradtrace.record.side_by_side import call_all, n_threads
+from lightning_gradtrace.update.preconditioned import MatrixShare
 from tests.record.steps import make_infos, make_step, searched
 from tests.test_callback import fit, make
 
@@ -54,17 +65,71 @@ def test_an_error_is_raised_when_all_have_ended() -> None:
 
 @linux
 def test_every_function_computes_on_one_thread_and_the_others_keep_theirs(two_threads) -> None:
-    assert n_threads() == min(2, len(os.sched_getaffinity(0)))
+    assert n_threads() == (2 if len(os.sched_getaffinity(0)) > 1 else 1)
     meet = threading.Barrier(2, timeout=30)  # both run at the same time, so on threads of their own
 
-    def seen() -> tuple[int, int]:
+    def seen() -> tuple[list[str], int]:
         meet.wait()
-        return torch.get_num_threads(), threading.get_ident()
+        return numbers(), threading.get_ident()
 
+    before = numbers()
     (first, one), (second, other) = call_all([seen, seen])
-    assert first == second == 1 and one != other
-    assert torch.get_num_threads() == 2
-    assert call_all([torch.get_num_threads]) == [2]
+    assert {*first} == {*second} == {"1"} and one != other
+    assert numbers() == before and torch.get_num_threads() == 2
+    fresh: list[int] = []
+    thread = threading.Thread(target=lambda: fresh.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert fresh == [2]
+
+
+def numbers() -> list[str]:
+    """Numbers of threads of torch, OpenMP and MKL that hold for this thread."""
+    names = ("at::get_num_threads", "omp_get_max_threads", "mkl_get_max_threads")
+    return re.findall(rf"(?:{'|'.join(names)})\(\) : (\d+)", torch.__config__.parallel_info())
+
+
+@linux
+@pytest.mark.parametrize(("samples", "parts"), [(5, 2), (1, 1)])
+def test_a_step_is_cut_if_it_is_large_enough(samples: int, parts: int, two_threads, monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(selection, "call_all", lambda f: calls.append(len(f)) or call_all(f))
+    monkeypatch.setattr(side_by_side.os, "sched_getaffinity", lambda thread: {0, 1})
+    info, record = ParameterInfo("a", (1000, 1100), 0), TopK(5)
+    record.specs([info])
+    share = OuterShare(torch.randn(samples, 1, 1000), torch.randn(samples, 1, 1100))
+    rows = record.reduce(StepShifts([samples], [ParameterShifts(info, 1.0, [share])]), 0)
+    assert calls == [parts]
+    for sample in range(samples):
+        largest = share.dense(slice(sample, sample + 1)).flatten().abs().topk(5).values
+        np.testing.assert_allclose(np.sort(np.abs(rows["topk/shift"][sample])), np.sort(largest), rtol=1e-6)
+
+
+@pytest.mark.parametrize("wrapped", ["alone", "in a sum", "preconditioned"])
+def test_a_share_that_runs_the_model_is_read_by_one_thread(wrapped: str) -> None:
+    """It puts parameters and random numbers in the place of the model's own meanwhile."""
+    threads = []
+
+    def gradients(names: list[str], samples: slice) -> dict[str, torch.Tensor]:
+        threads.append(threading.get_ident())
+        return {"a": torch.arange(24.0).reshape(6, 2, 2)[samples]}
+
+    share: Share = ReplayedShare("a", _Source(gradients, {"a": ["a"]}, {"a": 4}, 6, 8), torch.Size((2, 2)))
+    if wrapped == "in a sum":
+        share = SumShare([share, DenseShare(torch.zeros(6, 2, 2))])
+    elif wrapped == "preconditioned":
+        share = MatrixShare(share, 1.0, None, None)
+    info, record = ParameterInfo("a", (2, 2), 0), TopK(1)
+    record.specs([info])
+    with searched(parts=3):
+        rows = record.reduce(StepShifts([6], [ParameterShifts(info, 1.0, [share])]), 0)
+    assert rows["topk/shift"].flatten().tolist() == [3.0, 7.0, 11.0, 15.0, 19.0, 23.0]
+    assert {*threads} == {threading.get_ident()}
+
+
+def test_another_openmp_in_the_place_of_that_of_torch_is_noticed(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # whatever is set
+    assert side_by_side._setters.__wrapped__() == ()
 
 
 def test_where_a_thread_can_not_be_kept_to_one_nothing_is_cut(two_threads, monkeypatch) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import OuterShare
-from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK, forming, sieve
+from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK, comparison, forming, sieve
 from lightning_gradtrace.record.bounds import OuterBounds
 from lightning_gradtrace.record.sieve import UNIT, Block, Sieve, relative_error
 from tests.record.steps import searched
@@ -194,10 +194,11 @@ def dense(step: StepShifts, dtype: torch.dtype) -> np.ndarray:
     positions=st.sampled_from([2, 16, 70]),
     workspace=st.sampled_from([50, 700, 1 << 18]),
     parts=st.sampled_from([1, 3]),
+    many=st.sampled_from([0, comparison.MANY]),
 )
-def test_selection_equals_sorting(kind, scaled, seed, k, per, sizes, positions, workspace, parts) -> None:
+def test_selection_equals_sorting(kind, scaled, seed, k, per, sizes, positions, workspace, parts, many) -> None:
     record = record_of(k, per)
-    with searched(workspace, parts):
+    with searched(workspace, parts, many):
         for step in steps_of(kind, scaled, seed, 4, sizes, positions):
             rows = record.reduce(step, 0)
             values = dense(step, torch.float32)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share
-from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK, forming, gathering
+from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK, comparison, forming, gathering
 from tests.record.steps import searched
 
 SHAPES = {"outer": (5, 4), "bias": (7,), "scaled": (6, 3), "embedding": (9, 2), "heads": (2, 3, 4), "kernel": (4, 2, 3)}
@@ -84,16 +84,17 @@ def sorted_per_step(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray,
     per=st.sampled_from(["sample", "step"]),
     workspace=st.sampled_from([1, 50, 1 << 18]),
     parts=st.sampled_from([1, 3]),
+    many=st.sampled_from([0, comparison.MANY]),
     on_device=st.booleans(),
     sieved=st.booleans(),
 )
 def test_selection_equals_sorting_over_consecutive_steps(
-    seed, k, sizes, whole, prune, per, workspace, parts, on_device, sieved
+    seed, k, sizes, whole, prune, per, workspace, parts, many, on_device, sieved
 ) -> None:
     record = TopK(k, per=per, prune=prune)
     record.specs(make_infos())
     record._searcher.on_device, record._searcher.sieved = on_device, sieved
-    with searched(workspace, parts):
+    with searched(workspace, parts, many):
         for number, rate in enumerate((1.0, 0.5, 0.0, 2.0)):  # a rate of zero makes every shift a tie
             step = make_step(seed + number, sizes, 1 + number, whole, rate)
             rows = record.reduce(step, first_occurrence=100)
@@ -157,6 +158,18 @@ def test_shifts_that_are_not_finite_are_kept_first(bad: float, prune: bool, per:
         rows = record.reduce(step, 0)
         shift = rows["topk/shift"][1] if per == "sample" else rows["topk_step/shift"][0]
         assert (~np.isfinite(shift)).sum() == 4  # row 2 of a (5, 4) matrix
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_shifts_that_overflow_are_ties(on_device: bool) -> None:
+    info = ParameterInfo("a", (4096,), 0)
+    record = TopK(10)
+    record.specs([info])
+    record._searcher.on_device = on_device
+    share = DenseShare(torch.linspace(1e30, 2e30, 4096)[None])
+    with searched(many=0), np.errstate(all="ignore"):
+        rows = record.reduce(StepShifts([1], [ParameterShifts(info, 1e10, [share])]), 0)
+    assert rows["topk/index"].tolist() == [[*range(10)]] and np.isinf(rows["topk/shift"]).all()
 
 
 def test_more_entries_than_there_are_keeps_all_with_a_warning() -> None:
