@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -68,6 +68,10 @@ class Range(NamedTuple):
     low: float
     high: float
 
+    def holds(self, sizes: Any) -> Any:
+        """Say of every size, of NumPy or torch, whether it is one."""
+        return (sizes >= self.low) & (sizes <= self.high)
+
 
 def _with_numpy(
     values: Tensor, limits: np.ndarray, k: int, normal: Range, slack: float
@@ -78,8 +82,7 @@ def _with_numpy(
     some = np.flatnonzero(reached.view(np.uint64))
     if 0 < k < rows.shape[1] and len(some) > MANY * k * len(rows):  # the first step has no threshold yet
         least = np.array([kth_largest(row, k) for row in rows])
-        usable = (least >= normal.low) & (least <= normal.high)
-        reached = _reached(rows, np.where(usable, np.maximum(limits, least * slack), limits))
+        reached = _reached(rows, np.where(normal.holds(least), np.maximum(limits, least * slack), limits))
         some = np.flatnonzero(reached.view(np.uint64))
     word, within = np.nonzero(reached.reshape(-1, 8)[some])
     position = some[word] * 8 + within
@@ -105,8 +108,7 @@ def _with_torch(
     limit = torch.as_tensor(limits, dtype=values.dtype, device=values.device)
     if 0 < k < values.shape[1]:
         least = size.topk(k, dim=1).values[:, -1]
-        usable = (least >= normal.low) & (least <= normal.high)
-        limit = torch.where(usable, torch.maximum(limit, least * slack), limit)
+        limit = torch.where(normal.holds(least), torch.maximum(limit, least * slack), limit)
     position = torch.logical_not(size < limit[:, None]).flatten().nonzero().squeeze(1)
     return position.cpu().numpy(), values.flatten()[position].cpu().numpy()
 

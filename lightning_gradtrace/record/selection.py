@@ -65,9 +65,9 @@ class _Work:
         order = np.argsort(-np.array(promise), kind="stable")
         return cls([tasks[i] for i in order], [peaks[i] for i in order], total)
 
-    def n_parts(self) -> int:
+    def n_parts(self, pool: bool) -> int:
         """Return into how many parts to cut the occurrences, to be searched side by side on the host."""
-        if any(task.on_device or not task.share.is_held for task in self.tasks):
+        if pool or any(task.on_device or not task.share.is_held for task in self.tasks):
             return 1
         entries = sum(task.share.n_samples * task.share.shape.numel() for task in self.tasks)
         return max(1, min(n_threads(), len(self.squares), entries // PART))
@@ -143,7 +143,7 @@ class Searcher:
         if known is not None and known.floor(self.k):
             # The k-th largest of what is known, less its rounding, is no guess: the step has k entries above it.
             guess = np.maximum(guess, known.floor(self.k) * (1 - 1e-3))
-        parts = parts_of(step.n_occurrences, 1 if self.pool else work.n_parts())
+        parts = parts_of(step.n_occurrences, work.n_parts(self.pool))
         found = Candidates.join(call_all([partial(self._select, work, guess, floor, known, part) for part in parts]))
         self._learn(found, sizes)
         return found

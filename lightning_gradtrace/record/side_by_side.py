@@ -75,7 +75,7 @@ def _keep_to_one_thread() -> None:
 def _setters() -> tuple[Callable[[int], object], ...]:
     """Return the functions by which OpenMP and MKL are told the number of threads for the calling thread.
 
-    None where they are not found, or torch uses others: a preloaded OpenMP comes before its own.
+    There are none where they are not found, or torch uses others: a preloaded OpenMP comes before its own.
     """
     if not sys.platform.startswith("linux") or not torch.backends.openmp.is_available():
         return ()
