@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from lightning_gradtrace.store.codecs import ChunkEncoder, array_document
+from lightning_gradtrace.store.direct import Part
 from lightning_gradtrace.store.schema import ArraySpec
 from lightning_gradtrace.store.sharding import join_shard
 from lightning_gradtrace.store.target import Put
@@ -39,7 +40,7 @@ class ArrayBuffer:
         self._unit = spec.inner_rows or self._chunk_shape[0]
         self._dtype = np.dtype(object if spec.dtype == "str" else spec.dtype)
         self._encoder = ChunkEncoder(spec)
-        self._shards: dict[Place, list[list[bytes]]] = {}
+        self._shards: dict[Place, list[list[Part]]] = {}
         self._buffer: np.ndarray | None = None
         self._in_buffer = 0
         self._dirty = False
@@ -85,7 +86,7 @@ class ArrayBuffer:
         """
         if self.spec.grows:
             rows = self._widen(rows)
-        at = 0
+        at, waiting = 0, (self.n_rows + len(rows)) % self._chunk_shape[0]
         while at < len(rows):
             n = min(self._unit - self._in_buffer, len(rows) - at)
             part = rows[at : at + n]
@@ -94,11 +95,15 @@ class ArrayBuffer:
             self._dirty = self.n_rows % self._chunk_shape[0] != 0
             # Many rows at once pass without being copied.
             if n == self._unit:
-                yield from self._encoded(part)
+                # Those that wait for the rest of their shard would keep the others in memory.
+                keeps = self._encoder.borrows and at > len(rows) - waiting
+                yield from self._encoded(part.copy() if keeps else part)
             elif self._collect(part) == self._unit:
                 assert self._buffer is not None
                 yield from self._encoded(self._buffer)
                 self._in_buffer = 0
+                if self._encoder.borrows:
+                    self._buffer = None
 
     def tail(self) -> Iterator[Put]:
         """Hand out the chunk that is being filled, if it has rows that were not handed out before.
@@ -109,7 +114,7 @@ class ArrayBuffer:
         if not self._dirty:
             return
         self._dirty = False
-        rest: dict[Place, list[bytes]] = {}
+        rest: dict[Place, list[Part]] = {}
         if self._buffer is not None and self._in_buffer:
             self._buffer[self._in_buffer :] = self.spec.fill_value
             rest = {place: self._encoder.encode(part) for place, part in self._parts(self._buffer)}
@@ -158,7 +163,7 @@ class ArrayBuffer:
     def _key(self, place: Place) -> str:
         """Key of the chunk that holds the last row."""
         number = (self.n_rows - 1) // self._chunk_shape[0]
-        return "/".join([self.spec.path, "c", str(number), *map(str, place)])
+        return self.spec.path + "/" + ".".join(["c", str(number), *map(str, place)])
 
     def _widen(self, rows: np.ndarray) -> np.ndarray:
         """Pad rows and buffer to the same number of whole chunks along the second axis."""

@@ -12,11 +12,15 @@ from typing import Any
 import numpy as np
 from numcodecs import Blosc, VLenUTF8, Zstd
 
+from lightning_gradtrace.store.direct import Part
 from lightning_gradtrace.store.schema import ON_OPEN, ArraySpec
 from lightning_gradtrace.store.sharding import shard_document, with_checksum
 
 BLOCK_BYTES = 2**20
 """Shuffling acts on blocks of this size: large ones give the compressor long planes of similar bits or bytes."""
+
+CHUNK_KEYS = {"name": "default", "configuration": {"separator": "."}}
+"""How chunks are named: `c.0.0`, side by side. With `/`, every chunk has directories that have to be made durable."""
 
 _BLOSC = {
     "index": {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": BLOCK_BYTES},
@@ -77,7 +81,7 @@ def array_document(spec: ArraySpec, n_rows: int, tail: tuple[int, ...] | None = 
         "shape": [n_rows, *(0 if n == ON_OPEN else n for n in tail)],
         "data_type": "string" if spec.dtype == "str" else spec.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(spec.chunk_shape)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "chunk_key_encoding": CHUNK_KEYS,
         "fill_value": "NaN" if isinstance(fill, float) and math.isnan(fill) else fill,
         "codecs": codec_documents(spec),
         "attributes": {"long_name": spec.long_name, "units": spec.units, **spec.attrs},
@@ -113,13 +117,18 @@ class ChunkEncoder:
             shuffle = {"shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}[blosc["shuffle"]]
             self._compressor = Blosc(blosc["cname"], blosc["clevel"], shuffle, blosc["blocksize"])
 
-    def encode(self, chunk: np.ndarray) -> list[bytes]:
+    @property
+    def borrows(self) -> bool:
+        """Whether what is encoded is the memory of the chunk itself, which must not change then."""
+        return self._compressor is None
+
+    def encode(self, chunk: np.ndarray) -> list[Part]:
         """Encode one chunk, of full shape, with its checksum; of a sharded array one inner chunk.
 
         Returns:
             Parts of the object, which are never joined: copying them takes longer than adding up their checksums.
         """
         plain: Any = np.ascontiguousarray(chunk, self._dtype)
-        if self._text:
-            plain = VLenUTF8().encode(plain.ravel())
-        return with_checksum(plain.tobytes() if self._compressor is None else bytes(self._compressor.encode(plain)))
+        if self._compressor is None:
+            return with_checksum(plain.reshape(-1).view(np.uint8))
+        return with_checksum(bytes(self._compressor.encode(VLenUTF8().encode(plain.ravel()) if self._text else plain)))

@@ -129,7 +129,7 @@ class Committer:
         self._check_owner()
         settle(self._store)
         # A put that fails may have been made all the same: both the old and the new document are then this writer's.
-        self._roots = [*self._roots[-1:], *put[1]]
+        self._roots = [*self._roots[-1:], b"".join(put[1])]
         put_all(self._store, [put])
         settle(self._store)
         self._attrs, self._members, self._committed = attrs, members, committed

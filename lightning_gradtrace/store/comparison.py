@@ -10,10 +10,10 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store
 
-from lightning_gradtrace.store.codecs import array_document
+from lightning_gradtrace.store.codecs import CHUNK_KEYS, array_document
 from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.opening import trace_root
-from lightning_gradtrace.store.schema import AXES, INPUT_SPECS, ArraySpec
+from lightning_gradtrace.store.schema import AXES, ENCODING_VERSION, INPUT_SPECS, ArraySpec
 from lightning_gradtrace.store.tables import read_params
 from lightning_gradtrace.store.target import StoreError
 
@@ -94,6 +94,9 @@ def differences(
     if was == now and list(was) != list(now):
         found.append("the tracked parameters come in another order")
     members = root["consolidated_metadata"]["metadata"]
+    if any(member.get("chunk_key_encoding", CHUNK_KEYS) != CHUNK_KEYS for member in members.values()):
+        version = old["encoding-version"]
+        found.append(f"the files of chunks have the names of format {version}, this package writes {ENCODING_VERSION}")
     for spec in specs:
         found += _array_differences(spec, members.get(spec.path))
     late = {spec.path for spec in INPUT_SPECS} | {spec.path for spec in specs}

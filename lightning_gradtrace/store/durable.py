@@ -12,6 +12,8 @@ from pathlib import Path
 
 from zarr.storage import LocalStore
 
+from lightning_gradtrace.store.direct import DirectFiles, Part
+
 THREADS = 8
 """Files that are written at once. Waiting for the disk is what takes long, and it can wait for many together."""
 
@@ -33,25 +35,23 @@ class DurableLocalStore(LocalStore):
         self._pool: ThreadPoolExecutor | None = None
         self._under_way: deque[tuple[Future[None], int]] = deque()
         self._bytes = 0
+        self._files = DirectFiles()
         self._make(self.root)
 
-    def write(self, key: str, parts: list[bytes]) -> None:
+    def write(self, key: str, parts: list[Part]) -> None:
         """Write one file and wait until it is on the disk."""
         path = self.root / key
         self._make(path.parent)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
-            with temporary.open("wb") as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
+            self._files.write(temporary, parts)
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         self._touched.add(path.parent)
 
-    def submit(self, key: str, parts: list[bytes]) -> None:
+    def submit(self, key: str, parts: list[Part]) -> None:
         """Begin to write one file; waits only while `UNDER_WAY_BYTES` are on their way.
 
         Raises:

@@ -175,8 +175,8 @@ def _remove_stale_chunks(store: Store, arrays: Mapping[str, ArrayBuffer]) -> Non
     async def remove() -> None:
         for path, array in arrays.items():
             counts = array.chunk_counts
-            for key in [key async for key in store.list_prefix(f"{path}/c/")]:
-                place = key.removeprefix(f"{path}/c/").split("/")
+            for key in [key async for key in store.list_prefix(f"{path}/")]:
+                place = key.removeprefix(f"{path}/c.").split(".")
                 if len(place) != len(counts) or not all(part.isdecimal() for part in place):
                     continue
                 if any(int(part) >= count for part, count in zip(place, counts, strict=True)):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 ENCODING_TYPE = "gradtrace"
-ENCODING_VERSION = "1.1"
+ENCODING_VERSION = "1.2"
 
 AXES = ("step", "occurrence", "sample", "snapshot")
 """Axes that grow while a run is recorded; the first axis of every recorded array is one of them."""

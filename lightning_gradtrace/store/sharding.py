@@ -8,6 +8,8 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
+from lightning_gradtrace.store.direct import Part
+
 ABSENT = 2**64 - 1
 """Offset and length of an inner chunk that a shard doesn't hold."""
 
@@ -33,7 +35,7 @@ def shard_document(inner_shape: tuple[int, ...], codecs: list[dict[str, Any]]) -
     return {"name": "sharding_indexed", "configuration": configuration}
 
 
-def join_shard(chunks: Sequence[list[bytes]], n_chunks: int) -> list[bytes]:
+def join_shard(chunks: Sequence[list[Part]], n_chunks: int) -> list[Part]:
     """Append the index to encoded inner chunks: offset and length of each, and a checksum of them.
 
     Args:
@@ -52,6 +54,6 @@ def join_shard(chunks: Sequence[list[bytes]], n_chunks: int) -> list[bytes]:
     return [*(part for chunk in chunks for part in chunk), *with_checksum(index.tobytes())]
 
 
-def with_checksum(data: bytes) -> list[bytes]:
-    """Append the crc32c of some bytes, as the codec ``crc32c`` does."""
-    return [data, int(google_crc32c.value(data)).to_bytes(4, "little")]
+def with_checksum(data: bytes | np.ndarray) -> list[Part]:
+    """Append the crc32c of some bytes, given as such or as a uint8 array, as the codec ``crc32c`` does."""
+    return [data if isinstance(data, bytes) else data.data, int(google_crc32c.value(data)).to_bytes(4, "little")]

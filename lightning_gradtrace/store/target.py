@@ -19,6 +19,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore
 
+from lightning_gradtrace.store.direct import Part
 from lightning_gradtrace.store.durable import DurableLocalStore
 
 Target = str | os.PathLike[str] | Store
@@ -34,8 +35,8 @@ RETRY_SECONDS = (0.2, 1.0, 5.0)
 _LASTING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 _log = logging.getLogger(__name__)
 
-Put = tuple[str, list[bytes]]
-"""Key of an object of a store, and its content in parts."""
+Put = tuple[str, list[Part]]
+"""Key of an object of a store, and its content in parts, which must stay as they are until the store is settled."""
 
 
 class StoreError(RuntimeError):
@@ -133,7 +134,7 @@ def put_all(store: Store, puts: Iterable[Put]) -> None:
         return
     remote = isinstance(store, FsspecStore)
 
-    async def put(key: str, parts: list[bytes]) -> None:
+    async def put(key: str, parts: list[Part]) -> None:
         buffer = default_buffer_prototype().buffer.from_bytes(b"".join(parts))
         for seconds in RETRY_SECONDS if remote else ():
             try:

@@ -189,7 +189,7 @@ def test_parts_that_do_not_belong_together_are_found(tmp_path):
 def test_a_damaged_chunk_is_named_with_its_rank(tmp_path):
     folder = tmp_path / "a.zarr"
     write_parts(folder)
-    (folder / "ranks" / "1" / "topk" / "shift" / "c" / "0" / "0").write_bytes(b"nothing")
+    (folder / "ranks" / "1" / "topk" / "shift" / "c.0.0").write_bytes(b"nothing")
     trace = open_trace(folder)
     assert any(p.startswith("rank 1: `topk/shift` chunk 0/0") for p in trace.verify().problems)
     with pytest.raises(StoreError, match="`topk/shift` chunk 0/0"):

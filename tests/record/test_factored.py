@@ -100,7 +100,7 @@ def test_longer_sequences_leave_earlier_rows_as_they_were(tmp_path: Path) -> Non
     assert trace.array("factored/outer/input").shape == (9, 40, 9)
     assert trace.array("factored/outer/length")[:].tolist() == [2] * 3 + [40] * 3 + [3] * 3
     assert not np.asarray(trace.array("factored/outer/input")[0, 2:]).any()
-    (tmp_path / "a.zarr" / "factored" / "outer" / "input" / "c" / "0" / "0" / "0").unlink()
+    (tmp_path / "a.zarr" / "factored" / "outer" / "input" / "c.0.0.0").unlink()
     assert "`factored/outer/input` chunk 0/0/0 (occurrence 0 to 8, steps 0 to 2) is missing" in str(trace.verify())
 
 

@@ -135,7 +135,7 @@ def test_permissions_that_are_taken_away_leave_what_was_committed(tmp_path):
 def test_a_chunk_in_whose_place_something_else_stands_is_named(tmp_path):
     path = tmp_path / "a.zarr"
     write_trace(path, per="both", chunk_rows=5)
-    chunk, other = path / "topk/shift/c/1/0", path / "topk_step/shift/c/0/0"
+    chunk, other = path / "topk/shift/c.1.0", path / "topk_step/shift/c.0.0"
     chunk.write_bytes(other.read_bytes())
     message = (
         r"`topk/shift` chunk 1/0 \(occurrence 5 to 9, steps 1 to 2\) can't be read: ValueError: its header promises"
@@ -145,7 +145,7 @@ def test_a_chunk_in_whose_place_something_else_stands_is_named(tmp_path):
     assert len(open_trace(path).verify().problems) == 1
     chunk.unlink()
     chunk.mkdir()
-    with pytest.raises(StoreError, match=r"`topk/shift/c/1/0` of `.*` can't be read: IsADirectoryError"):
+    with pytest.raises(StoreError, match=r"`topk/shift/c\.1\.0` of `.*` can't be read: IsADirectoryError"):
         open_trace(path).topk.frame()
     (problem,) = open_trace(path).verify().problems
     assert "IsADirectoryError" in problem and len(open_trace(path).using("topk_step").topk.frame()) == 90

@@ -218,10 +218,29 @@ def test_missing_foreign_and_older_traces_are_told_apart():
         Cursor.from_state({"rows": 3})
 
 
+def test_a_trace_of_format_1_1_is_read_but_not_gone_on_with(tmp_path):
+    path = tmp_path / "a.zarr"
+    cursor = cut(path)
+    expected = open_trace(path).topk.frame()
+    for file in sorted(path.rglob("c.*")):
+        old = file.with_name("c").joinpath(*file.name.split(".")[1:])
+        old.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(old)
+    for file in path.rglob("zarr.json"):
+        text = file.read_text().replace('"separator":"."', '"separator":"/"')
+        file.write_text(text.replace('"encoding-version":"1.2"', '"encoding-version":"1.1"'))
+    trace = open_trace(path)
+    assert trace.verify().ok and trace.topk.frame().equals(expected)
+    root = (path / "zarr.json").read_bytes()
+    with pytest.raises(StoreError, match=r"  - the files of chunks have the names of format 1\.1, this package writes"):
+        Run(path, resume=cursor)
+    assert (path / "zarr.json").read_bytes() == root
+
+
 def test_damage_in_the_last_chunk_is_said_before_anything_is_cut(tmp_path):
     path = tmp_path / "a.zarr"
     cursor = cut(path)
-    chunk = path / "topk" / "shift" / "c" / "3" / "0"
+    chunk = path / "topk" / "shift" / "c.3.0"
     chunk.write_bytes(chunk.read_bytes()[:-1] + b"x")
     root = (path / "zarr.json").read_bytes()
     with pytest.raises(StoreError, match=r"`topk/shift` chunk 3/0 \(occurrence 15 to 19, steps 3 to 5\) can't be read"):
