@@ -198,7 +198,7 @@ class Tracer:
         if skipped:
             self._last_ledger.pop(id(step.division.optimizer), None)
         else:
-            step.division.complete()
+            step.division.complete(forget=self.ranks.size == 1)
             if step.division.unexplained and not self._edited:
                 self._edited = True
                 warn_of_edits(step.division.unexplained)

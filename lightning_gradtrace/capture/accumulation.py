@@ -64,8 +64,6 @@ class Accumulation:
     unknown: set[str] = field(default_factory=set)
     _passes: list[BackwardPass] = field(default_factory=list)
     _marks: dict[str, tuple[int, int] | None] = field(default_factory=dict)
-    # Copies that a step used up; it is over when the next backward pass writes to them.
-    _spare: dict[str, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
     def begin_pass(self, parameters: Mapping[str, Tensor]) -> None:
@@ -112,7 +110,7 @@ class Accumulation:
         self._passes.append(BackwardPass(batch, kept, loss.detach(), reached, not reached, set(optimizers)))
         for name in reached:
             if (gradient := parameters[name].grad) is not None:
-                self.reference[name] = copy_gradient(gradient, self._spare.pop(name, None))
+                self.reference[name] = copy_gradient(gradient)
 
     def of(self, optimizer: int, names: Collection[str]) -> tuple[list[MicroBatch], list[Tensor]]:
         """Return what the gradients of an optimizer's parameters hold.
@@ -148,8 +146,7 @@ class Accumulation:
     def _forget(self, names: Collection[str]) -> None:
         self.unknown.difference_update(names)
         for name in names:
-            if name in self.reference:
-                self._spare[name] = self.reference.pop(name)
+            self.reference.pop(name, None)
             for p in self._passes:
                 p.held_by.discard(name)
                 p.micro_batch.shares.pop(name, None)

@@ -19,12 +19,9 @@ _CHUNK = 1 << 16
 _PROPORTIONAL = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 
-def copy_gradient(gradient: Tensor, spare: Tensor | None = None) -> Tensor:
-    """Return a dense copy of a gradient, in ``spare`` if that is like it: fresh memory costs more than the copy."""
-    found = dense(gradient)
-    if spare is None or (spare.shape, spare.dtype, spare.device) != (found.shape, found.dtype, found.device):
-        return found.clone()
-    return spare.copy_(found)
+def copy_gradient(gradient: Tensor) -> Tensor:
+    """Return a dense copy of a gradient."""
+    return dense(gradient).clone()
 
 
 def dense(gradient: Tensor) -> Tensor:

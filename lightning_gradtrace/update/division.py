@@ -27,7 +27,7 @@ class _Parameter:
 
     tensor: Tensor
     group: Mapping[str, Any]
-    gradient: Tensor
+    gradient: Tensor | None
     memory: dict[str, Any]
     weights: Tensor | None
     split: Split | None = None
@@ -39,7 +39,10 @@ class _Parameter:
         """The gradient as the optimizer saw it; one that the step set to None is taken as not clipped."""
         if self.kept is not None:
             return self.kept
-        return self.gradient if self.tensor.grad is None else local(self.tensor.grad).detach()
+        if self.tensor.grad is not None:
+            return local(self.tensor.grad).detach()
+        assert self.gradient is not None
+        return self.gradient
 
 
 @dataclass
@@ -122,21 +125,26 @@ class StepDivision:
 
     @property
     def gradients(self) -> dict[str, Tensor]:
-        """Gradients before clipping, by name."""
-        return {name: p.gradient for name, p in self._parameters.items()}
+        """Gradients before clipping, by name; those that were not let go of."""
+        return {name: p.gradient for name, p in self._parameters.items() if p.gradient is not None}
 
     @torch.no_grad()
-    def complete(self) -> None:
-        """Read off clipping and the optimizer's state after the step."""
-        parts = self._parameters.values()
-        seen = [dense(p.seen) for p in parts]
-        factors = clip_factors([p.gradient for p in parts], seen)
+    def complete(self, forget: bool = True) -> None:
+        """Read off clipping and the optimizer's state after the step.
+
+        Args:
+            forget: whether `gradients` are no longer needed; the gains of each parameter then take their room.
+        """
+        seen = [dense(p.seen) for p in self._parameters.values()]
+        factors = clip_factors(list(self.gradients.values()), seen)
         for (name, p), factor, after in zip(self._parameters.items(), factors, seen, strict=True):
             if factor is None:
                 self.unexplained.append(name)
-                factor = projection(p.gradient, after)
-            p.clip = factor.expand(p.gradient.shape) if isinstance(factor, Tensor) else factor
+                factor = projection(self.gradients[name], after)
+            p.clip = factor.expand(after.shape) if isinstance(factor, Tensor) else factor
             p.split = self._split(p, None)
+            if forget and (p.kept is not None or p.tensor.grad is not None):
+                p.gradient = None
 
     @property
     def factors(self) -> dict[str, tuple[float | Tensor, float | Tensor]]:

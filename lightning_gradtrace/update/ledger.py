@@ -88,6 +88,7 @@ def balance(entries: Iterable[Entry]) -> Balance:
     ledger = Ledger()
     for entry in entries:
         ledger.add(entry)
+        del entry  # before the next one is formed
     return ledger.balance()
 
 
