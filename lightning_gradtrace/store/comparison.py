@@ -95,7 +95,7 @@ def differences(
         found.append("the tracked parameters come in another order")
     members = root["consolidated_metadata"]["metadata"]
     if any(member.get("chunk_key_encoding", CHUNK_KEYS) != CHUNK_KEYS for member in members.values()):
-        version = old["encoding-version"]
+        version = old.get("encoding-version")
         found.append(f"the files of chunks have the names of format {version}, this package writes {ENCODING_VERSION}")
     for spec in specs:
         found += _array_differences(spec, members.get(spec.path))

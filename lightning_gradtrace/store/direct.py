@@ -27,7 +27,7 @@ Part = bytes | memoryview
 """A piece of a file's content."""
 
 _FLAG = getattr(os, "O_DIRECT", 0)
-_REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP)
+_REFUSALS = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOMEM)
 
 
 class DirectFiles:
@@ -59,7 +59,7 @@ class DirectFiles:
             except OSError as error:
                 if error.errno not in _REFUSALS:
                     raise
-                # This file system has no direct writes, or needs other units: nothing is lost but time.
+                # No direct writes here, or in other units, or no memory for them: nothing is lost but time.
                 self._possible = False
         with path.open("wb") as file:
             file.writelines(parts)
@@ -84,11 +84,18 @@ class DirectFiles:
         try:
             memory = self._free.pop()
         except IndexError:
-            memory = memoryview(mmap.mmap(-1, BUFFER_BYTES))
+            memory = memoryview(_private_memory(BUFFER_BYTES))
         try:
             yield memory
         finally:
             self._free.append(memory)
+
+
+def _private_memory(size: int) -> mmap.mmap:
+    """Return memory that begins at a page and that a forked process does not share."""
+    if hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return mmap.mmap(-1, size)  # Windows, which does not fork
 
 
 def _fill(memory: memoryview, parts: Sequence[Part]) -> Iterator[int]:
@@ -110,4 +117,6 @@ def _fill(memory: memoryview, parts: Sequence[Part]) -> Iterator[int]:
 def _write_at(descriptor: int, data: memoryview, offset: int) -> None:
     while len(data):
         n = os.pwrite(descriptor, data, offset)
+        if not n:
+            raise OSError(errno.EIO, "the system wrote nothing and gave no reason")
         data, offset = data[n:], offset + n

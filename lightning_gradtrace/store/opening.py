@@ -195,7 +195,7 @@ def open_store(target: Target) -> tuple[Store, dict[str, Any]]:
         )
     version = str(attributes.get("encoding-version"))
     newest = ENCODING_VERSION.partition(".")[0]
-    major = version.partition(".")[0]
+    major, _, minor = version.partition(".")
     if not major.isdecimal() or len(major) > 9 or int(major) > int(newest):
         raise StoreError(
             f"`{name}` was written by format {version}, this package reads up to {newest}.x: "
@@ -205,7 +205,9 @@ def open_store(target: Target) -> tuple[Store, dict[str, Any]]:
     try:
         check_root(root)
     except ValueError as error:
-        raise StoreError(damaged(name, error)) from error
+        later = minor.isdecimal() and len(minor) < 9 and int(minor) > int(ENCODING_VERSION.partition(".")[2])
+        hint = f"; it has format {version}, this package knows {ENCODING_VERSION}: upgrade lightning-gradtrace"
+        raise StoreError(damaged(name, error) + (hint if later else "")) from error
     return store, root
 
 

@@ -70,7 +70,8 @@ def test_small_files_go_through_the_page_cache(tmp_path, monkeypatch):
     assert lengths == [BLOCK]
 
 
-def test_many_threads_share_the_memory(tmp_path):
+def test_many_threads_share_the_memory(tmp_path, monkeypatch):
+    written_directly(monkeypatch)
     files, contents = DirectFiles(), [parts_of([UNIT * 3 + n, 7, n], seed=n) for n in range(40)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: files.write(tmp_path / str(n), contents[n]), range(40)))
@@ -117,15 +118,47 @@ def test_a_full_disk_is_said_and_the_memory_comes_back(tmp_path, monkeypatch):
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    lengths = written_directly(monkeypatch)
     files = DirectFiles()
     with monkeypatch.context() as patch:
         patch.setattr(os, "pwrite", full)
         with pytest.raises(OSError, match="No space left"):
             files.write(tmp_path / "a.bin", parts_of([UNIT]))
     assert len(files._free) == 1
-    lengths = written_directly(monkeypatch)
     files.write(tmp_path / "b.bin", parts_of([UNIT]))
-    assert lengths == [UNIT], "a full disk is no reason to go through the page cache"
+    assert lengths == [UNIT] * 2, "a full disk is no reason to go through the page cache"
+
+
+def test_a_system_that_writes_nothing_and_gives_no_reason_is_an_error(tmp_path, monkeypatch):
+    written_directly(monkeypatch)
+    monkeypatch.setattr(os, "pwrite", lambda *_: 0)
+    with pytest.raises(OSError, match="wrote nothing"):
+        DirectFiles().write(tmp_path / "a.bin", parts_of([UNIT]))
+
+
+def test_no_memory_for_direct_writes_is_no_error(tmp_path, monkeypatch):
+    def none_left(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    written_directly(monkeypatch)
+    monkeypatch.setattr(direct.mmap, "mmap", none_left)
+    DirectFiles().write(tmp_path / "a.bin", parts_of([UNIT, 3]))
+    assert (tmp_path / "a.bin").read_bytes() == b"".join(parts_of([UNIT, 3]))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_process_does_not_write_into_the_memory_of_this_one(tmp_path, monkeypatch):
+    written_directly(monkeypatch)
+    files = DirectFiles()
+    files.write(tmp_path / "first", parts_of([UNIT]))
+    (memory,) = files._free
+    before = bytes(memory)
+    child = os.fork()
+    if not child:
+        files.write(tmp_path / "child", parts_of([UNIT], seed=1))
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert bytes(memory) == before and (tmp_path / "child").read_bytes() != before
 
 
 def test_systems_without_direct_writes(tmp_path: Path, monkeypatch):
