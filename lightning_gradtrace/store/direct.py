@@ -35,8 +35,11 @@ class DirectFiles:
 
     Example::
 
-        >>> files = DirectFiles()
-        >>> files.write(Path("a.bin"), [b"any number", b" of parts"])
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     DirectFiles().write(Path(folder) / "a.bin", [b"any number", b" of parts"])
+        ...     (Path(folder) / "a.bin").read_bytes()
+        b'any number of parts'
     """
 
     def __init__(self) -> None:
