@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from lightning_gradtrace.store.chunk_keys import Place, chunk_key
 from lightning_gradtrace.store.codecs import ChunkEncoder, array_document
 from lightning_gradtrace.store.direct import Part
 from lightning_gradtrace.store.schema import ArraySpec
 from lightning_gradtrace.store.sharding import join_shard
 from lightning_gradtrace.store.target import Put
-
-Place = tuple[int, ...]
 
 
 class ArrayBuffer:
@@ -163,7 +162,7 @@ class ArrayBuffer:
     def _key(self, place: Place) -> str:
         """Key of the chunk that holds the last row."""
         number = (self.n_rows - 1) // self._chunk_shape[0]
-        return self.spec.path + "/" + ".".join(["c", str(number), *map(str, place)])
+        return chunk_key(self.spec.path, (number, *place))
 
     def _widen(self, rows: np.ndarray) -> np.ndarray:
         """Pad rows and buffer to the same number of whole chunks along the second axis."""

@@ -12,15 +12,13 @@ from typing import Any
 import numpy as np
 from numcodecs import Blosc, VLenUTF8, Zstd
 
+from lightning_gradtrace.store.chunk_keys import CHUNK_KEYS
 from lightning_gradtrace.store.direct import Part
 from lightning_gradtrace.store.schema import ON_OPEN, ArraySpec
 from lightning_gradtrace.store.sharding import shard_document, with_checksum
 
 BLOCK_BYTES = 2**20
 """Shuffling acts on blocks of this size: large ones give the compressor long planes of similar bits or bytes."""
-
-CHUNK_KEYS = {"name": "default", "configuration": {"separator": "."}}
-"""How chunks are named: `c.0.0`, side by side. With `/`, every chunk has directories that have to be made durable."""
 
 _BLOSC = {
     "index": {"cname": "zstd", "clevel": 1, "shuffle": "shuffle", "blocksize": BLOCK_BYTES},

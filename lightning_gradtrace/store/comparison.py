@@ -10,7 +10,8 @@ import numpy as np
 import zarr
 from zarr.abc.store import Store
 
-from lightning_gradtrace.store.codecs import CHUNK_KEYS, array_document
+from lightning_gradtrace.store.chunk_keys import CHUNK_KEYS
+from lightning_gradtrace.store.codecs import array_document
 from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.opening import trace_root
 from lightning_gradtrace.store.schema import AXES, ENCODING_VERSION, INPUT_SPECS, ArraySpec

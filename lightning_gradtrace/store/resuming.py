@@ -18,6 +18,7 @@ from zarr.abc.store import Store
 from zarr.core.sync import sync
 
 from lightning_gradtrace.store.buffers import ArrayBuffer
+from lightning_gradtrace.store.chunk_keys import place_of
 from lightning_gradtrace.store.codecs import array_document
 from lightning_gradtrace.store.commit import Committer
 from lightning_gradtrace.store.comparison import differences, find_trace
@@ -176,10 +177,10 @@ def _remove_stale_chunks(store: Store, arrays: Mapping[str, ArrayBuffer]) -> Non
         for path, array in arrays.items():
             counts = array.chunk_counts
             for key in [key async for key in store.list_prefix(f"{path}/")]:
-                place = key.removeprefix(f"{path}/c.").split(".")
-                if len(place) != len(counts) or not all(part.isdecimal() for part in place):
+                place = place_of(path, key)
+                if place is None or len(place) != len(counts):
                     continue
-                if any(int(part) >= count for part, count in zip(place, counts, strict=True)):
+                if any(number >= count for number, count in zip(place, counts, strict=True)):
                     await store.delete(key)
 
     sync(remove())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_gradtrace.store.chunk_keys import READABLE_CHUNK_KEYS
 from lightning_gradtrace.store.schema import AXES, CORE_SPECS
 
 DATA_TYPES = frozenset(
@@ -25,7 +26,6 @@ MAX_RAW_CHUNK_BYTES = 2**30
 MAX_ARRAYS = 100_000
 MAX_RANKS = 10_000
 _LARGEST = 2**62
-_CHUNK_KEYS = [{"name": "default", "configuration": {"separator": separator}} for separator in "./"]
 _MOST_AXES = 32
 
 
@@ -92,7 +92,7 @@ def _check_array(path: str, document: dict[str, Any]) -> None:
     if math.prod(chunks) * itemsize > MAX_RAW_CHUNK_BYTES:
         raise ValueError(f"`{path}` has chunks of {_short(chunks)}, expected at most {MAX_RAW_CHUNK_BYTES} bytes")
     encoding = document.get("chunk_key_encoding")
-    if encoding not in _CHUNK_KEYS:
+    if encoding not in READABLE_CHUNK_KEYS:
         raise ValueError(f"`{path}` has chunk_key_encoding {_short(encoding)}, expected `default` with `.` or `/`")
     names = document.get("dimension_names")
     if not isinstance(names, list) or len(names) != len(shape) or not all(isinstance(name, str) for name in names):

@@ -146,7 +146,6 @@ def test_no_memory_for_direct_writes_is_no_error(tmp_path, monkeypatch):
     assert (tmp_path / "a.bin").read_bytes() == b"".join(parts_of([UNIT, 3]))
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
 def test_a_forked_process_does_not_write_into_the_memory_of_this_one(tmp_path, monkeypatch):
     written_directly(monkeypatch)
     files = DirectFiles()
@@ -155,8 +154,10 @@ def test_a_forked_process_does_not_write_into_the_memory_of_this_one(tmp_path, m
     before = bytes(memory)
     child = os.fork()
     if not child:
-        files.write(tmp_path / "child", parts_of([UNIT], seed=1))
-        os._exit(0)
+        try:
+            files.write(tmp_path / "child", parts_of([UNIT], seed=1))
+        finally:
+            os._exit(0)  # whatever happens: this is no second run of the tests
     assert os.waitpid(child, 0)[1] == 0
     assert bytes(memory) == before and (tmp_path / "child").read_bytes() != before
 
