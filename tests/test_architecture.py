@@ -1,4 +1,4 @@
-"""The three sentences of the architecture, read off the imports, and the length of files."""
+"""The sentences of the architecture, read off the imports, and the length of files."""
 
 from __future__ import annotations
 
@@ -80,6 +80,13 @@ def test_the_report_works_from_tables_alone(file: Path) -> None:
     of_package = {name for name in imported(file) if name.startswith("lightning_gradtrace")}
     assert [name for name in of_package if not name.startswith("lightning_gradtrace.report")] == []
     assert not tops(imported(file)) & {"torch", *LIGHTNING, *ZARR}
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if place(f).startswith("record/search/")], ids=place)
+def test_the_search_knows_no_record(file: Path) -> None:
+    of_records = {name for name in imported(file) if name.startswith("lightning_gradtrace.record")}
+    own = ("lightning_gradtrace.record.search.", "lightning_gradtrace.record._base.")
+    assert [name for name in of_records if not name.startswith(own)] == []
 
 
 def test_importing_the_analyses_does_not_import_lightning() -> None:

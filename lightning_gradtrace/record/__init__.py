@@ -1,4 +1,14 @@
-"""What is kept of a step: one file per kind of record."""
+"""What is kept of a step: one file per kind of record.
+
+The records are `topk`, `dense`, `factored`, `sketch`, `norms`, `division`, `gains` and `token_grads`. A new one is a
+file beside them and a line below (docs/extending.md, "A record"); `gains` is the shortest one to read.
+
+- For all of them: `_base` has `Record` and the shifts that it reads, `schedule` says at which steps it is kept.
+- For a record to use: `_parts` (shifts in blocks, shares as factors), `transfer` (from a GPU to the host), `projection`
+  (of `Sketch`), `search` (the k largest shifts, of `TopK` and `TokenGrads`).
+- Before a run: `parameters` lists what is tracked, `plan` predicts the bytes from rows that `made_up` draws, and
+  `outlook` says it in a sentence.
+"""
 
 from lightning_gradtrace.record._base import ParameterInfo as ParameterInfo
 from lightning_gradtrace.record._base import ParameterShifts as ParameterShifts

@@ -13,9 +13,8 @@ from lightning_gradtrace.capture.engine import MicroBatch, TokenPass
 from lightning_gradtrace.capture.loss_tokens import TokenChoice
 from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.record._base import ParameterInfo, Record, StepShifts, TokenShifts
-from lightning_gradtrace.record.candidates import fill_with_zeros, largest
 from lightning_gradtrace.record.schedule import as_schedule
-from lightning_gradtrace.record.selection import Searcher
+from lightning_gradtrace.record.search import Searcher, fill_with_zeros, largest
 from lightning_gradtrace.store.schema import ArraySpec
 
 

@@ -10,9 +10,8 @@ import numpy as np
 from typing_extensions import override
 
 from lightning_gradtrace.record._base import ParameterInfo, Record, StepShifts
-from lightning_gradtrace.record.candidates import Candidates, Known, fill_with_zeros, largest
 from lightning_gradtrace.record.schedule import as_schedule
-from lightning_gradtrace.record.selection import Searcher
+from lightning_gradtrace.record.search import Candidates, Known, Searcher, fill_with_zeros, largest
 from lightning_gradtrace.store.schema import ArraySpec
 
 

@@ -13,28 +13,21 @@ from torch import Tensor
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.convolution import ConvolutionShare
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share, SumShare
-from lightning_gradtrace.record import (
-    ParameterInfo,
-    ParameterShifts,
-    Record,
-    StepShifts,
-    comparison,
-    forming,
-    selection,
-)
+from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record.parameters import parameter_table
+from lightning_gradtrace.record.search import comparison, forming, searcher
 from lightning_gradtrace.store import Trace, TraceWriter, open_trace
 
 
 @contextmanager
 def searched(workspace: int = forming.WORKSPACE, parts: int = 1, many: int = comparison.MANY) -> Iterator[None]:
     """Search in blocks of so many entries, however small a step in so many parts, with so many candidates a block."""
-    before = forming.WORKSPACE, selection.PART, selection.n_threads, comparison.MANY
-    forming.WORKSPACE, selection.PART, selection.n_threads, comparison.MANY = workspace, 1, lambda: parts, many
+    before = forming.WORKSPACE, searcher.PART, searcher.n_threads, comparison.MANY
+    forming.WORKSPACE, searcher.PART, searcher.n_threads, comparison.MANY = workspace, 1, lambda: parts, many
     try:
         yield
     finally:
-        forming.WORKSPACE, selection.PART, selection.n_threads, comparison.MANY = before
+        forming.WORKSPACE, searcher.PART, searcher.n_threads, comparison.MANY = before
 
 
 SHAPES = {

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from lightning_gradtrace import Dense, Factored, GradTrace, Norms, Sketch, TopK, open_trace
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.record import selection
 from lightning_gradtrace.record.outlook import look_ahead, readable, samples_per_step
+from lightning_gradtrace.record.search import Searcher
 from tests.record.steps import SHAPES, make_infos, make_step, record_steps
 from tests.test_callback import Sentences, fit, make
 
@@ -94,7 +94,7 @@ def test_a_selection_of_a_step_searches_nothing_where_one_per_sample_knows_all(m
     for record in (first, second):
         record.arrays(infos)
     first.reduce(step, 0)
-    monkeypatch.setattr(selection.Searcher, "search", lambda *a: pytest.fail("it searched"))
+    monkeypatch.setattr(Searcher, "search", lambda *a: pytest.fail("it searched"))
     assert second.reduce(step, 0)["topk_step/index"].shape == (1, 10)
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share
-from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK, comparison, forming, gathering
+from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK
+from lightning_gradtrace.record.search import comparison, forming, gathering
 from tests.record.steps import searched
 
 SHAPES = {"outer": (5, 4), "bias": (7,), "scaled": (6, 3), "embedding": (9, 2), "heads": (2, 3, 4), "kernel": (4, 2, 3)}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.record.candidates import kth_largest
+from lightning_gradtrace.record.search.candidates import kth_largest
 
 _HOST = torch.device("cpu")
 # With more words of eight that hold an entry than this times k, a row's own k-th largest is taken for a limit.

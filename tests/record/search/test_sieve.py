@@ -11,9 +11,10 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import OuterShare
-from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK, comparison, forming, sieve
-from lightning_gradtrace.record.bounds import OuterBounds
-from lightning_gradtrace.record.sieve import UNIT, Block, Sieve, relative_error
+from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK
+from lightning_gradtrace.record.search import comparison, forming, sieve
+from lightning_gradtrace.record.search.bounds import OuterBounds
+from lightning_gradtrace.record.search.sieve import UNIT, Block, Sieve, relative_error
 from tests.record.steps import searched
 
 KINDS = (

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lightning_gradtrace.record.candidates import Candidates, kth_largest, magnitude
+from lightning_gradtrace.record.search.candidates import Candidates, kth_largest, magnitude
 
 # Candidates that compete are cut down to the k largest, and their threshold raised, once there are this many times k.
 TRIM = 2

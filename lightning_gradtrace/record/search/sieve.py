@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.record.comparison import Found, memory, product_of
+from lightning_gradtrace.record.search.comparison import Found, memory, product_of
 
 UNIT = 2.0**-8
 # Forming one entry again takes as long as forming so many of a block in float32: with more, the block is formed.

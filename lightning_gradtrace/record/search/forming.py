@@ -12,11 +12,11 @@ from torch import Tensor
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import OuterShare, Share
 from lightning_gradtrace.record._base import ParameterShifts
-from lightning_gradtrace.record.bounds import OuterBounds, Stairs, typical_size
-from lightning_gradtrace.record.candidates import Candidates
-from lightning_gradtrace.record.comparison import Found, at_least, product_of
-from lightning_gradtrace.record.pieces import chunks, of_features, of_samples, picked, slices
-from lightning_gradtrace.record.sieve import Sieve, is_worth
+from lightning_gradtrace.record.search.bounds import OuterBounds, Stairs, typical_size
+from lightning_gradtrace.record.search.candidates import Candidates
+from lightning_gradtrace.record.search.comparison import Found, at_least, product_of
+from lightning_gradtrace.record.search.pieces import chunks, of_features, of_samples, picked, slices
+from lightning_gradtrace.record.search.sieve import Sieve, is_worth
 
 # Entries formed at a time (or one row of one sample, or one sample of a share without factors, if that is larger). On a
 # CPU they are compared while they are in a cache, but a block should take far longer than the calls around it; a GPU

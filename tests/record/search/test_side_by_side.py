@@ -18,15 +18,9 @@ import torch
 from lightning_gradtrace import GradTrace, TopK, open_trace
 from lightning_gradtrace.capture.functional import ReplayedShare, _Source
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, Share, SumShare
-from lightning_gradtrace.record import (
-    ParameterInfo,
-    ParameterShifts,
-    StepShifts,
-    comparison,
-    selection,
-    side_by_side,
-)
-from lightning_gradtrace.record.side_by_side import call_all, n_threads
+from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts
+from lightning_gradtrace.record.search import comparison, searcher, side_by_side
+from lightning_gradtrace.record.search.side_by_side import call_all, n_threads
 from lightning_gradtrace.update.preconditioned import MatrixShare
 from tests.record.steps import make_infos, make_step, searched
 from tests.test_callback import fit, make
@@ -93,7 +87,7 @@ def numbers() -> list[str]:
 @pytest.mark.parametrize(("samples", "parts"), [(5, 2), (1, 1)])
 def test_a_step_is_cut_if_it_is_large_enough(samples: int, parts: int, two_threads, monkeypatch) -> None:
     calls = []
-    monkeypatch.setattr(selection, "call_all", lambda f: calls.append(len(f)) or call_all(f))
+    monkeypatch.setattr(searcher, "call_all", lambda f: calls.append(len(f)) or call_all(f))
     monkeypatch.setattr(side_by_side.os, "sched_getaffinity", lambda thread: {0, 1})
     info, record = ParameterInfo("a", (1000, 1100), 0), TopK(5)
     record.specs([info])

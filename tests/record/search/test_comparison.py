@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gradtrace.record import comparison
-from lightning_gradtrace.record.candidates import magnitude
-from lightning_gradtrace.record.comparison import at_least
+from lightning_gradtrace.record.search import comparison
+from lightning_gradtrace.record.search.candidates import magnitude
+from lightning_gradtrace.record.search.comparison import at_least
 from tests.record.steps import searched
 
 

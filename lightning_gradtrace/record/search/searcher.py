@@ -1,11 +1,4 @@
-"""Exact selection of the largest shifts without writing them all out (docs/concepts.md, 4).
-
-Every occurrence (or the whole step) has a threshold, at first a guess of its k-th largest value made from the last
-step, then the k-th largest of what was found so far. Entries at or above it are candidates. By Cauchy-Schwarz
-``|g[i][r, c]| <= |d[i][:, r]| |a[i][:, c]|``, so entries whose bound stays below the threshold are never formed. If a
-guess turns out too high for some occurrence - fewer than k candidates - that occurrence is searched again from the
-bottom. The outcome is that of sorting.
-"""
+"""Searches a step, from guesses of its thresholds to candidates that are complete."""
 
 from __future__ import annotations
 
@@ -17,11 +10,11 @@ import numpy as np
 import torch
 
 from lightning_gradtrace.record._base import StepShifts
-from lightning_gradtrace.record.candidates import Candidates, Known, kth_largest
-from lightning_gradtrace.record.forming import Task
-from lightning_gradtrace.record.gathering import Gathering
-from lightning_gradtrace.record.pieces import parts_of
-from lightning_gradtrace.record.side_by_side import call_all, n_threads
+from lightning_gradtrace.record.search.candidates import Candidates, Known, kth_largest
+from lightning_gradtrace.record.search.forming import Task
+from lightning_gradtrace.record.search.gathering import Gathering
+from lightning_gradtrace.record.search.pieces import parts_of
+from lightning_gradtrace.record.search.side_by_side import call_all, n_threads
 
 # A guess aims below last step's smallest k-th value (relative to the occurrence's size) by this factor. Too low costs
 # little: the threshold rises with what is found. Too high costs a second search.
