@@ -41,10 +41,11 @@ demo: $(READY)
 		--title "Demo: which texts moved which neurons"
 
 test: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 -m pretend tests/device
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
 
 test-gpu: $(READY)
-	@$(BIN)/python -m pytest -m gpu tests/gpu
+	@$(BIN)/python -m pytest -m gpu tests/device
 
 # The full forms of what `make test` does in short, and the table of docs/reliability.md; an hour and more.
 reliability: $(READY)

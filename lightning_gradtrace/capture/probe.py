@@ -6,17 +6,16 @@ run is what it received in the first, permuted (docs/concepts.md, 2).
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lightning_gradtrace.capture.batch import permute_samples, sample_axis_of, tensors
+from lightning_gradtrace.capture.random_state import RandomState
 from lightning_gradtrace.capture.sharded import bring_to_rest
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.capture.use import Use
@@ -107,24 +106,21 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     modes = {m: m.training for m in module.modules()}
     buffers = {buffer: buffer.clone() for buffer in module.buffers()}
     attributes = {m: Attributes.of(m) for m in module.modules()}
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=cuda):
-        module.eval()
-        try:
-            yield
-        finally:
-            for m, training in modes.items():
-                m.training = training
-            for m, saved in attributes.items():
-                saved.restore(m)
-            bring_to_rest(module)  # weights that were gathered for a run would be taken for those after the next step
-            random.setstate(python)
-            np.random.set_state(numpy)
-            with torch.no_grad():
-                for buffer, value in buffers.items():
-                    if not torch.equal(buffer, value):  # writing would count as a change in place
-                        buffer.copy_(value)
+    random_state = RandomState.now()
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
+        for m, saved in attributes.items():
+            saved.restore(m)
+        bring_to_rest(module)  # weights that were gathered for a run would be taken for those after the next step
+        random_state.restore()
+        with torch.no_grad():
+            for buffer, value in buffers.items():
+                if not torch.equal(buffer, value):  # writing would count as a change in place
+                    buffer.copy_(value)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ numbers of the first: the same autocast, the same random numbers, and nothing wr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from lightning_gradtrace.capture.functions import facts
+from lightning_gradtrace.capture.random_state import TorchState
 
 
 @dataclass(frozen=True)
@@ -25,37 +26,27 @@ class Surroundings:
     Attributes:
         device: type of the device.
         autocast: dtype that autocast works in, None without autocast.
-        random: state of torch's random generators before the call; None if it draws nothing.
+        random: states of torch's generators before the call; None if it draws nothing.
     """
 
     device: str
     autocast: torch.dtype | None
-    random: tuple[Tensor, Tensor | None] | None
+    random: TorchState | None
 
     @classmethod
     def now(cls, function: Callable[..., Any], device: torch.device) -> Surroundings:
         """Return the present surroundings of a call of a function."""
         kind = device.type
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-        random = None
-        if facts(function).random:
-            random = (torch.get_rng_state(), torch.cuda.get_rng_state(device) if kind == "cuda" else None)
-        return cls(kind, cast, random)
+        return cls(kind, cast, TorchState.now(device) if facts(function).random else None)
 
     @contextmanager
     def again(self) -> Iterator[None]:
         """Restore the surroundings for a while."""
         enabled = self.autocast is not None
-        with torch.autocast(self.device, dtype=self.autocast, enabled=enabled, cache_enabled=False):
-            if self.random is None:
-                yield
-                return
-            cpu, cuda = self.random
-            with torch.random.fork_rng(devices=[] if cuda is None else [torch.cuda.current_device()]):
-                torch.set_rng_state(cpu)
-                if cuda is not None:
-                    torch.cuda.set_rng_state(cuda)
-                yield
+        random = nullcontext() if self.random is None else self.random.replayed()
+        with torch.autocast(self.device, dtype=self.autocast, enabled=enabled, cache_enabled=False), random:
+            yield
 
 
 def run(function: Callable[..., Any], leaves: Sequence[Any], structure: Any, around: Surroundings) -> list[Any]:

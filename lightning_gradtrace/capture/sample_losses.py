@@ -6,55 +6,20 @@ Nothing of it reaches the training: parameters and buffers are swapped for copie
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from lightning_gradtrace.capture.batch import map_tensors, sample_axis_of
 from lightning_gradtrace.capture.derived import quiet_vmap
+from lightning_gradtrace.capture.random_state import RandomState
 
 PerSampleLoss = Callable[[nn.Module, Any], Tensor]
-
-
-@dataclass(frozen=True)
-class RandomState:
-    """States of the generators of torch, NumPy and Python at one moment."""
-
-    torch: Tensor
-    cuda: tuple[Tensor, ...]
-    numpy: Any
-    python: Any
-
-    @classmethod
-    def now(cls) -> RandomState:
-        """Take down the present states."""
-        cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
-        return cls(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())
-
-    def restore(self) -> None:
-        """Set all generators to these states."""
-        torch.set_rng_state(self.torch)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(self.cuda)
-        np.random.set_state(self.numpy)
-        random.setstate(self.python)
-
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Draw from these states for a while, then go on as if nothing had been drawn."""
-        before = RandomState.now()
-        self.restore()
-        try:
-            yield
-        finally:
-            before.restore()
 
 
 @dataclass

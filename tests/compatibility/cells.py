@@ -32,6 +32,14 @@ COARSE = 3e-2
 """Relative error in half precision, where the oracle rounds at other places than the batch."""
 
 
+Place = Callable[[str], dict[str, Any]]
+"""Arguments of a Trainer that say where it trains, for a precision."""
+
+
+def on_cpu(precision: str) -> dict[str, Any]:
+    return {"accelerator": "cpu", "precision": precision}
+
+
 @dataclass(frozen=True)
 class Setup:
     """A column of the table.
@@ -135,22 +143,24 @@ class Kept(Record):
         return {"kept/rows": np.full(step.n_occurrences, len(step.parameters), np.int32)}
 
 
-def fit(entry: Entry, setup: Setup, *callbacks: pl.Callback, accelerator: str = "cpu") -> Training:
+def fit(entry: Entry, setup: Setup, *callbacks: pl.Callback, place: Place = on_cpu) -> Training:
     """Train the model of an entry, the same in every call but for the callbacks."""
     pl.seed_everything(7, verbose=False)
     model = Training(entry.build(), setup)
     items = [entry.item() for _ in range(N_BATCHES * N_SAMPLES)]
+    arguments = {"precision": entry.precision, **setup.trainer}
+    where = place(arguments.pop("precision"))
     trainer = pl.Trainer(
-        accelerator=accelerator,
         devices=1,
-        deterministic=accelerator != "cpu",
+        deterministic=place is not on_cpu,
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
-        **{"precision": entry.precision, **setup.trainer},
+        **arguments,
+        **where,
     )
     if str(trainer.precision) == "64-true":
         items = [[t.double() if t.is_floating_point() else t for t in item] for item in items]
@@ -175,9 +185,9 @@ class Outcome:
     general: set[str] = field(default_factory=set)  # functions without a closed form, by name
 
 
-def run(entry: Entry, setup: Setup, accelerator: str = "cpu") -> Outcome:
+def run(entry: Entry, setup: Setup, place: Place = on_cpu) -> Outcome:
     """Train with and without the callback and compare; whatever is neither exact nor a clear error fails here."""
-    plain = fit(entry, setup, accelerator=accelerator)
+    plain = fit(entry, setup, place=place)
     kept, truth, general = Kept(), Truth(entry, setup), set()
 
     def noted(self, use, placement, n_samples):
@@ -200,7 +210,7 @@ def run(entry: Entry, setup: Setup, accelerator: str = "cpu") -> Outcome:
         )
         try:
             with mock.patch.object(Attribution, "shares", noted):
-                traced = fit(entry, setup, truth, callback, accelerator=accelerator)
+                traced = fit(entry, setup, truth, callback, place=place)
         except (UnattributableError, ValueError) as error:
             assert str(error).startswith("GradTrace: "), error
             assert not _get_current_function_mode_stack()
@@ -229,13 +239,14 @@ def compare(
     """Compare every share of every parameter, relative to the largest share of the parameter.
 
     Parameters whose gradient is zero but for rounding (a bias before batch norm) are compared on the scale of the
-    whole gradient. In half precision the oracle itself is off by `rounding`, and so may a share be.
+    whole gradient. In half precision the oracle itself is off by `rounding`, and a share by
+    as much or twice that.
     """
     whole = torch.stack([torch.linalg.vector_norm(g.double()) for g in expected.values()]).norm()
     for name, g in expected.items():
         share = found.get(name, torch.zeros_like(g)).double()
         error, size = largest(share - g), largest(g)
-        limit = tolerance * torch.maximum(size, 1e-3 * whole) + 2 * rounding[name]
+        limit = tolerance * torch.maximum(size, 1e-3 * whole) + 3 * rounding[name]
         assert error <= limit, f"{where}: `{name}` is off by {error / size:.1e}, {limit / size:.1e} is allowed"
 
 

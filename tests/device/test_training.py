@@ -1,4 +1,4 @@
-"""A training on a CUDA device: the same trace as on the CPU, the same weights as without the callback."""
+"""A training on a device: the same trace as on the CPU, the same weights as without the callback."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradtrace import Dense, Factored, GradTrace, Norms, Sketch, TopK, Trace, open_trace
 from lightning_gradtrace.record import Record
+from tests.compatibility.cells import Place, on_cpu
+from tests.device.devices import Device
 
 VOCAB, WIDTH, LENGTH = 40, 32, 12
 
@@ -44,15 +46,13 @@ class LanguageModel(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 1.0, momentum=0.5)
 
 
-def fit(accelerator: str, *callbacks: pl.Callback, adam: bool, dropout: float = 0.0, precision: str = "32-true"):
+def fit(place: Place, *callbacks: pl.Callback, adam: bool, dropout: float = 0.0, precision: str = "32-true"):
     pl.seed_everything(4, verbose=False)
     model = LanguageModel(dropout, adam)
     tokens = torch.randint(VOCAB, (64, LENGTH + 1))
     trainer = pl.Trainer(
-        accelerator=accelerator,
         devices=1,
         deterministic=True,
-        precision=precision,  # type: ignore[arg-type]
         max_epochs=2,
         gradient_clip_val=0.5,
         logger=False,
@@ -60,6 +60,7 @@ def fit(accelerator: str, *callbacks: pl.Callback, adam: bool, dropout: float = 
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=list(callbacks),
+        **place(precision),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)
@@ -67,8 +68,8 @@ def fit(accelerator: str, *callbacks: pl.Callback, adam: bool, dropout: float = 
     return model
 
 
-def record(path: Path, accelerator: str, records: list[Record], **options) -> Trace:
-    fit(accelerator, GradTrace(path, records, ledger_every_n_steps=1), **options)
+def record(path: Path, place: Place, records: list[Record], **options) -> Trace:
+    fit(place, GradTrace(path, records, ledger_every_n_steps=1), **options)
     trace = open_trace(path)
     assert trace.attrs["complete"]
     assert trace.verify().ok
@@ -76,29 +77,29 @@ def record(path: Path, accelerator: str, records: list[Record], **options) -> Tr
 
 
 @pytest.mark.parametrize("adam", [False, True], ids=["sgd", "adamw"])
-def test_the_trace_is_that_of_the_cpu(adam: bool, tmp_path: Path) -> None:
-    records = [TopK(50), TopK(200, per="step"), Dense(), Factored(), Sketch(16), Norms()]
+def test_the_trace_is_that_of_the_cpu(adam: bool, device: Device, tmp_path: Path) -> None:
+    records: list[Record] = [TopK(50), TopK(200, per="step"), Dense(), Factored(), Sketch(16), Norms()]
     settings = {"adam": adam, "precision": "64-true"}
-    cpu = record(tmp_path / "cpu.zarr", "cpu", records, **settings)
-    gpu = record(tmp_path / "gpu.zarr", "gpu", records, **settings)
+    cpu = record(tmp_path / "cpu.zarr", on_cpu, records, **settings)
+    there = record(tmp_path / "there.zarr", device.trainer, records, **settings)
     for column in ("loss", "grad_norm", "clip_factor"):  # norms are kept in single precision
-        np.testing.assert_allclose(gpu.steps[column], cpu.steps[column], rtol=1e-6)
-    assert (gpu.occurrences == cpu.occurrences).all(axis=None)
+        np.testing.assert_allclose(there.steps[column], cpu.steps[column], rtol=1e-6)
+    assert (there.occurrences == cpu.occurrences).all(axis=None)
     for name in cpu.params["param"]:
-        a, b = np.asarray(gpu.dense[name][:]), np.asarray(cpu.dense[name][:])
+        a, b = np.asarray(there.dense[name][:]), np.asarray(cpu.dense[name][:])
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7 * np.abs(b).max())
-    for one, other in zip(gpu.topk.blocks(), cpu.topk.blocks(), strict=True):
+    for one, other in zip(there.topk.blocks(), cpu.topk.blocks(), strict=True):
         # Entries within rounding of the k-th place may differ between two devices, the sizes that were kept may not.
         sizes = [np.sort(np.abs(block.shift), axis=-1) for block in (one, other)]
         np.testing.assert_allclose(*sizes, rtol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_training_is_the_same_bit_for_bit_and_the_ledger_closes(precision: str, tmp_path: Path) -> None:
+def test_training_is_the_same_bit_for_bit_and_the_ledger_closes(precision: str, device: Device, tmp_path: Path) -> None:
     settings = {"adam": False, "dropout": 0.2, "precision": precision}
-    plain = fit("gpu", **settings)
+    plain = fit(device.trainer, **settings)
     path = tmp_path / "a.zarr"
-    traced = fit("gpu", GradTrace(path, TopK(50), ledger_every_n_steps=1), **settings)
+    traced = fit(device.trainer, GradTrace(path, TopK(50), ledger_every_n_steps=1), **settings)
     for (name, a), (_, b) in zip(plain.named_parameters(), traced.named_parameters(), strict=True):
         assert torch.equal(a, b), name
     steps = open_trace(path).steps
@@ -113,18 +114,20 @@ class NoWaiting(pl.Callback):
     It stands before GradTrace, so that it has ended when the shares are taken.
     """
 
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
-        if batch_idx:  # at the first batch uses are checked against autograd
-            torch.cuda.set_sync_debug_mode("error")
+        if trainer.global_step:  # at the first batch uses are checked against autograd
+            self.device.forbid_waiting()
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        torch.cuda.set_sync_debug_mode("default")
+        if trainer.global_step:
+            self.device.allow_waiting()
 
 
-def test_the_forward_and_the_backward_pass_never_wait_for_the_device(tmp_path: Path) -> None:
+def test_the_forward_and_the_backward_pass_never_wait_for_the_device(device: Device, tmp_path: Path) -> None:
     """What the tape does in them is queued, as the training's own work is."""
-    try:
-        fit("gpu", NoWaiting(), GradTrace(tmp_path / "a.zarr", TopK(50), inputs=None), adam=False, dropout=0.2)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    callback = GradTrace(tmp_path / "a.zarr", TopK(50), inputs=None)
+    fit(device.trainer, NoWaiting(device), callback, adam=False, dropout=0.2)
     assert len(open_trace(tmp_path / "a.zarr").steps) == 16
