@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.loss_tokens import TokenChoice, TokenEngine
+from lightning_gradtrace.capture.passes import make_alone
 from lightning_gradtrace.capture.placement import UnattributableError
 from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.shares import OuterShare, RowShare, Share, SumShare
@@ -25,7 +26,9 @@ def capture(engine: TapeEngine, model: nn.Module, batch, loss_of, n_samples: int
     look = PermutationProbe(model, parameters, model, batch[0], n_samples, axis)
     with engine.tape(parameters, batch, n_samples, axis) as tape:
         loss = loss_of(model, batch)
-    engine.before_backward(tape, loss, n_samples, look)
+    passes = engine.passes(tape, loss, n_samples)
+    if passes is not None:
+        make_alone(model, passes, look)
     assert all(p.grad is None for p in model.parameters())
     loss.backward()
     return engine.collect(tape, n_samples, look)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
@@ -83,6 +84,27 @@ class Sharded(Model):
 
 class ShardedAdam(Sharded, Adam):
     pass
+
+
+class Resharded(ShardedAdam):
+    """The outermost module, too, frees its parameters after its forward pass; layers are checkpointed outside."""
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        for i, layer in enumerate(self.encoder.layers):
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+            self.encoder.layers[i] = checkpoint_wrapper(layer)
+        fully_shard(self, mesh=mesh, reshard_after_forward=True)
+
+
+class Kept(Sharded):
+    """No module frees its parameters after its forward pass; layers are checkpointed inside."""
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        for i, layer in enumerate(self.encoder.layers):
+            self.encoder.layers[i] = fully_shard(checkpoint_wrapper(layer), mesh=mesh, reshard_after_forward=False)
+        fully_shard(self, mesh=mesh, reshard_after_forward=False)
 
 
 class Square(Model):
@@ -157,8 +179,9 @@ def joined(epoch: int) -> list[list[int]]:
 
 def trace_callback(path: Path, **options: Any) -> GradTrace:
     records = [TopK(11), TopK(17, per="step"), Dense(), Factored(schedule=2), Norms(), Sketch(5), Gains()]
-    if options.pop("tokens", False):
-        records.append(TokenGrads(list(range(6)), k=9, slots=3))
+    tokens = options.pop("tokens", None)
+    if tokens is not None:
+        records.append(TokenGrads(**{"tokens": list(range(6)), "k": 9, "slots": 3, **tokens}))
     return GradTrace(path, records, **{"ledger_every_n_steps": 2, "weights_every_n_steps": 3, **options})
 
 
