@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ import torch.nn.functional as F
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from lightning_gradtrace import Dense, Factored, GradTrace, Norms, Sketch, TokenGrads, TopK
@@ -87,14 +88,19 @@ class ShardedAdam(Sharded, Adam):
 
 
 class Resharded(ShardedAdam):
-    """The outermost module, too, frees its parameters after its forward pass; layers are checkpointed outside."""
+    """The outermost module, too, frees its parameters after its forward pass; layers are checkpointed from outside."""
 
     def configure_model(self):
         mesh = self.device_mesh["data_parallel"]
-        for i, layer in enumerate(self.encoder.layers):
-            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
-            self.encoder.layers[i] = checkpoint_wrapper(layer)
-        fully_shard(self, mesh=mesh, reshard_after_forward=True)
+        for module in (*self.encoder.layers, self):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+    def forward(self, tokens):
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        hidden = self.embedding(tokens)
+        for layer in self.encoder.layers:
+            hidden = checkpoint(layer, hidden, mask, is_causal=True, use_reentrant=False)
+        return self.head(hidden)
 
 
 class Kept(Sharded):
@@ -102,9 +108,10 @@ class Kept(Sharded):
 
     def configure_model(self):
         mesh = self.device_mesh["data_parallel"]
-        for i, layer in enumerate(self.encoder.layers):
-            self.encoder.layers[i] = fully_shard(checkpoint_wrapper(layer), mesh=mesh, reshard_after_forward=False)
-        fully_shard(self, mesh=mesh, reshard_after_forward=False)
+        for layer in self.encoder.layers:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        for module in (*self.encoder.layers, self):
+            fully_shard(module, mesh=mesh, reshard_after_forward=False)
 
 
 class Square(Model):
@@ -125,6 +132,13 @@ class JointSquare(Joint, Square):
 
 class ShardedSquare(Sharded, Square):
     pass
+
+
+class Reentrant(Sharded):
+    """Layers are checkpointed in the form that runs a backward pass inside of the backward pass."""
+
+    def forward(self, tokens):
+        return self.head(checkpoint(self.encoder, self.embedding(tokens), use_reentrant=True))
 
 
 class Whole(Model):
@@ -186,14 +200,19 @@ def trace_callback(path: Path, **options: Any) -> GradTrace:
 
 
 def fit(
-    model: pl.LightningModule, *callbacks: pl.Callback, loader: Any = None, strategy: Any = "auto", **options: Any
+    model: pl.LightningModule,
+    *callbacks: pl.Callback,
+    loader: Any = None,
+    strategy: Any = "auto",
+    n_ranks: int = RANKS,
+    **options: Any,
 ) -> pl.Trainer:
     """Train as one process, or as the rank that the environment says this one is."""
     settings = {"max_epochs": EPOCHS, "gradient_clip_val": 0.3, "enable_checkpointing": False, **options}
     resume = settings.pop("ckpt_path", None)
     trainer = pl.Trainer(
         accelerator="cpu",
-        devices=1 if strategy == "auto" else RANKS,
+        devices=1 if strategy == "auto" else n_ranks,
         strategy=strategy,
         logger=False,
         enable_progress_bar=False,
@@ -232,12 +251,15 @@ def ddp(folder: Path, name: str, kind: type[Model], ddp_options: dict[str, Any],
 
 def fsdp(folder: Path, name: str, kind: type[Model], options: dict[str, Any]) -> Any:
     """Train with and without the callback; the weights of both."""
-    torch.set_default_dtype(torch.float64)  # the strategy knows no precision="64-true"
-    found = []
+    if "precision" not in options.get("trainer", {}):
+        torch.set_default_dtype(torch.float64)  # the strategy knows no precision="64-true"
+    n_ranks, found = options.get("ranks", RANKS), []
     for callbacks in ([trace_callback(folder / f"{name}.zarr", **options.get("trace", {}))], []):
         model = make(kind, **options.get("model", {}))
-        strategy = ModelParallelStrategy(RANKS, 1, process_group_backend="gloo")
-        fit(model, *callbacks, strategy=strategy, loader=_loader(options), **options.get("trainer", {}))
+        strategy = ModelParallelStrategy(n_ranks, 1, process_group_backend="gloo")
+        fit(
+            model, *callbacks, strategy=strategy, n_ranks=n_ranks, loader=_loader(options), **options.get("trainer", {})
+        )
         found.append({name: w.full_tensor().numpy() for name, w in weights(model).items()})
     return found
 
