@@ -3,9 +3,9 @@
 The loss of a language model is a weighted sum of token losses. The share of one of them is what a backward pass
 leaves that starts at its row of the logits alone. Samples don't touch each other's gradients, so one such pass serves
 one chosen token of *every* sample. The passes go over the graph of the real forward pass, before the real backward
-pass and with the same hooks of the tape: same dropout masks, nothing is run forward again. They leave no gradient
-behind, only cotangents. A pass costs about a backward pass, and there are as many as the largest number of tokens
-chosen in one sample (at most `TokenChoice.slots`).
+pass and with the same hooks of the tape: same dropout masks, nothing is run forward again. They end at the uses of
+parameters and leave cotangents behind, no gradient. A pass costs about a backward pass without the gradients of
+weights, and there are as many as the largest number of tokens chosen in one sample (at most `TokenChoice.slots`).
 """
 
 from __future__ import annotations

@@ -70,12 +70,15 @@ def set_apart(module: nn.Module) -> Iterator[None]:
     """Let backward passes leave FSDP2 as they found it; all ranks enter and leave together.
 
     At the end of a pass FSDP2 reduces whatever gradients its parameters have, also those that micro-batches before
-    have left, and frees what it had gathered.
+    have left, frees what it had gathered, and forgets in which order to gather again.
     """
     parts = [part for part in module.modules() if _is_fsdp(part)]
     groups = [group for part in parts for group in _groups(part)]
     reduces = [group.reduce_grads for group in groups]
     gathered = [part for part in parts if any(group._sharded_state.name == "UNSHARDED" for group in _groups(part))]
+    orders = [group._post_forward_indices for group in groups]
+    orders += [getattr(group.comm_ctx, "post_forward_order", []) for group in groups]
+    known = [list(order) for order in orders]
     for group in groups:
         group.reduce_grads = False
     try:
@@ -87,6 +90,8 @@ def set_apart(module: nn.Module) -> Iterator[None]:
             _finish_pass(part)
         for group, reduce in zip(groups, reduces, strict=True):
             group.reduce_grads = reduce
+        for order, entries in zip(orders, known, strict=True):
+            order[:] = entries
 
 
 def _state(part: nn.Module) -> Any:

@@ -37,8 +37,8 @@ def accumulated(folder: Path, dtype: torch.dtype | None) -> Any:
     """Two micro-batches whose gradients stay whole, and a third that reduces them: without passes, and with them.
 
     Returns:
-        For both the gradients, whether the modules hold whole tensors before a backward pass, and whether they reduce;
-        and the numbers of passes that this rank wanted.
+        For both the gradients and, before each backward pass, whether modules hold whole tensors, whether they reduce,
+        and what they are to gather next; and the numbers of passes that this rank wanted.
     """
     dist.init_process_group("gloo")
     ranks, found, n_passes = Ranks.join(), [], []
@@ -73,7 +73,9 @@ def accumulated(folder: Path, dtype: torch.dtype | None) -> Any:
                 )
                 n_passes.append(len(tape.passes))
             groups = [m._get_fsdp_state()._fsdp_param_group for m in (model, *model.encoder.layers)]
-            states.append([(group.is_unsharded, group.reduce_grads) for group in groups])
+            states.append(
+                [(group.is_unsharded, group.reduce_grads, list(group._post_forward_indices)) for group in groups]
+            )
             loss.backward()
         for hook in hooks:
             hook.remove()

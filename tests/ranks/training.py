@@ -114,6 +114,29 @@ class Kept(Sharded):
             fully_shard(module, mesh=mesh, reshard_after_forward=False)
 
 
+class JointBranchesAdam(JointBranches, Adam):
+    pass
+
+
+class ShardedBranches(Sharded, Branches, Adam):
+    """The loss tokens of a batch depend on one branch; the loss on two, as FSDP2 wants it."""
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        for module in (*self.encoder.layers, self):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+    def forward(self, tokens):
+        used = int(tokens[0, 0]) % 2
+        hidden = self.hidden(tokens)
+        return self.head(self.branches[used](hidden)), self.branches[1 - used](hidden)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        logits, other = self(x)
+        return F.cross_entropy(logits.flatten(0, 1), y.flatten()) + 0 * other.sum()
+
+
 class Square(Model):
     """Needs the probe only for as many samples as a sentence has tokens: a bare table of positions."""
 
