@@ -173,7 +173,7 @@ class GradTrace(Callback):
             self._state = refuse_to_resume(self.path, self._resume, self.on_error)
             return
         if trainer.world_size > 1:
-            check_parameters(pl_module, trainer.strategy, trainer.world_size, self.engine, self.records)
+            check_parameters(pl_module, trainer.strategy, trainer.world_size, self.engine)
         ranks = Ranks.join() if trainer.world_size > 1 else Ranks()
         resume = state_of_rank(self._resume, ranks)
         tracked = select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)

@@ -17,12 +17,14 @@ from torch.optim import Optimizer
 
 from lightning_gradtrace import refusals
 from lightning_gradtrace.capture.arrival import Arrival, BatchReader
+from lightning_gradtrace.capture.passes import Passes, make_alone
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.sharded import watch_unsharding
 from lightning_gradtrace.capture.tape import deactivate
 from lightning_gradtrace.ranks.checkpoint import joint_state, lone_state
 from lightning_gradtrace.ranks.meeting import Ranks, held_back
+from lightning_gradtrace.ranks.passing import pass_together
 from lightning_gradtrace.ranks.probing import probe_together
 from lightning_gradtrace.record import Schedule
 from lightning_gradtrace.step import Position
@@ -99,23 +101,21 @@ class Run:
         """
         self._settle()
         self._taped = self.manual or not (step % self.every_n_steps or not self._due(step))
-        self._begin_batch(batch, number, step)
+        self._tokens = any(record.wants_tokens and (self.manual or record.due(step)) for record in self.tracer.records)
+        self._begin_batch(batch, number)
 
     @held_back
-    def _begin_batch(self, batch: Any, number: int, step: int) -> None:
+    def _begin_batch(self, batch: Any, number: int) -> None:
         arrival = self.reader.read(batch, number)
         self._n_batches += 1
         if not self._taped:
             return
-        found = self.reader.new_inputs(arrival)
-        if found is not None:
+        if (found := self.reader.new_inputs(arrival)) is not None:
             self.tracer.writer.append_samples(*found)
         self._arrival = arrival
         self._tape = self.tracer.tape(arrival.batch, len(arrival.ids), arrival.axis)
-        self._tokens = any(record.wants_tokens and (self.manual or record.due(step)) for record in self.tracer.records)
         self._resume()
 
-    @held_back
     def before_backward(self, loss: Tensor, rehearse: Rehearsal) -> None:
         """Look at the gradients as the backward pass finds them.
 
@@ -126,13 +126,20 @@ class Run:
         Raises:
             ValueError: the loss needs no gradient.
         """
-        if self._tape is None or self._arrival is None:
-            return
         self._suspend()
+        probe = self._probe(rehearse)
+        passes = functools.partial(self.tracer.passes, self._tape, loss)
+        if self._taped and self._tokens and self.tracer.spread:
+            pass_together(self, self.tracer.module, passes, probe)
+        self._before_backward(loss, None if self.tracer.spread else probe, passes)
+
+    @held_back
+    def _before_backward(self, loss: Tensor, probe: Probe | None, passes: Callable[[Probe], Passes]) -> None:
+        if self._tape is None:
+            return
         refusals.check_needs_gradient(loss)
-        if self._tokens:
-            probe = self._probe(self._arrival, rehearse)
-            self.tracer.before_backward(self._tape, loss, len(self._arrival.ids), probe)
+        if self._tokens and probe is not None:
+            make_alone(self.tracer.module, passes(probe), probe)
         self.tracer.begin_pass(self.optimizers)
         self._tape.forget_backward()  # `torch.autograd.grad` in the forward pass leaves nothing in `.grad`
         self._loss = loss.detach()
@@ -145,15 +152,15 @@ class Run:
             rehearse: runs the training step's forward pass on (index of the batch, batch), for the permutation probe.
             factor: what the user's loss was multiplied by before the backward pass.
         """
-        tape, arrival = self._tape, self._arrival
         probe: PermutationProbe | None = None
-        if tape is not None and arrival is not None and self._loss is not None:
+        if self._loss is not None:
             self._suspend()
-            probe = self._probe(arrival, rehearse)
-        asks = functools.partial(self.tracer.engine.asks, tape)
+            probe = self._probe(rehearse)
+        asks = functools.partial(self.tracer.engine.asks, self._tape)
         joint = probe_together(self, probe, asks) if self._taped and self.tracer.spread else probe
         if joint is not None:
             self._after_backward(joint, factor)
+        self._taped = self._taped and self.manual
 
     @held_back
     def _after_backward(self, probe: Probe, factor: float) -> None:
@@ -166,15 +173,9 @@ class Run:
         else:
             self._drop_tape()
 
-    def _probe(self, arrival: Arrival, rehearse: Rehearsal) -> PermutationProbe:
-        return PermutationProbe(
-            self.tracer.module,
-            self.tracer.parameters(),
-            lambda batch: rehearse(arrival.number, batch),
-            arrival.batch,
-            len(arrival.ids),
-            arrival.axis,
-        )
+    def _probe(self, rehearse: Rehearsal) -> PermutationProbe | None:
+        arrival, tracer = self._arrival, self.tracer
+        return None if arrival is None else arrival.probe(tracer.module, tracer.parameters(), rehearse)
 
     def before_step(self, optimizer: Optimizer, step: int, epoch: int, rank: int = 0) -> None:
         """Keep what the division of the coming optimizer step needs; called before clipping.

@@ -19,11 +19,13 @@ from lightning_gradtrace.capture.accumulation import Accumulation
 from lightning_gradtrace.capture.check import check_known, check_sums, check_used, sum_errors, warn_of_edits
 from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
 from lightning_gradtrace.capture.parameters import TrackedParameter
+from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.ranks.meeting import Ranks
 from lightning_gradtrace.ranks.sums import compare_over_ranks, gather_factors, gather_weights
 from lightning_gradtrace.record import Record, StepShifts
 from lightning_gradtrace.record.parameters import parameter_infos
+from lightning_gradtrace.refusals import check_needs_gradient
 from lightning_gradtrace.step import Position, Quantity, Step
 from lightning_gradtrace.store.writer import TraceWriter
 from lightning_gradtrace.update._base import UpdateRule, first_momentum, setting
@@ -87,9 +89,12 @@ class Tracer:
         """Return what is to be active during the forward pass of a micro-batch: see `capture.engine.Engine`."""
         return self.engine.tape(self.parameters(), batch, n_samples, batch_axis)
 
-    def before_backward(self, tape: Any, loss: Tensor, n_samples: int, probe: Probe) -> None:
-        """Take what needs the graph of the forward pass; called before the backward pass, see `end_pass`."""
-        self.engine.before_backward(tape, loss, n_samples, probe)
+    def passes(self, tape: Any, loss: Tensor, probe: Probe) -> Passes:
+        """Return the backward passes that the loss tokens of a micro-batch need before the real one."""
+        check_needs_gradient(loss)
+        passes = self.engine.passes(tape, loss, probe.n_samples)
+        assert passes is not None
+        return passes
 
     def begin_pass(self, optimizers: Sequence[Optimizer]) -> None:
         """Look at the gradients; called after the forward pass, right before the backward pass."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor, nn
 
 from lightning_gradtrace.capture.batch import count_samples, find_batch_axis
 from lightning_gradtrace.capture.inputs import InputFilter, InputSource
+from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.sample_ids import IdSource
 
 
@@ -29,6 +31,19 @@ class Arrival:
     number: int
     ids: np.ndarray
     axis: int
+
+    def probe(
+        self, module: nn.Module, parameters: Mapping[str, Tensor], rehearse: Callable[[int, Any], None]
+    ) -> PermutationProbe:
+        """Return a probe of the batch.
+
+        Args:
+            module: the model.
+            parameters: tracked parameters by name.
+            rehearse: runs the training step's forward pass on (index of the batch, batch).
+        """
+        run = functools.partial(rehearse, self.number)
+        return PermutationProbe(module, parameters, run, self.batch, len(self.ids), self.axis)
 
 
 class BatchReader:

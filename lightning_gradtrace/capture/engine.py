@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.attribution import Attribution
 from lightning_gradtrace.capture.derived import Lineage, OverwrittenError, Root
+from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Placer, Probe, UnattributableError
 from lightning_gradtrace.capture.shares import Share, add_shares
 from lightning_gradtrace.capture.tape import Tape
@@ -92,14 +93,13 @@ class Engine(Protocol[R]):
             batch_axis: axis of the samples in the batch's tensors.
         """
 
-    def before_backward(self, tape: R, loss: Tensor, n_samples: int, probe: Probe) -> None:
-        """Do what needs the graph of the forward pass.
+    def passes(self, tape: R, loss: Tensor, n_samples: int) -> Passes | None:
+        """Return the backward passes that come before the real one; None for none.
 
         Args:
             tape: the recording.
             loss: the loss that is about to be back-propagated.
             n_samples: number of samples.
-            probe: see `collect`.
         """
 
     def collect(self, tape: R, n_samples: int, probe: Probe, factor: float = 1.0) -> MicroBatch:
@@ -156,8 +156,9 @@ class TapeEngine:
         """
         return Tape(parameters, batch, n_samples)
 
-    def before_backward(self, tape: Any, loss: Tensor, n_samples: int, probe: Probe) -> None:
-        """Do nothing: the hooks of the tape see the backward pass."""
+    def passes(self, tape: Any, loss: Tensor, n_samples: int) -> Passes | None:
+        """Return None: the hooks of the tape see the real backward pass."""
+        return None
 
     def asks(self, tape: Tape, probe: Probe) -> bool:
         """Say whether `collect` would run the probe."""

@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from lightning_gradtrace.capture.check import tolerance
 from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.sample_losses import Moment, PerSampleLoss, Replay, WeightError
 from lightning_gradtrace.capture.shares import DenseShare, Share, accumulation_dtype
@@ -121,8 +122,9 @@ class FunctionalEngine:
         """Return what is entered around the forward pass of a micro-batch."""
         return Moment(batch, n_samples, batch_axis, dict(parameters))
 
-    def before_backward(self, tape: Moment, loss: Tensor, n_samples: int, probe: Probe) -> None:
-        """Do nothing: the graph of the training step is left alone."""
+    def passes(self, tape: Moment, loss: Tensor, n_samples: int) -> Passes | None:
+        """Return None: the graph of the training step is left alone."""
+        return None
 
     def collect(self, tape: Moment, n_samples: int, probe: Probe, factor: float = 1.0) -> MicroBatch:
         """Return the shares of a micro-batch whose backward pass is done.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from torch.overrides import _get_current_function_mode_stack
 
+from lightning_gradtrace.capture.batch import tensors
 from lightning_gradtrace.capture.tape import Tape
 
 
@@ -40,7 +42,9 @@ def watch_unsharding(module: nn.Module, names: Sequence[str]) -> list[Any]:
         if around:
             own[max(around, key=len)].append(name)
     # Behind FSDP2's own hook, which gathers the parameters.
-    return [wrapped[path].register_forward_pre_hook(_hook(module, found)) for path, found in own.items() if found]
+    hooks = [wrapped[path].register_forward_pre_hook(_hook(module, found)) for path, found in own.items() if found]
+    # Before FSDP2's own hook, which lets a backward pass gather them again when it comes to these outputs.
+    return hooks + [part.register_forward_hook(_outputs, prepend=True) for part in wrapped.values()]
 
 
 def _hook(module: nn.Module, names: Sequence[str]) -> Callable[..., None]:
@@ -51,3 +55,58 @@ def _hook(module: nn.Module, names: Sequence[str]) -> Callable[..., None]:
                 tape.meet(name, module.get_parameter(name))
 
     return tell
+
+
+def _outputs(_: nn.Module, args: Any, output: Any) -> None:
+    """Let passes of the package's own come to every module that the real one comes to, as the other ranks' do."""
+    for mode in _get_current_function_mode_stack():
+        if isinstance(mode, Tape):
+            for tensor in tensors(output):
+                mode.watch(tensor)
+
+
+@contextmanager
+def set_apart(module: nn.Module) -> Iterator[None]:
+    """Let backward passes leave FSDP2 as they found it; all ranks enter and leave together.
+
+    At the end of a pass FSDP2 reduces whatever gradients its parameters have, also those that micro-batches before
+    have left, frees what it had gathered, and forgets in which order to gather again.
+    """
+    parts = [part for part in module.modules() if _is_fsdp(part)]
+    groups = [group for part in parts for group in _groups(part)]
+    reduces = [group.reduce_grads for group in groups]
+    gathered = [part for part in parts if any(group._sharded_state.name == "UNSHARDED" for group in _groups(part))]
+    orders = [group._post_forward_indices for group in groups]
+    orders += [getattr(group.comm_ctx, "post_forward_order", []) for group in groups]
+    known = [list(order) for order in orders]
+    for group in groups:
+        group.reduce_grads = False
+    try:
+        yield
+        for part in gathered:
+            part.unshard()  # type: ignore[operator]
+    finally:
+        for part in parts:
+            _finish_pass(part)
+        for group, reduce in zip(groups, reduces, strict=True):
+            group.reduce_grads = reduce
+        for order, entries in zip(orders, known, strict=True):
+            order[:] = entries
+
+
+def _state(part: nn.Module) -> Any:
+    return part._get_fsdp_state()  # type: ignore[operator]
+
+
+def _groups(part: nn.Module) -> list[Any]:
+    """Return the groups of parameters that a module gathers; older versions of torch have one, or none."""
+    state = _state(part)
+    groups = getattr(state, "_fsdp_param_groups", None)
+    return [group for group in ([state._fsdp_param_group] if groups is None else groups) if group is not None]
+
+
+def _finish_pass(part: nn.Module) -> None:
+    """End a pass that an error has interrupted; FSDP2 would take the next one for its continuation."""
+    state = _state(part)
+    if state._state_ctx.post_backward_final_callback_queued:
+        state._root_post_backward_final_callback()

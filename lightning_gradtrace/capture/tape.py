@@ -11,6 +11,7 @@ call of tracked tensors and constants is a derivation; its result is tracked.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -77,6 +78,16 @@ class Tape(TorchFunctionMode):
         self._swaps = True
         if id(parameter) not in self._lineage and name in self._names:
             self._lineage[id(parameter)] = Root(name, self._lasting(parameter))
+
+    def watch(self, tensor: Tensor, hook: Callable[[Tensor], None] | None = None) -> None:
+        """Take note of a tensor that backward passes are to come to.
+
+        Args:
+            tensor: a tensor of the forward pass.
+            hook: receives its cotangent; None if nobody asks for it.
+        """
+        if hook is not None:
+            tensor.register_hook(hook)
 
     def _lasting(self, tensor: Tensor) -> Tensor:
         """Return a copy with values that nobody frees; the tensor itself is kept too, so that its id stays its own."""
@@ -254,7 +265,7 @@ class Tape(TorchFunctionMode):
                 self._mixtures[leaf].readers.append(use)
         for i, tensor in live.items():
             if tensor.requires_grad:
-                tensor.register_hook(lambda cotangent, use=use, i=i: use.receive(i, cotangent))
+                self.watch(tensor, functools.partial(use.receive, i))
         if known.in_place:
             self._lineage.pop(id(outputs[0]), None)
             self._taint.written(outputs[0])
@@ -285,7 +296,7 @@ class Tape(TorchFunctionMode):
             self._lineage[id(tensor)] = derived
             if (mixed or before) and tensor.requires_grad:
                 mixture = self._mixtures[derived] = Mixture(facts(func).name, tuple(derived.roots))
-                tensor.register_hook(lambda cotangent, mixture=mixture: mixture.reach())
+                self.watch(tensor, mixture.reach)
                 for earlier in before:
                     earlier.readers.append(mixture)
 

@@ -177,7 +177,7 @@ class Mixture:
                 pending += reader.readers
         return False
 
-    def reach(self) -> None:
+    def reach(self, _: Tensor | None = None) -> None:
         """Take note of the backward pass."""
         self.reached = True
 

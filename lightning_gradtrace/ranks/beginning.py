@@ -48,9 +48,7 @@ def check_strategy(strategy: Any, n_processes: int, records: Sequence[Record] = 
         )
 
 
-def check_parameters(
-    module: nn.Module, strategy: Any, n_processes: int, engine: str, records: Sequence[Record] = ()
-) -> None:
+def check_parameters(module: nn.Module, strategy: Any, n_processes: int, engine: str) -> None:
     """Refuse a model of which several processes hold pieces that can't be put together; else bring it to rest.
 
     Args:
@@ -58,7 +56,6 @@ def check_parameters(
         strategy: Lightning's strategy.
         n_processes: number of processes.
         engine: of GradTrace.
-        records: what is to be kept.
 
     Raises:
         ValueError: says what was found and what to do.
@@ -72,15 +69,6 @@ def check_parameters(
         raise ValueError(
             f'GradTrace: `engine="{engine}"` needs whole parameters, and those of `{type(module).__name__}` are '
             'sharded over processes. Use `engine="tape"`, or `strategy="ddp"`.'
-        )
-    passes = [record for record in records if record.wants_tokens]
-    if passes:
-        # Each pass gathers the parameters anew, and the ranks choose different numbers of tokens: they would wait for
-        # each other.
-        raise ValueError(
-            f"GradTrace: `{passes[0]!r}` needs backward passes of its own on each process, and the parameters of "
-            f"`{type(module).__name__}` are sharded over processes, which would have to make the same number of them. "
-            'Leave this record out, or use `strategy="ddp"`.'
         )
 
 

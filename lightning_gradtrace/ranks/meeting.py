@@ -1,9 +1,10 @@
 """The processes of one training: what they have to tell each other to record it together.
 
-Every rank records its own samples and writes its own part of the trace. They meet on three occasions: when a run
-begins, once in every recorded step, and when a checkpoint is made. A rank on which something failed can't just leave:
-the others would wait for it forever. So with several ranks an error is held back until they meet; then all end their
-parts at the same step, and `on_error` decides about the training on all of them alike.
+Every rank records its own samples and writes its own part of the trace. They meet when a run begins, once in every
+recorded step, and when a checkpoint is made; where parameters are spread, also for passes that take all ranks. A rank
+on which something failed can't just leave: the others would wait for it forever. So with several ranks an error is
+held back until they meet; then all end their parts at the same step, and `on_error` decides about the training on all
+of them alike.
 
 The ranks meet in a group of processes of their own (gloo, on the CPU). Nothing of theirs can be taken for a message of
 the training, and no device is waited for.

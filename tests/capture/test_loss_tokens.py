@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.loss_tokens import TokenChoice, TokenEngine
+from lightning_gradtrace.capture.passes import make_alone
 from lightning_gradtrace.capture.placement import UnattributableError
 from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.shares import OuterShare, RowShare, Share, SumShare
@@ -25,7 +26,9 @@ def capture(engine: TapeEngine, model: nn.Module, batch, loss_of, n_samples: int
     look = PermutationProbe(model, parameters, model, batch[0], n_samples, axis)
     with engine.tape(parameters, batch, n_samples, axis) as tape:
         loss = loss_of(model, batch)
-    engine.before_backward(tape, loss, n_samples, look)
+    passes = engine.passes(tape, loss, n_samples)
+    if passes is not None:
+        make_alone(model, passes, look)
     assert all(p.grad is None for p in model.parameters())
     loss.backward()
     return engine.collect(tape, n_samples, look)
@@ -126,6 +129,41 @@ def test_tokens_are_chosen_by_what_is_predicted_or_read(by, loss_of) -> None:
         expected = mask[i].nonzero()[:2, 0].tolist()
         assert [int(one.position[i]) for one in found.tokens if one.position[i] >= 0] == expected
         assert [int(one.token[i]) for one in found.tokens if one.position[i] >= 0] == targets[i, expected].tolist()
+
+
+def test_a_pass_forms_no_gradient_of_a_weight() -> None:
+    """Those of a whole model, all at once, may not find room where a process holds pieces of it."""
+
+    class Counted(torch.autograd.Function):
+        calls = 0
+
+        @staticmethod
+        def forward(ctx, weight: Tensor) -> Tensor:
+            return weight.clone()
+
+        @staticmethod
+        def backward(ctx, gradient: Tensor) -> Tensor:
+            Counted.calls += 1
+            return gradient
+
+    class Scaled(Encoder):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return super().forward(tokens) @ Counted.apply(self.scale)
+
+    torch.manual_seed(0)
+    model = Scaled(True).double()
+    model.scale = nn.Parameter(torch.eye(11).double())
+    batch = torch.randint(1, 11, (3, 6)), torch.randint(0, 11, (3, 6))
+    engine = TokenEngine(choice=TokenChoice((1, 2), "target", 2))
+    tracked = {name: p for name, p in model.named_parameters() if name != "scale"}
+    with engine.tape(tracked, batch, 3) as tape:
+        loss = flat_loss(model, batch)
+    passes = engine.passes(tape, loss, 3)
+    assert passes is not None
+    make_alone(model, passes, PermutationProbe(model, tracked, model, batch[0], 3, 0))
+    assert tape.passes and Counted.calls == 0
+    loss.backward()
+    assert Counted.calls == 1
 
 
 def test_a_choice_that_meets_nothing_costs_no_pass() -> None:

@@ -62,6 +62,7 @@ def spoil(where: str) -> None:
     """Let something fail on rank 1 in the step `FAILS_AT`."""
     from lightning_gradtrace import tracer
     from lightning_gradtrace.capture.arrival import BatchReader
+    from lightning_gradtrace.capture.loss_tokens import TokenChoice, TokenPasses
     from lightning_gradtrace.ranks import sums
     from lightning_gradtrace.update.division import StepDivision
 
@@ -69,8 +70,14 @@ def spoil(where: str) -> None:
         fails = _Fails(getattr(owner, name), at)
         setattr(owner, name, lambda *args, **kwargs: fails(*args, **kwargs))
 
-    if where == "batch":
+    if where in ("batch", "tokens: batch"):
         replace(BatchReader, "read")
+    elif where == "tokens: beginning":
+        replace(tracer.Tracer, "passes")
+    elif where == "tokens: choice":
+        replace(TokenChoice, "mask")
+    elif where == "tokens: shares":
+        replace(TokenPasses, "collect", 2 + 3 * FAILS_AT + 1)  # two passes tell whose the rows are, then three a step
     elif where == "backward":
         replace(tracer.Tracer, "end_pass")
     elif where == "before the step":
@@ -92,7 +99,8 @@ def fail(folder: Path, where: str, on_error: str, sharded: bool = False) -> Any:
     spoil(where)
     found: dict[str, Any] = {}
     path = folder / f"{where}-{on_error}{'-sharded' * sharded}.zarr"
-    trace = trace_callback(path, ledger_every_n_steps=1, on_error=on_error)
+    tokens = {"tokens": {"tokens": None}} if where.startswith("tokens") else {}
+    trace = trace_callback(path, ledger_every_n_steps=1, on_error=on_error, **tokens)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -101,6 +109,32 @@ def fail(folder: Path, where: str, on_error: str, sharded: bool = False) -> Any:
             found["error"] = f"{type(error).__name__}: {error}"
     found["warnings"] = [str(w.message) for w in caught if "stopped recording" in str(w.message)]
     return found
+
+
+def interrupted(folder: Path) -> Any:
+    """A pass of the loss tokens breaks off in the middle, on all ranks; weights and error."""
+    from lightning_gradtrace.capture.loss_tokens import TokenPasses
+    from lightning_gradtrace.capture.use import Use
+
+    make, receive = TokenPasses.make, Use.receive
+    counts = {"pass": 0, "use": 0}
+
+    def counted(*args: Any) -> None:
+        counts.update({"pass": counts["pass"] + 1, "use": 0})
+        make(*args)
+
+    def breaks(*args: Any) -> None:
+        counts["use"] += 1
+        if counts["pass"] == 2 + 3 * FAILS_AT + 1 and counts["use"] == 6:
+            raise RuntimeError("out of luck")
+        receive(*args)
+
+    TokenPasses.make, Use.receive = counted, breaks  # type: ignore[method-assign, assignment]
+    trace = trace_callback(folder / "interrupted.zarr", on_error="disable", tokens={"tokens": None})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = train(trace, sharded=True)
+    return found, [str(w.message) for w in caught if "stopped recording" in str(w.message)]
 
 
 def plain(folder: Path, sharded: bool = False) -> Any:

@@ -19,7 +19,7 @@ UNEQUAL = [[[0, 1, 2], [3, 4], [5, 6, 7, 8]], [[9, 10, 11], [12, 13, 14, 15, 16]
 
 DOUBLE = {"precision": "64-true"}
 CASES: dict[str, tuple[Any, Any, dict[str, Any], dict[str, Any]]] = {
-    "sgd": (Model, Joint, {}, {"trainer": DOUBLE, "trace": {"tokens": True}}),
+    "sgd": (Model, Joint, {}, {"trainer": DOUBLE, "trace": {"tokens": {}}}),
     "accumulated": (
         Adam,
         JointAdam,

@@ -15,7 +15,8 @@ from tests.ranks.launch import Job, Outcome, launch, values
 from tests.store.test_resuming import assert_same_arrays
 
 PLACES = ["batch", "backward", "before the step", "after the step", "sum", "comparison", "record", "append"]
-SHARDED_PLACES = ["backward", "sum", "record"]
+TOKEN_PLACES = ["tokens: batch", "tokens: beginning", "tokens: choice", "tokens: shares"]
+SHARDED_PLACES = ["backward", "sum", "record", *TOKEN_PLACES]
 JOBS = {
     "plain": Job(failures.plain),
     **{f"disable {where}": Job(failures.fail, (where, "disable")) for where in PLACES},
@@ -28,6 +29,8 @@ JOBS = {
     **{kind: Job(failures.forked, (kind,), size=1) for kind in ("ddp_fork", "ddp_notebook")},
     "plain sharded": Job(failures.plain, (True,)),
     **{f"disable {where} sharded": Job(failures.fail, (where, "disable", True)) for where in SHARDED_PLACES},
+    "raise tokens: shares sharded": Job(failures.fail, ("tokens: shares", "raise", True)),
+    "interrupted": Job(failures.interrupted),
     "raise record sharded": Job(failures.fail, ("record", "raise", True)),
     "killed sharded": Job(failures.killed, (True,)),
     "whole sharded": Job(failures.whole),
@@ -65,12 +68,20 @@ def test_an_error_on_one_rank_ends_all_parts_at_one_step_and_the_training_goes_o
     assert trace.n_steps == FAILS_AT and trace.verify().ok, str(trace.verify())
 
 
-@pytest.mark.parametrize("kind", ["", " sharded"])
-def test_an_error_that_is_raised_is_raised_on_all_ranks(kind, folder, outcomes):
-    ranks = values(outcomes[f"raise record{kind}"])
+@pytest.mark.parametrize(("where", "kind"), [("record", ""), ("record", " sharded"), ("tokens: shares", " sharded")])
+def test_an_error_that_is_raised_is_raised_on_all_ranks(where, kind, folder, outcomes):
+    ranks = values(outcomes[f"raise {where}{kind}"])
     assert ranks[1]["error"] == "RuntimeError: out of luck"
     assert ranks[0]["error"].startswith("RankError: rank 1 (RuntimeError: out of luck) can't go on recording")
-    assert open_trace(folder / f"record-raise{kind.replace(' ', '-')}.zarr").n_steps == FAILS_AT
+    assert open_trace(folder / f"{where}-raise{kind.replace(' ', '-')}.zarr").n_steps == FAILS_AT
+
+
+def test_a_pass_that_breaks_off_in_the_middle_leaves_the_training_as_it_was(folder, outcomes):
+    expected = values(outcomes["plain sharded"])[0]
+    for weights, warned in values(outcomes["interrupted"]):
+        assert len(warned) == 1 and warned[0].endswith("training goes on: RuntimeError: out of luck")
+        assert all(np.array_equal(weight, expected[name]) for name, weight in weights.items())
+    assert open_trace(folder / "interrupted.zarr").n_steps == FAILS_AT
 
 
 def test_no_rank_begins_if_one_can_not_write(folder, outcomes):

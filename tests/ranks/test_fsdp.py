@@ -11,24 +11,32 @@ import torch
 
 from lightning_gradtrace import open_trace
 from lightning_gradtrace.update.division import explain
+from tests.ranks.apart import accumulated
 from tests.ranks.launch import Job, Outcome, launch, values
 from tests.ranks.test_ddp import close_to, in_order_of
 from tests.ranks.training import (
     Joint,
     JointAdam,
+    JointBranchesAdam,
     JointSquare,
+    Kept,
+    Reentrant,
+    Resharded,
     Sharded,
     ShardedAdam,
+    ShardedBranches,
     ShardedSquare,
     Whole,
     fsdp,
     refused,
     single,
 )
+from tests.test_callback import LENGTH
 
-EVERYTHING = {"trace": {"params": "*"}}
+N_ENTRIES = 896
+ALL_TOKENS = {"tokens": {"tokens": None, "slots": LENGTH, "k": N_ENTRIES}}
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
-    "sgd": (Sharded, Joint, {}),
+    "sgd": (Sharded, Joint, {"trace": {"tokens": {}}}),
     "accumulated": (ShardedAdam, JointAdam, {"trainer": {"accumulate_grad_batches": 2}, "trace": {"params": "*"}}),
     "unequal": (
         ShardedSquare,
@@ -36,10 +44,28 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         {
             "batches": [[[0, 1, 2, 3, 4, 5], [6, 7, 8]], [[9, 10, 11, 12], [13, 14, 15, 16, 17, 18]]],
             "trainer": {"use_distributed_sampler": False},
-            "trace": {"params": "*"},
+            "trace": {"params": "*", "tokens": {"by": "input"}},
         },
     ),
-    "by value": (Sharded, Joint, {"trainer": {"gradient_clip_algorithm": "value", "gradient_clip_val": 0.01}}),
+    "by value": (
+        Sharded,
+        Joint,
+        {
+            "trainer": {"gradient_clip_algorithm": "value", "gradient_clip_val": 0.01},
+            "trace": ALL_TOKENS,
+        },
+    ),
+    "resharded": (
+        Resharded,
+        JointAdam,
+        {"trainer": {"accumulate_grad_batches": 2}, "trace": {"params": "*", "tokens": {}}},
+    ),
+    "branches": (
+        ShardedBranches,
+        JointBranchesAdam,
+        {"trace": {"params": "branches.0.weight", "tokens": {}}},
+    ),
+    "kept": (Kept, Joint, {"trace": {"tokens": {"tokens": [3], "slots": LENGTH}}}),
 }
 """Sharded model, the same as one process, options. Of unequal batches only one at a time leaves doubt: T = B."""
 
@@ -57,7 +83,10 @@ def outcomes(folder: Path) -> dict[str, list[Outcome]]:
     }
     jobs["whole"] = Job(refused, (Whole, {}))
     jobs["functional"] = Job(refused, (Sharded, {"engine": "functional", "per_sample_loss": print}))
-    jobs["tokens"] = Job(refused, (Sharded, {"tokens": True}))
+    jobs |= {f"apart {dtype}": Job(accumulated, (dtype,)) for dtype in (None, torch.bfloat16)}
+    jobs["autocast"] = Job(fsdp, ("autocast", Sharded, {"trainer": {"precision": "bf16-mixed"}, "trace": ALL_TOKENS}))
+    jobs["reentrant"] = Job(refused, (Reentrant, {"tokens": {}}))
+    jobs["one process"] = Job(fsdp, ("one process", Sharded, {"trace": ALL_TOKENS, "ranks": 1}), 1)
     return dict(zip(jobs, launch(folder, list(jobs.values())), strict=True))
 
 
@@ -98,5 +127,60 @@ def test_what_is_not_sharded_or_needs_whole_parameters_is_refused(outcomes):
         assert 'call `fully_shard(self, mesh=self.device_mesh["data_parallel"])` in `configure_model`' in error
     for error in values(outcomes["functional"]):
         assert error.startswith('ValueError: GradTrace: `engine="functional"` needs whole parameters')
-    for error in values(outcomes["tokens"]):
-        assert error.startswith("ValueError: GradTrace: `TokenGrads(") and "needs backward passes of its own" in error
+    for error in values(outcomes["reentrant"]):
+        assert error.startswith("UnattributableError: `TokenGrads`: the model checkpoints activations with")
+
+
+def with_tokens(name: str) -> bool:
+    return "tokens" in CASES[name][2].get("trace", {})
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if with_tokens(name)])
+def test_the_same_loss_tokens_with_the_same_shifts(name, folder, outcomes):
+    values(outcomes[name])
+    trace, expected = open_trace(folder / f"{name}.zarr"), open_trace(folder / f"{name}-single.zarr")
+    order = in_order_of(trace, expected)
+    found = {n: trace.array(f"token_grads/{n}")[:][order] for n in ("n_chosen", "position", "token", "index", "shift")}
+    wanted = {n: expected.array(f"token_grads/{n}")[:] for n in found}
+    assert wanted["n_chosen"].sum() > 5
+    for array in ("n_chosen", "position", "token", "index"):
+        np.testing.assert_array_equal(found[array], wanted[array], err_msg=array)
+    np.testing.assert_allclose(found["shift"], wanted["shift"], rtol=1e-6, atol=1e-12 * np.abs(wanted["shift"]).max())
+    moves = np.abs(found["shift"][found["position"] >= 0]).max(-1) > 0
+    assert moves.any() and moves.all() == (name != "branches")
+
+
+def test_ranks_that_choose_unlike_numbers_of_tokens_wait_for_each_other(folder, outcomes):
+    values(outcomes["kept"])
+    trace = open_trace(folder / "kept.zarr")
+    chosen = trace.occurrences.assign(n=trace.array("token_grads/n_chosen")[:])
+    passes = chosen.pivot_table("n", ["step", "micro_batch"], "rank", "max")
+    assert (passes[0] > passes[1]).any() and (passes[1] > passes[0]).any()
+    assert ((passes.min(axis=1) == 0) & (passes.max(axis=1) > 0)).any()
+
+
+@pytest.mark.parametrize(("name", "most"), [("by value", 1e-6), ("one process", 1e-4), ("autocast", 0.05)])
+def test_shifts_of_all_loss_tokens_add_up_to_those_of_the_sample(name, most, folder, outcomes):
+    for traced, plain in values(outcomes[name]):
+        assert all(np.array_equal(weight, traced[param]) for param, weight in plain.items())
+    trace = open_trace(folder / f"{name}.zarr")
+    assert trace.params["numel"].sum() == N_ENTRIES and trace.verify().ok
+    index, shift = trace.array("token_grads/index")[:], trace.array("token_grads/shift")[:].astype(np.float64)
+    total = np.zeros((trace.n_occurrences, N_ENTRIES))
+    for i in range(trace.n_occurrences):
+        np.add.at(total[i], index[i].astype(np.int64), shift[i])
+    whole = np.concatenate([trace.dense[p][:].reshape(len(total), -1) for p in trace.params["param"]], axis=1)
+    assert np.linalg.norm(total - whole, axis=1).max() < most * np.linalg.norm(whole, axis=1).min()
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_passes_leave_alone_what_was_not_reduced_yet(dtype, outcomes):
+    ranks = values(outcomes[f"apart {dtype}"])
+    for without, with_passes, _ in ranks:
+        for name, gradient in without[0].items():
+            assert gradient.any() and np.array_equal(gradient, with_passes[0][name]), name
+        assert without[1] == with_passes[1]
+        assert {gathered for state in without[1] for gathered, *_ in state} == {True, False}
+        assert [{reduces for _, reduces, _ in state} for state in without[1]] == [{False}, {False}, {True}]
+        assert all(order for state in without[1] for *_, order in state)
+    assert [n_passes for *_, n_passes in ranks] == [[0, 1, 2], [0, 0, 0]]

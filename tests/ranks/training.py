@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from lightning_gradtrace import Dense, Factored, GradTrace, Norms, Sketch, TokenGrads, TopK
@@ -85,6 +87,56 @@ class ShardedAdam(Sharded, Adam):
     pass
 
 
+class Resharded(ShardedAdam):
+    """The outermost module, too, frees its parameters after its forward pass; layers are checkpointed from outside."""
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        for module in (*self.encoder.layers, self):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+    def forward(self, tokens):
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        hidden = self.embedding(tokens)
+        for layer in self.encoder.layers:
+            hidden = checkpoint(layer, hidden, mask, is_causal=True, use_reentrant=False)
+        return self.head(hidden)
+
+
+class Kept(Sharded):
+    """No module frees its parameters after its forward pass; layers are checkpointed inside."""
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        for layer in self.encoder.layers:
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+        for module in (*self.encoder.layers, self):
+            fully_shard(module, mesh=mesh, reshard_after_forward=False)
+
+
+class JointBranchesAdam(JointBranches, Adam):
+    pass
+
+
+class ShardedBranches(Sharded, Branches, Adam):
+    """The loss tokens of a batch depend on one branch; the loss on two, as FSDP2 wants it."""
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        for module in (*self.encoder.layers, self):
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+    def forward(self, tokens):
+        used = int(tokens[0, 0]) % 2
+        hidden = self.hidden(tokens)
+        return self.head(self.branches[used](hidden)), self.branches[1 - used](hidden)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        logits, other = self(x)
+        return F.cross_entropy(logits.flatten(0, 1), y.flatten()) + 0 * other.sum()
+
+
 class Square(Model):
     """Needs the probe only for as many samples as a sentence has tokens: a bare table of positions."""
 
@@ -103,6 +155,13 @@ class JointSquare(Joint, Square):
 
 class ShardedSquare(Sharded, Square):
     pass
+
+
+class Reentrant(Sharded):
+    """Layers are checkpointed in the form that runs a backward pass inside of the backward pass."""
+
+    def forward(self, tokens):
+        return self.head(checkpoint(self.encoder, self.embedding(tokens), use_reentrant=True))
 
 
 class Whole(Model):
@@ -157,20 +216,26 @@ def joined(epoch: int) -> list[list[int]]:
 
 def trace_callback(path: Path, **options: Any) -> GradTrace:
     records = [TopK(11), TopK(17, per="step"), Dense(), Factored(schedule=2), Norms(), Sketch(5), Gains()]
-    if options.pop("tokens", False):
-        records.append(TokenGrads(list(range(6)), k=9, slots=3))
+    tokens = options.pop("tokens", None)
+    if tokens is not None:
+        records.append(TokenGrads(**{"tokens": list(range(6)), "k": 9, "slots": 3, **tokens}))
     return GradTrace(path, records, **{"ledger_every_n_steps": 2, "weights_every_n_steps": 3, **options})
 
 
 def fit(
-    model: pl.LightningModule, *callbacks: pl.Callback, loader: Any = None, strategy: Any = "auto", **options: Any
+    model: pl.LightningModule,
+    *callbacks: pl.Callback,
+    loader: Any = None,
+    strategy: Any = "auto",
+    n_ranks: int = RANKS,
+    **options: Any,
 ) -> pl.Trainer:
     """Train as one process, or as the rank that the environment says this one is."""
     settings = {"max_epochs": EPOCHS, "gradient_clip_val": 0.3, "enable_checkpointing": False, **options}
     resume = settings.pop("ckpt_path", None)
     trainer = pl.Trainer(
         accelerator="cpu",
-        devices=1 if strategy == "auto" else RANKS,
+        devices=1 if strategy == "auto" else n_ranks,
         strategy=strategy,
         logger=False,
         enable_progress_bar=False,
@@ -209,12 +274,15 @@ def ddp(folder: Path, name: str, kind: type[Model], ddp_options: dict[str, Any],
 
 def fsdp(folder: Path, name: str, kind: type[Model], options: dict[str, Any]) -> Any:
     """Train with and without the callback; the weights of both."""
-    torch.set_default_dtype(torch.float64)  # the strategy knows no precision="64-true"
-    found = []
+    if "precision" not in options.get("trainer", {}):
+        torch.set_default_dtype(torch.float64)  # the strategy knows no precision="64-true"
+    n_ranks, found = options.get("ranks", RANKS), []
     for callbacks in ([trace_callback(folder / f"{name}.zarr", **options.get("trace", {}))], []):
         model = make(kind, **options.get("model", {}))
-        strategy = ModelParallelStrategy(RANKS, 1, process_group_backend="gloo")
-        fit(model, *callbacks, strategy=strategy, loader=_loader(options), **options.get("trainer", {}))
+        strategy = ModelParallelStrategy(n_ranks, 1, process_group_backend="gloo")
+        fit(
+            model, *callbacks, strategy=strategy, n_ranks=n_ranks, loader=_loader(options), **options.get("trainer", {})
+        )
         found.append({name: w.full_tensor().numpy() for name, w in weights(model).items()})
     return found
 

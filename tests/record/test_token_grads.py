@@ -8,8 +8,11 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from lightning_gradtrace import GradTrace, TokenGrads, TopK, open_trace
+from lightning_gradtrace.capture.placement import UnattributableError
 from tests.test_callback import LENGTH, VOCAB, Model, fit, make
 
 PARAMETER = "encoder.layers.0.linear1.weight"
@@ -87,6 +90,38 @@ def test_the_functional_engine_has_no_loss_tokens(tmp_path: Path) -> None:
     callback = GradTrace(tmp_path / "a.zarr", TokenGrads(), engine="functional", per_sample_loss=lambda m, b: None)
     with pytest.raises(ValueError, match="expected `engine='tape'`"):
         fit(make(), callback)
+
+
+class Checkpointed(Model):
+    reentrant = False
+
+    def forward(self, tokens):
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1])
+        hidden = self.embedding(tokens)
+        for layer in self.encoder.layers:
+            hidden = checkpoint(layer, hidden, mask, None, True, use_reentrant=self.reentrant)
+        return self.head(hidden)
+
+
+def test_checkpointed_layers_have_the_same_loss_tokens(tmp_path: Path) -> None:
+    frames = []
+    for kind in (Model, Checkpointed):
+        pl.seed_everything(3, verbose=False)
+        path = tmp_path / f"{kind.__name__}.zarr"
+        fit(kind(dropout=0.0), GradTrace(path, TokenGrads(k=5, slots=LENGTH), params=PARAMETER), max_epochs=1)
+        frames.append(open_trace(path).token_grads.frame())
+    columns = ["occurrence", "position", "index"]
+    np.testing.assert_array_equal(frames[0][columns], frames[1][columns])
+    np.testing.assert_allclose(frames[0]["shift"], frames[1]["shift"], rtol=1e-3, atol=1e-9)
+    assert frames[0]["shift"].any()
+
+
+def test_layers_that_run_a_backward_pass_of_their_own_are_refused(tmp_path: Path) -> None:
+    """Nothing of what happens in them would be seen; nothing that is tracked stands before them here."""
+    model = Checkpointed()
+    model.reentrant = True
+    with pytest.raises(UnattributableError, match="checkpoints activations with `use_reentrant=True`"):
+        fit(model, GradTrace(tmp_path / "a.zarr", TokenGrads(), params=PARAMETER))
 
 
 def test_a_trace_without_the_record_says_so(tmp_path: Path) -> None:
