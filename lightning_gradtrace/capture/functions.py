@@ -27,6 +27,18 @@ _RANDOM = names_of(
     "bernoulli_ random_ exponential_"
 )
 _RUNNING_STATISTICS = {"batch_norm": (3, 4, 5), "instance_norm": (3, 4, 5)}  # places of mean, variance, "training"
+_ATTRIBUTES = names_of(
+    "shape dtype device layout ndim is_nested is_sparse is_cpu is_cuda is_mps is_xpu is_meta is_mkldnn is_quantized "
+    "is_leaf requires_grad itemsize nbytes"
+)
+_QUESTIONS = names_of(
+    "dim size stride numel nelement is_floating_point is_complex is_contiguous get_device element_size"
+)
+METADATA = frozenset(
+    [getattr(torch.Tensor, name).__get__ for name in _ATTRIBUTES]
+    + [getattr(of, name) for of in (torch.Tensor, torch) for name in _QUESTIONS if hasattr(of, name)]
+)
+"""Functions that say something about a tensor and read nothing of what is in it: nearly half of all calls."""
 
 
 @dataclass(frozen=True)

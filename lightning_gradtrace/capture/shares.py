@@ -7,6 +7,7 @@ of an outer product - and is written out only for as many samples at a time as t
 
 from __future__ import annotations
 
+import functools
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -97,7 +98,7 @@ class OuterShare(Share):
     def n_samples(self) -> int:
         return self.left.shape[0]
 
-    @property
+    @functools.cached_property
     def dtype(self) -> torch.dtype:
         """Dtype in which products are formed."""
         return accumulation_dtype(torch.promote_types(self.left.dtype, self.right.dtype))

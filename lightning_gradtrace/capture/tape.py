@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack,
 
 from lightning_gradtrace.capture.batch_axis import candidates
 from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root, flatten_call
-from lightning_gradtrace.capture.functions import Facts, facts, without_running_statistics
+from lightning_gradtrace.capture.functions import METADATA, Facts, facts, without_running_statistics
 from lightning_gradtrace.capture.opening import opened
 from lightning_gradtrace.capture.replay import Surroundings, outputs_of
 from lightning_gradtrace.capture.routing import Routes
@@ -124,6 +124,8 @@ class Tape(TorchFunctionMode):
     ) -> Any:
         """Call the function and record it if it uses a tracked tensor."""
         kwargs = kwargs or {}
+        if func in METADATA:
+            return func(*args, **kwargs)
         if func is Tensor.backward or func is torch.autograd.backward:
             with self:  # checkpointed layers run their forward pass now
                 return opened(func)(*args, **kwargs)

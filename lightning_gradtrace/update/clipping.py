@@ -59,7 +59,7 @@ def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> float |
     """Return c if ``after = c * before`` for all of them up to rounding, None if there is no such number."""
     if len({(g.dtype, g.device) for g in (*before, *after)}) != 1:
         return None
-    if all(torch.equal(b, a) for b, a in zip(before, after, strict=True)):
+    if _are_equal(before, after):
         return 1.0
     tolerance = _PROPORTIONAL.get(before[0].dtype, 1e-2)
     wide = torch.promote_types(before[0].dtype, torch.float32)
@@ -72,6 +72,12 @@ def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> float |
     factor = cross / square
     difference, largest = _largest_difference(pairs, factor)
     return factor if difference <= tolerance * largest else None  # False if anything is not finite
+
+
+def _are_equal(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    if before[0].device.type == "cpu":
+        return all(torch.equal(b, a) for b, a in zip(before, after, strict=True))
+    return bool(torch.stack([(b == a).all() for b, a in zip(before, after, strict=True)]).all())  # waits once
 
 
 def _largest_difference(pairs: Sequence[tuple[Tensor, Tensor]], factor: float) -> tuple[float, float]:

@@ -268,8 +268,5 @@ def explain(optimizer: Optimizer, sharded: bool = False) -> UpdateRule:
 def gradient_norm(optimizer: Optimizer) -> float:
     """Return the Euclidean norm of all gradients of an optimizer, as norm clipping computes it; of the pieces here."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not gradients:
-        return 0.0
-    values = [local(g.coalesce().values() if g.is_sparse else g) for g in gradients]
-    norms = [torch.linalg.vector_norm(g.detach()).float() for g in values]
-    return float(torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms])))
+    values = [local(g.coalesce().values() if g.is_sparse else g).detach() for g in gradients]
+    return float(torch.nn.utils.get_total_norm(values))

@@ -13,14 +13,16 @@ from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare,
 
 @dataclass
 class OuterBounds:
-    """Bounds of one outer-product share; products of ``rows`` and ``columns`` bound the entries.
+    """Bounds of one outer-product share on the host; products of ``rows`` and ``columns`` bound the entries.
 
     Attributes:
         rows: norm over positions of every row's cotangent times the row's largest scale, shape (sample, out). What is
             not finite counts as infinite.
         columns: norm over positions of every column's input, shape (sample, in), likewise.
         norms: norms over positions of the rows' cotangents alone; infinite where `rows` is.
-        squares: squared size of the shifts by which samples and steps are compared, see `typical_size`.
+        squares: squared size of the shifts, shape (sample,), by which samples and steps are compared: of a sample's
+            k-th largest shift the ratio to it changes little. It is the squared Frobenius norm as it would be if
+            positions had nothing to do with each other, which costs nothing.
         slack: factor just above 1 that makes up for the rounding of the entries and of the bounds.
     """
 
@@ -37,19 +39,88 @@ class OuterBounds:
         positions = share.left.shape[1]
         squares = rows.square().sum(1) * columns.square().sum(1) * (_mean_square(scale) / positions)
         scaled = rows * (scale.abs().amax(1) if isinstance(scale, Tensor) else abs(scale))
-        scaled, columns, rows = (torch.nan_to_num(_wide(t), torch.inf, torch.inf) for t in (scaled, columns, rows))
+        scaled, columns, rows = (torch.nan_to_num(t.double(), torch.inf, torch.inf) for t in (scaled, columns, rows))
         rows = torch.where(scaled.isfinite(), rows, torch.inf)
-        return cls(scaled, columns, rows, _wide(squares), 1.0 + (positions + 16) * torch.finfo(share.dtype).eps)
+        return cls(scaled, columns, rows, squares.double(), _slack(share))
 
-    def peaks(self) -> Tensor:
-        """Return the bound of all entries of every sample, shape (sample,); NaN where there is none."""
-        return self.rows.amax(1) * self.columns.amax(1) * self.slack
+    def summary(self) -> Tensor:
+        """Return the squared sizes and a bound of all entries of every sample, shape (2, sample)."""
+        return torch.stack([self.squares, self.rows.amax(1) * self.columns.amax(1) * self.slack])
 
-    def reach(self, samples: np.ndarray, limit: np.ndarray) -> tuple[int, int]:
+    def per_sample(self, summary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `summary` consists of."""
+        return summary[0], summary[1]
+
+    def reaching(self, samples: np.ndarray, limit: np.ndarray) -> tuple[int, int]:
         """Return how many rows and columns reach the limit in some place, in the sample that has most; at least 1."""
         rows, columns, limit = self.rows.numpy()[samples], self.columns.numpy()[samples], limit / self.slack
         n_rows, n_columns = _reaching(rows, columns.max(1), limit), _reaching(columns, rows.max(1), limit)
         return max(1, n_rows), max(1, n_columns)
+
+
+@dataclass
+class OuterExtents:
+    """What an outer-product share reaches at most, in few calls on the device that it is on.
+
+    Attributes:
+        extents: norm of all cotangents times the typical scale, norm of all inputs, largest norm over positions of a
+            row's cotangents times the row's largest scale, and of a column's inputs; shape (4, sample).
+        positions: number of positions.
+        slack: see `OuterBounds`.
+    """
+
+    extents: Tensor
+    positions: int
+    slack: float
+
+    @classmethod
+    def of(cls, share: OuterShare, scale: float | Tensor) -> OuterExtents:
+        """Measure a share whose shifts are ``scale * g``."""
+        norm = torch.linalg.vector_norm
+        rows, columns = (norm(f, dim=1, dtype=share.dtype) + _lost(f, share.dtype) for f in (share.left, share.right))
+        if isinstance(scale, Tensor):
+            typical, largest = scale.square().mean().sqrt(), scale.abs().amax(1)
+        else:
+            typical = largest = torch.tensor(abs(scale), dtype=share.dtype)
+        whole = norm(rows * typical, dim=1), norm(columns, dim=1)
+        extents = torch.stack([*whole, (rows * largest).amax(1), columns.amax(1)])
+        return cls(extents, share.left.shape[1], _slack(share))
+
+    def summary(self) -> Tensor:
+        """Return the extents, shape (4, sample)."""
+        return self.extents
+
+    def per_sample(self, summary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the squared sizes and a bound of all entries of every sample, NaN where there is none."""
+        left, right, row, column = summary.astype(np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return np.square(left * right) / self.positions, row * column * self.slack
+
+
+@dataclass
+class Sizes:
+    """Of a share that is no outer product: nothing bounds its entries before they are formed.
+
+    Attributes:
+        squares: squared Frobenius norm of the shifts, shape (sample,).
+    """
+
+    squares: Tensor
+
+    @classmethod
+    def of(cls, share: Share, scale: float | Tensor) -> Sizes:
+        """Measure a share whose shifts are ``scale * g``."""
+        values = share.values if isinstance(share, DenseShare | RowShare) else share.total()[None]
+        norms = torch.linalg.vector_norm(values.reshape(len(values), -1).float(), dim=1)
+        return cls((norms.square() * _mean_square(scale)).expand(share.n_samples))
+
+    def summary(self) -> Tensor:
+        """Return the squared sizes, shape (1, sample)."""
+        return self.squares[None]
+
+    def per_sample(self, summary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the squared sizes, and infinite bounds."""
+        return summary[0], np.full(summary.shape[1], np.inf)
 
 
 @dataclass
@@ -118,32 +189,22 @@ def _reaching(own: np.ndarray, other: np.ndarray, limit: np.ndarray) -> int:
 def _norms(factor: Tensor) -> Tensor:
     """Return an upper bound of the norms over positions, tight but for squares that underflow; (sample, features).
 
-    On the CPU NumPy's einsum needs no temporary and no other threads: a third of the time of torch, and a tenth of that
-    of `torch.linalg.vector_norm` along a middle axis.
+    NumPy's einsum needs no temporary and no other threads: a third of the time of torch, and a tenth of that of
+    `torch.linalg.vector_norm` along a middle axis.
     """
-    lost = (factor.shape[1] * torch.finfo(factor.dtype).tiny) ** 0.5
-    if factor.device.type == "cpu":
-        values = factor.detach().numpy()
-        return torch.from_numpy(np.einsum("stf,stf->sf", values, values)).sqrt_() + lost
-    return (factor * factor).sum(1).sqrt_() + lost
+    values = factor.detach().numpy()
+    return torch.from_numpy(np.einsum("stf,stf->sf", values, values)).sqrt_() + _lost(factor, factor.dtype)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    """Return a tensor on the host in float64; not every device has that."""
-    return tensor.double() if tensor.device.type == "cpu" else tensor
+def _lost(factor: Tensor, dtype: torch.dtype) -> float:
+    """Return what a norm over positions, taken in a dtype, may lack because squares underflow."""
+    return float((factor.shape[1] * torch.finfo(dtype).tiny) ** 0.5)
+
+
+def _slack(share: OuterShare) -> float:
+    """Return a factor just above 1 that makes up for the rounding of entries and bounds."""
+    return 1.0 + (share.left.shape[1] + 16) * torch.finfo(share.dtype).eps
 
 
 def _mean_square(scale: float | Tensor) -> float | Tensor:
     return scale.square().mean() if isinstance(scale, Tensor) else scale**2
-
-
-def typical_size(share: Share, scale: float | Tensor) -> Tensor:
-    """Return the squared size of a share's shifts per sample, for comparing samples and steps; shape (sample,).
-
-    It is the squared Frobenius norm. Of outer products `OuterBounds.squares` has an estimate that costs nothing: what
-    it would be if positions had nothing to do with each other. Of a sample's k-th largest shift the ratio to this size
-    changes little from sample to sample and step to step.
-    """
-    values = share.values if isinstance(share, DenseShare | RowShare) else share.total()[None]
-    squares = values.reshape(len(values), -1).float().square().sum(1) * _mean_square(scale)
-    return _wide(squares).expand(share.n_samples)

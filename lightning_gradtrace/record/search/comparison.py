@@ -104,13 +104,18 @@ def _reached(values: np.ndarray, limits: np.ndarray) -> np.ndarray:
 def _with_torch(
     values: Tensor, limits: np.ndarray, k: int, normal: Range, slack: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    size = values.abs()
-    limit = torch.as_tensor(limits, dtype=values.dtype, device=values.device)
-    if 0 < k < values.shape[1]:
-        least = size.topk(k, dim=1).values[:, -1]
-        limit = torch.where(normal.holds(least), torch.maximum(limit, least * slack), limit)
-    position = torch.logical_not(size < limit[:, None]).flatten().nonzero().squeeze(1)
+    limit = torch.from_numpy(limits).to(values.dtype).to(values.device, non_blocking=True)
+    position = _positions(values, limit)
+    if 0 < k < values.shape[1] and len(position) > MANY * k * len(values):
+        least = values.abs().topk(k, dim=1).values[:, -1]
+        position = _positions(values, torch.where(normal.holds(least), torch.maximum(limit, least * slack), limit))
     return position.cpu().numpy(), values.flatten()[position].cpu().numpy()
+
+
+def _positions(values: Tensor, limit: Tensor) -> Tensor:
+    """Return the flat positions of values that reach the limit of their row or are NaN; waits for the device."""
+    within = (values < limit[:, None]).logical_and_(values > -limit[:, None])
+    return within.logical_not_().flatten().nonzero().squeeze(1)
 
 
 class _Memory(threading.local):

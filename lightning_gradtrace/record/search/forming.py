@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import OuterShare, Share
 from lightning_gradtrace.record._base import ParameterShifts
-from lightning_gradtrace.record.search.bounds import OuterBounds, Stairs, typical_size
+from lightning_gradtrace.record.search.bounds import OuterBounds, OuterExtents, Sizes, Stairs
 from lightning_gradtrace.record.search.candidates import Candidates
 from lightning_gradtrace.record.search.comparison import Found, at_least, product_of
 from lightning_gradtrace.record.search.pieces import chunks, of_features, of_samples, picked, slices
@@ -43,9 +43,8 @@ class Task:
         parameter: the parameter; the matrix of an `OuterView` in its place.
         share: its share.
         samples: its occurrences within the step.
-        bounds: Cauchy-Schwarz bounds, None if the share is no outer product.
+        reach: what is known of its entries before they are formed.
         view: how the share's matrix is arranged in the parameter; None if it is the parameter's own arrangement.
-        squares: squared typical size of the shifts of every sample.
         prune: whether entries that the bounds exclude are left out.
         on_device: whether to search in large pieces with torch where the share is, rather than on the host.
         sieved: whether to leave out entries in bfloat16 before the others are formed in float32.
@@ -54,9 +53,8 @@ class Task:
     parameter: ParameterShifts
     share: Share
     samples: slice
-    bounds: OuterBounds | None
+    reach: OuterBounds | OuterExtents | Sizes
     view: OuterView | None
-    squares: Tensor
     prune: bool
     on_device: bool
     sieved: bool
@@ -78,20 +76,18 @@ class Task:
             info = replace(parameter.info, shape=tuple(share.shape))
             scale = view.as_matrix(scale) if isinstance(scale, Tensor) else scale
             parameter = replace(parameter, info=info, scale=scale, shares=[])
-        bounds = OuterBounds.of(share, parameter.scale) if isinstance(share, OuterShare) else None
-        squares = typical_size(share, parameter.scale) if bounds is None else bounds.squares
-        if on_device is None:
-            on_device = squares.device.type != "cpu"
-        if not isinstance(share, OuterShare) or share.dtype != torch.float32 or on_device:
-            sieved = False
-        elif sieved is None:
-            sieved = is_worth(share.left.shape[1])
-        return cls(parameter, share, samples, bounds, view, squares, prune, on_device, sieved)
-
-    def summary(self) -> Tensor:
-        """Return `squares`, and a bound of all entries of every sample, where they are; shape (2, sample)."""
-        peaks = torch.full_like(self.squares, torch.inf) if self.bounds is None else self.bounds.peaks()
-        return torch.stack([self.squares, peaks])
+        reach: OuterBounds | OuterExtents | Sizes
+        if not isinstance(share, OuterShare):
+            reach = Sizes.of(share, parameter.scale)
+            on_device = reach.squares.device.type != "cpu" if on_device is None else on_device
+            return cls(parameter, share, samples, reach, view, prune, on_device, False)
+        on_device = share.left.device.type != "cpu" if on_device is None else on_device
+        if on_device:
+            reach = OuterExtents.of(share, parameter.scale)
+            return cls(parameter, share, samples, reach, view, prune, True, False)
+        reach = OuterBounds.of(share, parameter.scale)
+        sieved = share.dtype == torch.float32 and (is_worth(share.left.shape[1]) if sieved is None else sieved)
+        return cls(parameter, share, samples, reach, view, prune, False, sieved)
 
     def search(self, threshold: np.ndarray, peaks: np.ndarray, k: int) -> Iterator[Candidates]:
         """Yield the entries at or above the threshold of their occurrence, and some below, in blocks.
@@ -111,15 +107,15 @@ class Task:
         samples = np.flatnonzero(wanted)
         if not len(samples):
             return
-        if self.bounds is None or self.on_device:
+        if not isinstance(self.reach, OuterBounds):
             yield from self._written_out(samples, threshold, k)
             return
         left_out = [samples]
         if self.prune:
             left_out = []
-            r, c = self.bounds.reach(samples, own[samples])
+            r, c = self.reach.reaching(samples, own[samples])
             for part in chunks(samples, WORKSPACE // (r * c)):
-                stairs = Stairs.of(self.bounds, part, own[part])
+                stairs = Stairs.of(self.reach, part, own[part])
                 if self._is_worth(stairs, own[part]):
                     yield from self._on_stairs(stairs, part, threshold, k)
                 else:
@@ -145,10 +141,12 @@ class Task:
             for run in np.split(part, np.flatnonzero(np.diff(part) > 1) + 1):
                 values = self.share.dense(slice(int(run[0]), int(run[-1]) + 1)).reshape(len(run), -1)
                 factor = 1.0
-                if isinstance(scale, Tensor):
-                    values = values * scale.flatten()
-                else:
+                if not isinstance(scale, Tensor):
                     factor = scale
+                elif not isinstance(self.share, OuterShare):
+                    values = values * scale.flatten()
+                else:  # products that were formed for this
+                    values.mul_(scale.flatten())
                 position, shift = at_least(values, factor, threshold[self.samples][run], self.on_device, k)
                 sample, entry = np.divmod(position, numel)
                 yield self._candidates(run[sample], entry, shift)
@@ -156,13 +154,13 @@ class Task:
     def _everything(self, samples: np.ndarray, threshold: np.ndarray, k: int) -> Iterator[Candidates]:
         """Form outer products block by block, the same block of all samples one after the other."""
         share, scale = self.share, self.parameter.scale
-        assert isinstance(share, OuterShare) and self.bounds is not None
+        assert isinstance(share, OuterShare) and isinstance(self.reach, OuterBounds)
         n_rows, n_columns = share.shape
         chunk = max(1, WORKSPACE // share.shape.numel())
         every = COPIED // max(1, share.left[0].numel() + share.right[0].numel())
         for group in chunks(samples, max(chunk, every)):
             left, right = of_samples(share.left, group), of_samples(share.right, group)
-            norms = self.bounds.norms.numpy()[group], self.bounds.columns.numpy()[group]
+            norms = self.reach.norms.numpy()[group], self.reach.columns.numpy()[group]
             sieve = Sieve.of(left, right, *norms, threshold[self.samples][group]) if self.sieved else None
             for rows in slices(n_rows, _height(chunk, n_columns)):
                 for columns in slices(n_columns, WIDTH):
@@ -183,7 +181,7 @@ class Task:
         They are not sieved: every shape is a new one here, and oneDNN keeps what it prepares for up to 1,024 shapes.
         """
         share, scale = self.share, self.parameter.scale
-        assert isinstance(share, OuterShare) and self.bounds is not None
+        assert isinstance(share, OuterShare) and isinstance(self.reach, OuterBounds)
         left = of_features(of_samples(share.left, samples), stairs.rows)
         right = of_features(of_samples(share.right, samples), stairs.columns)
         rows = slice(0, 0)

@@ -76,15 +76,16 @@ class _Work:
         return shift
 
 
-def _on_host(tasks: list[Task]) -> list[np.ndarray]:
-    """Return squares and peaks of all tasks, in one transfer for each device."""
+def _on_host(tasks: list[Task]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return squared sizes and peaks of all tasks, in one transfer for each device."""
+    summaries = [task.reach.summary() for task in tasks]
     found: dict[int, np.ndarray] = {}
-    for device in {task.squares.device for task in tasks}:
-        there = [i for i, task in enumerate(tasks) if task.squares.device == device]
-        rows = torch.cat([tasks[i].summary() for i in there], 1).cpu().numpy()
-        edges = np.cumsum([tasks[i].share.n_samples for i in there])[:-1]
-        found.update(zip(there, np.split(rows, edges, axis=1), strict=True))
-    return [found[i] for i in range(len(tasks))]
+    for device in {summary.device for summary in summaries}:
+        there = [i for i, summary in enumerate(summaries) if summary.device == device]
+        flat = torch.cat([summaries[i].flatten() for i in there]).cpu().numpy()
+        parts = np.split(flat, np.cumsum([summaries[i].numel() for i in there])[:-1])
+        found.update((i, part.reshape(summaries[i].shape)) for i, part in zip(there, parts, strict=True))
+    return [task.reach.per_sample(found[i]) for i, task in enumerate(tasks)]
 
 
 @dataclass
