@@ -7,15 +7,12 @@ import pytest
 from tests.compatibility.cells import SETUPS, Setup, run
 from tests.compatibility.models import ENTRIES, Entry
 from tests.compatibility.transformers_models import TRANSFORMERS
-from tests.device.devices import PRETEND, Device
+from tests.device.devices import Device
 
 ALL = [*ENTRIES, *TRANSFORMERS]
-RECURRENT = ("LSTM", "GRU")
 
 
 @pytest.mark.parametrize("setup", SETUPS, ids=lambda setup: setup.name)
 @pytest.mark.parametrize("entry", ALL, ids=lambda entry: entry.name)
 def test_every_share_of_every_parameter_is_the_oracles(entry: Entry, setup: Setup, device: Device) -> None:
-    if device is PRETEND and entry.name in RECURRENT:
-        pytest.skip("devices have kernels of their own for recurrent layers, which the made-up device lacks")
     assert run(entry, setup, device.trainer).result == "exact"

@@ -58,6 +58,20 @@ def test_gradients_are_those_of_the_cpu() -> None:
         torch.testing.assert_close(p.grad, q.grad.cpu())
 
 
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("bias", [True, False])
+def test_recurrent_layers_have_cells_of_their_own(layer, bias: bool) -> None:
+    torch.manual_seed(0)
+    model, x = layer(3, 4, num_layers=2, bias=bias, batch_first=True), torch.randn(5, 6, 3)
+    other = copy.deepcopy(model).to(pretend.NAME)
+    for m, batch in ((model, x), (other, x.to(pretend.NAME))):
+        output, last = m(batch)
+        cell = last[1] if isinstance(last, tuple) else last
+        (output.square().sum() + cell.sum()).backward()
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad.cpu())
+
+
 @pytest.mark.parametrize(
     "wait",
     [

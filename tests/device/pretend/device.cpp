@@ -10,6 +10,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <mutex>
 #include <set>
 
@@ -94,6 +95,18 @@ void follow(const at::Tensor& tensor, const at::Tensor& cpu) {
   }
 }
 
+std::atomic<int64_t> kernels{0};
+
+int64_t take_kernels() {
+  return kernels.exchange(0);
+}
+
+// A view computes nothing.
+bool is_view(const c10::FunctionSchema& schema) {
+  const auto& returns = schema.returns();
+  return !returns.empty() && returns[0].alias_info() != nullptr && !returns[0].alias_info()->isWrite();
+}
+
 std::mutex waits_lock;
 std::vector<std::string> waits;
 
@@ -151,6 +164,7 @@ void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto n_arguments = schema.arguments().size();
   const auto first = stack->size() - n_arguments;
   Arguments arguments{schema.name(), {}, {}};
+  kernels += !is_view(schema);
   if (kWaiting.count(schema.name()))
     note_wait(schema.name());
   for (size_t i = first; i < stack->size(); ++i) {
@@ -192,6 +206,7 @@ void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 }
 
 at::Tensor copy_from(const at::Tensor& source, const at::Tensor& target, bool non_blocking) {
+  ++kernels;
   if (is_here(source) != is_here(target) && !non_blocking)
     note_wait(is_here(source) ? "copy to the CPU" : "copy from the CPU");
   to_cpu(target).copy_(to_cpu(source));
@@ -221,6 +236,7 @@ at::Tensor& set_whole_storage(at::Tensor& tensor, c10::Storage storage) {
 at::Tensor convolution(
     const at::Tensor& input, const at::Tensor& weight, const std::optional<at::Tensor>& bias, at::IntArrayRef stride,
     at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed, at::IntArrayRef output_padding, int64_t groups) {
+  ++kernels;
   const auto b = bias ? std::optional<at::Tensor>(to_cpu(*bias)) : std::nullopt;
   return to_device(
       at::convolution(to_cpu(input), to_cpu(weight), b, stride, padding, dilation, transposed, output_padding, groups), {});
@@ -230,6 +246,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(
     const at::Tensor& gradient, const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride,
     at::IntArrayRef padding, at::IntArrayRef dilation, bool transposed, at::IntArrayRef output_padding, int64_t groups,
     std::array<bool, 3> wanted) {
+  ++kernels;
   const std::vector<int64_t> bias_sizes{transposed ? weight.size(1) * groups : weight.size(0)};
   auto [a, b, c] = at::convolution_backward(
       to_cpu(gradient), to_cpu(input), to_cpu(weight), bias_sizes, stride, padding, dilation, transposed, output_padding,
@@ -262,6 +279,55 @@ struct Hooks final : at::PrivateUse1HooksInterface {
     storage.unsafeGetStorageImpl()->set_nbytes(n);
   }
 };
+
+// Cells of recurrent layers, which devices have in one kernel. Gates are kept as they are after their activation.
+using Optional = std::optional<at::Tensor>;
+
+at::Tensor with_bias(const at::Tensor& gates, const Optional& bias) {
+  return bias && bias->defined() ? gates + *bias : gates;
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_cell(
+    const at::Tensor& from_input, const at::Tensor& from_hidden, const at::Tensor& cell, const Optional& input_bias,
+    const Optional& hidden_bias) {
+  const auto gates = (with_bias(from_input, input_bias) + with_bias(from_hidden, hidden_bias)).chunk(4, 1);
+  const auto i = gates[0].sigmoid(), f = gates[1].sigmoid(), g = gates[2].tanh(), o = gates[3].sigmoid();
+  const auto next = f * cell + i * g;
+  return {o * next.tanh(), next, at::cat({i, f, g, o}, 1)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor> lstm_cell_backward(
+    const Optional& of_hidden, const Optional& of_cell, const at::Tensor& cell, const at::Tensor& next,
+    const at::Tensor& kept, bool has_bias) {
+  const auto gates = kept.chunk(4, 1);
+  const auto &i = gates[0], &f = gates[1], &g = gates[2], &o = gates[3];
+  const auto hidden = of_hidden && of_hidden->defined() ? *of_hidden : at::zeros_like(next);
+  const auto size = next.tanh();
+  auto state = hidden * o * (1 - size * size);
+  if (of_cell && of_cell->defined())
+    state = state + *of_cell;
+  const auto of_gates = at::cat(
+      {state * g * i * (1 - i), state * cell * f * (1 - f), state * i * (1 - g * g), hidden * size * o * (1 - o)}, 1);
+  return {of_gates, state * f, has_bias ? of_gates.sum(0) : at::Tensor()};
+}
+
+std::tuple<at::Tensor, at::Tensor> gru_cell(
+    const at::Tensor& from_input, const at::Tensor& from_hidden, const at::Tensor& hidden, const Optional& input_bias,
+    const Optional& hidden_bias) {
+  const auto a = with_bias(from_input, input_bias).chunk(3, 1), b = with_bias(from_hidden, hidden_bias).chunk(3, 1);
+  const auto r = (a[0] + b[0]).sigmoid(), z = (a[1] + b[1]).sigmoid(), n = (a[2] + r * b[2]).tanh();
+  return {n + z * (hidden - n), at::cat({r, z, n, hidden, b[2]}, 1)};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> gru_cell_backward(
+    const at::Tensor& of_hidden, const at::Tensor& kept, bool has_bias) {
+  const auto parts = kept.chunk(5, 1);
+  const auto &r = parts[0], &z = parts[1], &n = parts[2], &hidden = parts[3], &from_hidden = parts[4];
+  const auto of_n = of_hidden * (1 - z) * (1 - n * n), of_z = of_hidden * (hidden - n) * z * (1 - z);
+  const auto of_r = of_n * from_hidden * r * (1 - r);
+  const auto a = at::cat({of_r, of_z, of_n}, 1), b = at::cat({of_r, of_z, of_n * r}, 1);
+  return {a, b, of_hidden * z, has_bias ? a.sum(0) : at::Tensor(), has_bias ? b.sum(0) : at::Tensor()};
+}
 
 // All work is done when it is asked for: there is nothing that streams and events could wait for.
 struct Guard final : c10::impl::NoOpDeviceGuardImpl<kDevice> {
@@ -297,6 +363,7 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 } // namespace
 
 TORCH_LIBRARY(pretend_device, library) {
+  library.def("take_kernels() -> int", &take_kernels);
   library.def("take_waits() -> str[]", &take_waits);
 }
 
@@ -308,6 +375,10 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {
   library.impl("_copy_from", &copy_from);
   library.impl("set_.source_Storage", &set_whole_storage);
   library.impl("set_.source_Storage_storage_offset", &set_storage);
+  library.impl("_thnn_fused_lstm_cell", &lstm_cell);
+  library.impl("_thnn_fused_lstm_cell_backward_impl", &lstm_cell_backward);
+  library.impl("_thnn_fused_gru_cell", &gru_cell);
+  library.impl("_thnn_fused_gru_cell_backward", &gru_cell_backward);
   library.impl("convolution_overrideable", &convolution);
   library.impl("convolution_backward_overrideable", &convolution_backward);
 }
