@@ -59,6 +59,11 @@ class Step:
     check: frozenset[str] = frozenset()
     sum_error: float = float("nan")
 
+    @property
+    def half(self) -> set[str]:
+        """Parameters whose gradients were computed in half precision in one of the micro-batches."""
+        return set().union(*(micro_batch.half for micro_batch in self.micro_batches))
+
     def tells(self, sharded: bool) -> tuple[float, ...]:
         """Return what the other ranks must know of the step, as numbers that add up.
 

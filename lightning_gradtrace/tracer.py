@@ -253,6 +253,7 @@ class Tracer:
             "residual": ledger.residual,
             "rounding": ledger.rounding,
             "sum_error": step.sum_error,
+            "half_precision": self.low_precision or bool(step.half),
             "nonfinite": nonfinite,
             "skipped": skipped,
             "n_occurrences": shifts.n_occurrences,
@@ -306,10 +307,13 @@ class Tracer:
         gradients, scale = step.division.gradients, step.division.loss_scale
         true = {name: gradients[name] * scale if scale != 1 else gradients[name] for name in sorted(step.check)}
         errors = sum_errors(step.micro_batches, true, step.norm * scale)
-        return self._judge(errors, true, functools.partial(self.engine.advice, step.micro_batches, true))
+        return self._judge(step, errors, true, functools.partial(self.engine.advice, step.micro_batches, true))
 
-    def _judge(self, errors: Mapping[str, float], gradients: Mapping[str, Tensor], advice: Callable[[], str]) -> float:
-        check_sums(errors, gradients, self.low_precision, advice, self.engine.slack)
+    def _judge(
+        self, step: Step, errors: Mapping[str, float], gradients: Mapping[str, Tensor], advice: Callable[[], str]
+    ) -> float:
+        half = gradients if self.low_precision else step.half
+        check_sums(errors, gradients, half, advice, self.engine.slack)
         finite = {name: error for name, error in errors.items() if np.isfinite(error)}
         self._checked.update(finite)  # an overflowed gradient proves nothing
         return max(finite.values()) if finite else float("nan")
@@ -327,7 +331,7 @@ class Tracer:
         errors, ledger = compare_over_ranks(self.ranks, step, tracked, skipped)
         if step is not None:
             advice = functools.partial(self.engine.advice, step.micro_batches, {})
-            step.sum_error = self._judge(errors, step.division.gradients, advice)
+            step.sum_error = self._judge(step, errors, step.division.gradients, advice)
             self.residual = ledger.residual if step.division.ledger and not skipped else self.residual
         return ledger
 

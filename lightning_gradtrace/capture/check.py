@@ -22,17 +22,17 @@ _FLOOR = {torch.float64: 1e-4, torch.float32: 1e-3}
 _COARSE_FLOOR = 1e-1
 
 
-def tolerance(dtype: torch.dtype, low_precision: bool = False) -> float:
+def tolerance(dtype: torch.dtype, half: bool = False) -> float:
     """Return the largest relative error of a sum of shares that rounding explains.
 
     Args:
         dtype: dtype of the gradient.
-        low_precision: whether the step was computed in half precision.
+        half: whether it was computed in half precision.
 
     Returns:
         The largest relative error.
     """
-    return _COARSE if low_precision else _TOLERANCE.get(dtype, _COARSE)
+    return _COARSE if half else _TOLERANCE.get(dtype, _COARSE)
 
 
 def sum_errors(
@@ -88,7 +88,7 @@ def relative_error(difference: float, size: float, dtype: torch.dtype, overall: 
 def check_sums(
     errors: Mapping[str, float],
     gradients: Mapping[str, Tensor],
-    low_precision: bool = False,
+    half: Collection[str] = (),
     advice: Callable[[], str] = lambda: "",
     slack: float = 1.0,
 ) -> None:
@@ -97,7 +97,7 @@ def check_sums(
     Args:
         errors: from `sum_errors`.
         gradients: gradients by name, for their dtypes.
-        low_precision: whether the step was computed in half precision.
+        half: parameters whose gradients were computed in half precision.
         advice: says what to do; asked only when there is something wrong.
         slack: how much larger than the rounding of a sum an error may be.
 
@@ -106,9 +106,8 @@ def check_sums(
     """
     bad = {}
     for name, error in errors.items():
-        if error > slack * tolerance(
-            gradients[name].dtype, low_precision
-        ):  # False for NaN: recorded and flagged, not refused
+        largest = slack * tolerance(gradients[name].dtype, name in half)
+        if error > largest:  # False for NaN: recorded and flagged, not refused
             bad[name] = error
     if bad:
         listed = ", ".join(f"`{name}` (relative error {error:.1e})" for name, error in list(bad.items())[:5])

@@ -49,6 +49,10 @@ class Operand:
         return self.tensor._version == self.version
 
 
+HALF = (torch.float16, torch.bfloat16)
+"""Dtypes with half of the bits: what is computed in them is rounded so that another order of summation shows."""
+
+
 @dataclass(frozen=True, eq=False)
 class Root:
     """A tracked parameter itself.
@@ -60,6 +64,11 @@ class Root:
 
     name: str
     tensor: Tensor
+
+    @property
+    def is_half(self) -> bool:
+        """Whether gradients of it are in half precision."""
+        return self.tensor.dtype in HALF
 
     @property
     def roots(self) -> dict[str, Root]:
@@ -102,6 +111,13 @@ class Derived:
             if isinstance(leaf, (Root, Derived)):
                 found.update(leaf.roots)
         object.__setattr__(self, "roots", found)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether gradients of the parameters pass a tensor in half precision on their way through this."""
+        return self.tensor.dtype in HALF or any(
+            leaf.is_half for leaf in self.leaves if isinstance(leaf, (Root, Derived))
+        )
 
     def pull_back(self, share: Share) -> dict[Root, Share]:
         """Return the shares of the parameters for a share of this tensor.

@@ -45,6 +45,7 @@ class MicroBatch:
         tokens: shares of chosen loss tokens: the first of every sample, the second, and so on.
         n_chosen: number of loss tokens that were chosen in every sample, also those beyond `tokens`; shape (sample,).
         unlike: parameters that were used as they never were before, whose sums are to be checked.
+        half: parameters whose gradients were computed in half precision, so that sums agree less closely.
     """
 
     n_samples: int
@@ -53,6 +54,7 @@ class MicroBatch:
     tokens: list[TokenPass] = field(default_factory=list)
     n_chosen: Any = None
     unlike: set[str] = field(default_factory=set)
+    half: set[str] = field(default_factory=set)
 
 
 class Recording(Protocol):
@@ -189,6 +191,7 @@ class TapeEngine:
                 "for a penalty, or leave the parameter out with `GradTrace(params=...)`."
             )
         uses = [use for use in tape.uses if use.reached]
+        half = {name for use in uses for name in use.half}
         received: dict[Lineage, list[Share]] = {}
         for use, places in zip(uses, self.placer.place(uses, n_samples, probe), strict=True):
             for lineage, share in self.attribution.shares(use, places, n_samples).items():
@@ -199,7 +202,7 @@ class TapeEngine:
                 parts.setdefault(root.name, []).append(share)
         tape.forget_backward()
         by_name = {name: add_shares(found) for name, found in parts.items()}
-        return MicroBatch(n_samples, by_name, unlike=self._unlike(uses))
+        return MicroBatch(n_samples, by_name, unlike=self._unlike(uses), half=half)
 
     def _unlike(self, uses: Sequence[Use]) -> set[str]:
         """Return the parameters whose uses, taken together, are not those of any pass before."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from lightning_gradtrace.capture.batch_axis import shape_before_view
-from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root
+from lightning_gradtrace.capture.derived import HALF, Derived, Lineage, Operand, Root
 from lightning_gradtrace.capture.replay import Surroundings
 from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.rules import Rule
@@ -127,6 +127,12 @@ class Use:
         places = {name: i for name in operands for i, leaf in enumerate(self.leaves) if leaf is operands[name]}
         reads = tuple(places[name] for name in operands if name in self.rule.reads)
         return BoundUse(self.rule, values, lineages, source, places.get(source), axes, reads)
+
+    @property
+    def half(self) -> set[str]:
+        """Parameters whose gradients are computed in half precision."""
+        every = any(cotangent.dtype in HALF for cotangent in self.cotangents.values())
+        return {name for lineage in self.lineages.values() if every or lineage.is_half for name in lineage.roots}
 
     @property
     def reached(self) -> bool:

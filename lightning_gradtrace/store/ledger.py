@@ -33,9 +33,9 @@ def check_ledger(trace: Trace, tolerance: float | None = None) -> tuple[list[str
         Problems and notes, one sentence or two each.
     """
     problems, notes = [], []
-    steps, half = trace.steps, _half_precision(trace)
-    usual = (5e-2 if half else 1e-3) if tolerance is None else tolerance
-    expected = _of_rules(trace, "half" if half else "single", usual) if tolerance is None else tolerance
+    steps = trace.steps
+    half = steps["half_precision"].to_numpy(bool) | _trained_in_half_precision(trace)
+    usual, expected = _limits(trace, half) if tolerance is None else 2 * (pd.Series(tolerance, steps.index),)
     residual = steps["residual"]
     rounding = _ROUNDINGS * steps["rounding"].fillna(0.0)
     wrong = residual[(residual > expected) & (residual > rounding)]
@@ -105,11 +105,21 @@ def _of_rules(trace: Trace, precision: str, usual: float) -> float:
     return max(limits, default=usual)
 
 
-def _half_precision(trace: Trace) -> bool:
+def _trained_in_half_precision(trace: Trace) -> bool:
+    """Say what the settings say; traces before format 1.3 don't say it of single steps."""
     config = trace.attrs.get("config")
     trainer = config.get("trainer") if isinstance(config, dict) else None
     return "16" in str(trainer.get("precision") if isinstance(trainer, dict) else None)
 
 
-def _too_large(name: str, wrong: pd.Series[float], limit: float) -> str:
-    return f"{name} of {len(wrong)} steps is above {limit:g}, largest {wrong.max():.3g} at step {wrong.idxmax()}"
+def _limits(trace: Trace, half: np.ndarray) -> tuple[pd.Series[float], pd.Series[float]]:
+    """Return the largest error of a sum and the largest residual that rounding explains, for every step."""
+    usual = 1e-3, 5e-2
+    expected = [_of_rules(trace, name, limit) for name, limit in zip(("single", "half"), usual, strict=True)]
+    index = trace.steps.index
+    return pd.Series(np.where(half, *usual[::-1]), index), pd.Series(np.where(half, *expected[::-1]), index)
+
+
+def _too_large(name: str, wrong: pd.Series[float], limits: pd.Series[float]) -> str:
+    limit = f"{limits[wrong.index].min():g}"
+    return f"{name} of {len(wrong)} steps is above {limit}, largest {wrong.max():.3g} at step {wrong.idxmax()}"

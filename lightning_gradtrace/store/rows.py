@@ -113,7 +113,8 @@ class StepRows:
         if unknown:
             raise ValueError(f"`step` has {unknown}; expected names out of {list(self._steps)}")
         rows = {spec.path: self._padding[name].copy() for name, spec in self._steps.items()}
-        for name, value in {"nonfinite": 0, "skipped": False, "n_occurrences": n, **step}.items():
+        usual = {"half_precision": False, "nonfinite": 0, "skipped": False, "n_occurrences": n}
+        for name, value in {**usual, **step}.items():
             spec = self._steps[name]
             if np.shape(value) not in ((), spec.shape_tail):
                 raise ValueError(f"`{spec.path}` got shape {np.shape(value)}; expected {spec.shape_tail}")

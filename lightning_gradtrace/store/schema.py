@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 ENCODING_TYPE = "gradtrace"
-ENCODING_VERSION = "1.2"
+ENCODING_VERSION = "1.3"
 
 AXES = ("step", "occurrence", "sample", "snapshot")
 """Axes that grow while a run is recorded; the first axis of every recorded array is one of them."""
@@ -172,6 +172,7 @@ STEP_SPECS = (
     _step("residual", "float64", "relative residual of the ledger; NaN where it was not computed"),
     _step("rounding", "float64", "residual that rounding of the weights alone can leave; NaN where not computed"),
     _step("sum_error", "float64", "relative error of the sum of shares against .grad; NaN where it was not computed"),
+    _step("half_precision", "bool", "whether gradients of tracked parameters were computed in half precision"),
     _step("nonfinite", "int64", "number of kept entries that are NaN or infinite"),
     _step("skipped", "bool", "whether the optimizer skipped the step (overflow under fp16 AMP)"),
     _step("n_occurrences", "int32", "number of occurrences of the step"),

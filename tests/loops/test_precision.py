@@ -12,6 +12,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
+from lightning_gradtrace.capture.check import check_sums
+from lightning_gradtrace.capture.placement import UnattributableError
 from tests.loops.models import Net, check_nothing_left, data, fit, run
 from tests.loops.test_manual import Gan, Manual
 
@@ -119,3 +121,62 @@ def test_weights_in_bfloat16(tmp_path: Path) -> None:
     assert (trace.steps["sum_error"] < 2e-2).all()
     assert trace.weights("last.weight", 8).ravel().tolist() == model.last.weight.flatten().tolist()
     assert len(trace.occurrences) == 2 * len(data())
+
+
+class Autocast(Net):
+    """Casts by itself; the Trainer knows nothing of it."""
+
+    def training_step(self, batch, batch_idx):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().training_step(batch, batch_idx)
+
+
+class Casting(Net):
+    """The first layer multiplies in bfloat16, and what comes after it does not."""
+
+    def forward(self, x):
+        first = nn.functional.linear(x.bfloat16(), self.first.weight.bfloat16(), self.first.bias.bfloat16())
+        return self.last(first.float().tanh())
+
+
+class ThereAndBack(Net):
+    """The first layer multiplies in single precision, with a weight that has been rounded."""
+
+    def forward(self, x):
+        return self.last(nn.functional.linear(x, self.first.weight.half().float(), self.first.bias).tanh())
+
+
+CASTS = {
+    Autocast: {"first.weight", "first.bias", "last.weight", "last.bias"},
+    Casting: {"first.weight", "first.bias"},
+    ThereAndBack: {"first.weight"},
+}
+
+
+@pytest.mark.parametrize("kind", CASTS, ids=lambda kind: kind.__name__)
+def test_half_precision_that_only_the_model_knows_of(
+    kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums are judged by the precision in which the gradient of each parameter was computed."""
+    found: set[str] = set()
+
+    def noted(errors, gradients, half, *rest):
+        found.update(half)
+        check_sums(errors, gradients, half, *rest)
+
+    monkeypatch.setattr("lightning_gradtrace.tracer.check_sums", noted)
+    trace, _ = run(kind, tmp_path / "a.zarr", bound=2e-2)
+    assert found == CASTS[kind]
+    assert trace.steps["half_precision"].all() and trace.verify().ok
+    assert 1e-5 < trace.steps["residual"].max() < 2e-2
+
+
+def test_in_a_model_with_both_precisions_a_wrong_sum_in_single_precision_is_refused(tmp_path: Path) -> None:
+    class Wrong(Casting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last.weight.register_hook(lambda gradient: gradient * 1.01)
+
+    pl.seed_everything(3, verbose=False)
+    with pytest.raises(UnattributableError, match=r"of `last\.weight` \(relative error 9\.9e-03\) don't add up"):
+        fit(Wrong(), GradTrace(tmp_path / "a.zarr", TopK(3)))

@@ -15,6 +15,7 @@ from tests.ranks.apart import accumulated
 from tests.ranks.launch import Job, Outcome, launch, values
 from tests.ranks.test_ddp import close_to, in_order_of
 from tests.ranks.training import (
+    Halved,
     Joint,
     JointAdam,
     JointBranchesAdam,
@@ -85,6 +86,7 @@ def outcomes(folder: Path) -> dict[str, list[Outcome]]:
     jobs["functional"] = Job(refused, (Sharded, {"engine": "functional", "per_sample_loss": print}))
     jobs |= {f"apart {dtype}": Job(accumulated, (dtype,)) for dtype in (None, torch.bfloat16)}
     jobs["autocast"] = Job(fsdp, ("autocast", Sharded, {"trainer": {"precision": "bf16-mixed"}, "trace": ALL_TOKENS}))
+    jobs["halved"] = Job(fsdp, ("halved", Halved, {"trace": ALL_TOKENS}))
     jobs["reentrant"] = Job(refused, (Reentrant, {"tokens": {}}))
     jobs["one process"] = Job(fsdp, ("one process", Sharded, {"trace": ALL_TOKENS, "ranks": 1}), 1)
     return dict(zip(jobs, launch(folder, list(jobs.values())), strict=True))
@@ -159,7 +161,9 @@ def test_ranks_that_choose_unlike_numbers_of_tokens_wait_for_each_other(folder, 
     assert ((passes.min(axis=1) == 0) & (passes.max(axis=1) > 0)).any()
 
 
-@pytest.mark.parametrize(("name", "most"), [("by value", 1e-6), ("one process", 1e-4), ("autocast", 0.05)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("by value", 1e-6), ("one process", 1e-4), ("autocast", 0.05), ("halved", 0.05)]
+)
 def test_shifts_of_all_loss_tokens_add_up_to_those_of_the_sample(name, most, folder, outcomes):
     for traced, plain in values(outcomes[name]):
         assert all(np.array_equal(weight, traced[param]) for param, weight in plain.items())
@@ -169,6 +173,7 @@ def test_shifts_of_all_loss_tokens_add_up_to_those_of_the_sample(name, most, fol
     total = np.zeros((trace.n_occurrences, N_ENTRIES))
     for i in range(trace.n_occurrences):
         np.add.at(total[i], index[i].astype(np.int64), shift[i])
+    assert trace.steps["half_precision"].eq(name in ("autocast", "halved")).all()
     whole = np.concatenate([trace.dense[p][:].reshape(len(total), -1) for p in trace.params["param"]], axis=1)
     assert np.linalg.norm(total - whole, axis=1).max() < most * np.linalg.norm(whole, axis=1).min()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import warnings
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
@@ -162,6 +163,17 @@ class Reentrant(Sharded):
 
     def forward(self, tokens):
         return self.head(checkpoint(self.encoder, self.embedding(tokens), use_reentrant=True))
+
+
+class Halved(Sharded):
+    """Every module gathers its parameters in bfloat16; the Trainer knows nothing of it."""
+
+    def configure_model(self):
+        mesh = self.device_mesh["data_parallel"]
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        for layer in self.encoder.layers:
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+        fully_shard(self, mesh=mesh, mp_policy=dataclasses.replace(policy, output_dtype=torch.float32))
 
 
 class Whole(Model):

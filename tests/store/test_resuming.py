@@ -228,7 +228,7 @@ def test_a_trace_of_format_1_1_is_read_but_not_gone_on_with(tmp_path):
         file.rename(old)
     for file in path.rglob("zarr.json"):
         text = file.read_text().replace('"separator":"."', '"separator":"/"')
-        file.write_text(text.replace('"encoding-version":"1.2"', '"encoding-version":"1.1"'))
+        file.write_text(text.replace('"encoding-version":"1.3"', '"encoding-version":"1.1"'))
     trace = open_trace(path)
     assert trace.verify().ok and trace.topk.frame().equals(expected)
     root = (path / "zarr.json").read_bytes()

@@ -199,7 +199,8 @@ class MergedTrace(Trace):
         merged["loss"] = np.mean([table["loss"] for table in tables], axis=0)
         for name in ("nonfinite", "n_occurrences"):
             merged[name] = np.sum([table[name] for table in tables], axis=0).astype(merged[name].dtype)
-        merged["skipped"] = np.any([table["skipped"] for table in tables], axis=0)
+        for name in ("half_precision", "skipped"):
+            merged[name] = np.any([table[name] for table in tables], axis=0)
         return merged
 
     def _step_column(self, name: str) -> np.ndarray:
