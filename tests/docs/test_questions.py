@@ -9,8 +9,9 @@ import shlex
 import pytest
 from typer.main import get_command
 
-from lightning_gradtrace import analysis, report
+from lightning_gradtrace import analysis, record, report
 from lightning_gradtrace.cli import app
+from lightning_gradtrace.record import Record
 from tests.docs.pages import ROOT
 
 # What follows a sample through the optimizer's memory is asked of single occurrences, from Python.
@@ -68,6 +69,15 @@ def test_every_figure_is_named_and_every_module_is_in_the_reference() -> None:
     reference = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     modules = {getattr(analysis, name).__module__ for functions, *_ in ROWS for name in functions}
     assert [module for module in sorted(modules) if f"::: {module}\n" not in reference] == []
+
+
+def test_every_record_is_in_the_reference_and_in_the_table_of_records() -> None:
+    records = [k for k in vars(record).values() if inspect.isclass(k) and issubclass(k, Record) and k is not Record]
+    assert len(records) > 7
+    reference, concepts = ((ROOT / f"docs/{page}.md").read_text(encoding="utf-8") for page in ("api", "concepts"))
+    for kind in records:
+        assert f"::: {kind.__module__}.{kind.__name__}\n" in reference
+        assert f"\n| `{kind.__name__}(" in concepts
 
 
 @pytest.mark.parametrize("name", sorted({name for functions, *_ in ROWS for name in functions}))
