@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from lightning_gradtrace.capture.accumulation import Accumulation
 from lightning_gradtrace.capture.check import check_known, check_sums, check_used, sum_errors, warn_of_edits
 from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
+from lightning_gradtrace.capture.float64 import double
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Probe
@@ -245,7 +246,7 @@ class Tracer:
             "step": position.step,
             "epoch": position.epoch,
             "optimizer": position.optimizer,
-            "loss": float(torch.stack([loss.double() for loss in step.losses]).sum()) / step.loss_scale,
+            "loss": float(torch.stack([double(loss) for loss in step.losses]).sum()) / step.loss_scale,
             "lr": self._by_group([setting(group.get("lr")) for group in division.optimizer.param_groups]),
             "momentum": self._by_group([first_momentum(group) for group in division.optimizer.param_groups]),
             "grad_norm": step.norm,

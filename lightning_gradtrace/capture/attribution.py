@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.derived import Derived, Lineage, OverwrittenError
+from lightning_gradtrace.capture.float64 import brought_to
 from lightning_gradtrace.capture.placement import UnattributableError, UsePlaces
 from lightning_gradtrace.capture.rows import Rows
 from lightning_gradtrace.capture.rules import Call
@@ -120,7 +121,8 @@ def _attempts(use: Use, placement: UsePlaces, n_samples: int) -> Iterator[tuple[
 def _agrees(use: Use, placement: UsePlaces, shares: Shares, n_samples: int) -> bool:
     """Check every share at once: weighted in the same way, shares and cotangents give the same sum."""
     device = next(iter(use.cotangents.values())).device
-    weights = 0.5 + torch.frac(torch.arange(1, n_samples + 1, dtype=torch.float64, device=device) * 0.6180339887498949)
+    numbers = torch.arange(1, n_samples + 1, dtype=torch.float64)
+    weights = brought_to(device, 0.5 + torch.frac(numbers * 0.6180339887498949))
     try:
         wanted = weighted_sums(use, placement.outputs, weights)
     except OverwrittenError:

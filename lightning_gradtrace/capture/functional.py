@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from lightning_gradtrace.capture.check import tolerance
 from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.float64 import double
 from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.sample_losses import Moment, PerSampleLoss, Replay, WeightError
@@ -270,11 +271,13 @@ def _common_ratio(micro_batches: Sequence[MicroBatch], gradients: Mapping[str, T
     ratios = []
     for name, gradient in gradients.items():
         shares = [m.shares[name] for m in micro_batches if name in m.shares]
-        square = float((gradient.double() ** 2).sum())
+        gradient = double(gradient)
+        square = float((gradient**2).sum())
         if not shares or not square:
             continue
-        total = torch.stack([share.total() for share in shares]).sum(0).double()
-        ratio = float((total * gradient.double()).sum()) / square
+        total = torch.stack([share.total() for share in shares]).sum(0)
+        total = double(total)
+        ratio = float((total * gradient).sum()) / square
         if not float(torch.linalg.vector_norm(total - ratio * gradient)) <= 1e-2 * abs(ratio) * square**0.5:
             return None
         ratios.append(ratio)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
 from lightning_gradtrace.capture.check import tolerance
+from lightning_gradtrace.capture.float64 import brought_to
 from lightning_gradtrace.capture.placement import UnattributableError
 from lightning_gradtrace.capture.shares import Share
 
@@ -114,7 +115,7 @@ def place_of_samples(
     """
     options = candidates(call.row_shape, n_samples)
     order = torch.randperm(n_samples, generator=torch.Generator().manual_seed(0))
-    weights = torch.pow(2.0, (order % 8).double()).to(cotangent.device)
+    weights = brought_to(cotangent.device, torch.pow(2.0, (order % 8).double()))
     whole = yield cotangent
     for place in options:
         rows = call.rows(place, n_samples)

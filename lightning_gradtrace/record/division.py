@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_gradtrace.capture.float64 import double, sum_device
 from lightning_gradtrace.record._base import ParameterInfo, Record, StepShifts
 from lightning_gradtrace.record._parts import WORKSPACE
 from lightning_gradtrace.record.schedule import as_schedule
@@ -88,7 +89,7 @@ class Division(Record):
         rows["division/gram"] = whole = np.full((1, len(column), size, size), np.nan)
         for entry in step.ledger() if step.ledger is not None else ():
             basis = self._bases.get(entry.name)
-            gram = torch.zeros(size, size, dtype=torch.float64, device=entry.before.device)
+            gram = torch.zeros(size, size, dtype=torch.float64, device=sum_device(entry.before.device))
             along = None if basis is None else gram.expand(len(basis), -1, -1).clone()
             for block in _blocks(entry):
                 flat = block.flatten(1)
@@ -129,7 +130,7 @@ def _blocks(entry: Entry) -> Iterator[Tensor]:
     columns = numel // max(1, rows)
 
     def matrix(tensor: Tensor, where: slice) -> Tensor:
-        return tensor.reshape(rows, columns)[:, where].double()
+        return double(tensor.reshape(rows, columns)[:, where])
 
     at_once = max(1, WORKSPACE // max(1, len(PARTS) * rows))
     for start in range(0, columns, at_once):

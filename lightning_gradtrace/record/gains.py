@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 from typing_extensions import override
 
@@ -55,7 +54,7 @@ class Gains(Record):
         rows = {}
         for p in step.parameters:
             gain = float("nan") if p.gain is None else p.gain
-            values = gain.detach().to("cpu", torch.float64).numpy() if isinstance(gain, Tensor) else gain
+            values = gain.detach().cpu().double().numpy() if isinstance(gain, Tensor) else gain
             row = np.broadcast_to(np.asarray(values), p.info.shape)
             rows[gain_path(p.info.name)] = row[None].astype(self._dtypes[p.info.name])
         return rows

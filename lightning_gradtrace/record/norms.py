@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_gradtrace.capture.float64 import double, sum_device, summable
 from lightning_gradtrace.capture.shares import OuterShare, RowShare
 from lightning_gradtrace.record._base import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record._parts import WORKSPACE, scaled_factors, shift_blocks
@@ -94,8 +95,8 @@ def squared_norms(parameter: ParameterShifts, micro_batch: int) -> Tensor:
     total: Tensor | None = None
     for samples, _, block in shift_blocks(parameter, micro_batch):
         if total is None:
-            total = torch.zeros(share.n_samples, dtype=torch.float64, device=block.device)
-        total[samples] += block.reshape(len(block), -1).double().square().sum(1)
+            total = torch.zeros(share.n_samples, dtype=torch.float64, device=sum_device(block.device))
+        total[samples] += double(block.reshape(len(block), -1)).square().sum(1)
     assert total is not None
     return total
 
@@ -107,9 +108,7 @@ def _gram(parts: Sequence[Part], positions: int) -> Tensor:
     sums = []
     for start in range(0, n, size):
         some = [_wide(part, slice(start, start + size)) for part in parts]
-        total = torch.zeros(
-            len(range(start, min(n, start + size))), dtype=torch.float64, device=_values(parts[0]).device
-        )
+        total = torch.zeros(len(_values(some[0])), dtype=torch.float64, device=_values(some[0]).device)
         for i, a in enumerate(some):
             for j, b in enumerate(some[: i + 1]):
                 total += (_left(a, b) * torch.bmm(_values(a), _values(b).mT)).sum((1, 2)) * (1 if i == j else 2)
@@ -119,8 +118,8 @@ def _gram(parts: Sequence[Part], positions: int) -> Tensor:
 
 def _wide(part: Part, samples: slice) -> Part:
     if isinstance(part, OuterShare):
-        return OuterShare(part.left[samples].double(), part.right[samples].double())
-    return RowShare(part.rows[samples], part.values[samples].double(), part.n_rows)
+        return OuterShare(double(part.left[samples]), double(part.right[samples]))
+    return RowShare(summable(part.rows[samples]), double(part.values[samples]), part.n_rows)
 
 
 def _values(part: Part) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_gradtrace.capture.float64 import double
 from lightning_gradtrace.update.sharding import local
 
 # Entries that are compared at a time on a CPU, so that what is compared stays in its cache.
@@ -50,7 +51,7 @@ def clip_factors(before: Sequence[Tensor], after: Sequence[Tensor]) -> list[floa
 
 def projection(before: Tensor, after: Tensor) -> float:
     """Return the number c that brings ``c * before`` closest to ``after``: what is left is no sample's share."""
-    before, after = before.double().flatten(), after.double().flatten()
+    before, after = double(before).flatten(), double(after).flatten()
     square = float(torch.dot(before, before))
     return float(torch.dot(before, after)) / square if square else 1.0
 
@@ -66,7 +67,7 @@ def _common_factor(before: Sequence[Tensor], after: Sequence[Tensor]) -> float |
     flat = ([g.detach().flatten().to(wide) for g in gradients if g.numel()] for gradients in (before, after))
     pairs = list(zip(*flat, strict=True))
     squares = torch.stack([torch.stack([torch.dot(b, b), torch.dot(a, b)]) for b, a in pairs])
-    square, cross = squares.double().sum(0).tolist()
+    square, cross = double(squares).sum(0).tolist()
     if not square:
         return None
     factor = cross / square

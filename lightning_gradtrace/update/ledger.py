@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_gradtrace.capture.float64 import summable
+
 # Entries that are added up at a time.
 _PIECE = 1 << 20
 
@@ -95,7 +97,7 @@ def balance(entries: Iterable[Entry]) -> Balance:
 def _pieces(entry: Entry) -> Iterator[tuple[Tensor, ...]]:
     """Yield weights before and after, shifts, carry and decay, some entries at a time: float64 needs room."""
     parts = (entry.before, entry.after, entry.shifts, entry.carry, entry.decay)
-    flat = [part.reshape(-1).split(_PIECE) for part in parts if part is not None]
+    flat = [summable(part).reshape(-1).split(_PIECE) for part in parts if part is not None]
     yield from zip(*flat, strict=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -14,9 +15,23 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_gradtrace import Dense, Factored, GradTrace, Norms, Sketch, TopK, Trace, open_trace
+from lightning_gradtrace import (
+    Dense,
+    Division,
+    Factored,
+    Gains,
+    GradTrace,
+    Norms,
+    Sketch,
+    TokenGrads,
+    TopK,
+    Trace,
+    open_trace,
+)
+from lightning_gradtrace.capture import float64
 from lightning_gradtrace.record import Record
 from tests.compatibility.cells import Place, on_cpu
+from tests.device import pretend
 from tests.device.devices import Device
 
 VOCAB, WIDTH, LENGTH = 40, 32, 12
@@ -106,6 +121,34 @@ def test_training_is_the_same_bit_for_bit_and_the_ledger_closes(precision: str, 
     applied = steps[~steps["skipped"]]
     assert len(applied) > len(steps) / 2
     assert (applied["residual"] < (1e-5 if precision == "32-true" else 1e-2)).all()
+
+
+@pytest.fixture
+def without_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A device that is like Apple's MPS in this."""
+    pretend.load()
+    monkeypatch.setattr(float64, "WITHOUT", {pretend.NAME})
+    pretend.forbid_float64(True)
+    yield pretend.trainer
+    pretend.forbid_float64(False)
+
+
+@pytest.mark.pretend
+@pytest.mark.parametrize("adam", [False, True], ids=["sgd", "adamw"])
+def test_a_device_without_float64_gives_the_trace_of_the_cpu(
+    adam: bool, without_float64: Place, tmp_path: Path
+) -> None:
+    records: list[Record] = [TopK(50), Dense(), Factored(), Sketch(16), Norms(), Gains(), Division()]
+    records.append(TokenGrads(list(range(9)), k=20, slots=2))
+    cpu = record(tmp_path / "cpu.zarr", on_cpu, records, adam=adam)
+    there = record(tmp_path / "there.zarr", without_float64, records, adam=adam)
+    for column in ("loss", "grad_norm", "clip_factor"):
+        np.testing.assert_allclose(there.steps[column], cpu.steps[column], rtol=1e-3)
+    assert (there.steps["residual"] < 1e-4).all()
+    paths = [f"dense/{name}/shift" for name in cpu.params["param"]]
+    for path in (*paths, "norms/norm", "division/gram"):  # Adam lifts what is nothing but rounding
+        found, expected = there.array(path)[:].astype(np.float64), cpu.array(path)[:].astype(np.float64)
+        assert np.linalg.norm(found - expected) < 1e-2 * np.linalg.norm(expected), path
 
 
 class NoWaiting(pl.Callback):

@@ -138,3 +138,8 @@ def take_waits() -> list[str]:
 def take_kernels() -> int:
     """Return how many kernels the program has asked for, since the last call; views need none."""
     return int(torch.ops.pretend_device.take_kernels())
+
+
+def forbid_float64(on: bool) -> None:
+    """Let the device have no float64, or have it again."""
+    torch.ops.pretend_device.forbid_float64(on)

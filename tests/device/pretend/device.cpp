@@ -101,6 +101,13 @@ int64_t take_kernels() {
   return kernels.exchange(0);
 }
 
+// As on Apple's MPS.
+std::atomic<bool> without_float64{false};
+
+void forbid_float64(bool on) {
+  without_float64 = on;
+}
+
 // A view computes nothing.
 bool is_view(const c10::FunctionSchema& schema) {
   const auto& returns = schema.returns();
@@ -190,6 +197,11 @@ void run_on_cpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     }
   }
   op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
+  if (without_float64)
+    for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); ++i)
+      TORCH_CHECK_TYPE(
+          !(*stack)[i].isTensor() || !(*stack)[i].toTensor().defined() || (*stack)[i].toTensor().scalar_type() != at::kDouble,
+          "The device has no float64, which `", schema.name(), "` would return");
   for (const auto& pair : arguments.pairs)
     follow(pair.first, pair.second);
   for (size_t i = stack->size() - schema.returns().size(); i < stack->size(); ++i) {
@@ -363,6 +375,7 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 } // namespace
 
 TORCH_LIBRARY(pretend_device, library) {
+  library.def("forbid_float64(bool on) -> ()", &forbid_float64);
   library.def("take_kernels() -> int", &take_kernels);
   library.def("take_waits() -> str[]", &take_waits);
 }
