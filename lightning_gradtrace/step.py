@@ -48,6 +48,7 @@ class Step:
         norm: norm of all gradients of the optimizer before clipping.
         check: parameters whose shares are to be summed and compared with their gradients.
         sum_error: largest relative error of a sum of shares, NaN where it was not computed.
+        half_elsewhere: of other ranks what `half` is of this one.
     """
 
     position: Position
@@ -58,11 +59,12 @@ class Step:
     norm: float = float("nan")
     check: frozenset[str] = frozenset()
     sum_error: float = float("nan")
+    half_elsewhere: frozenset[str] = frozenset()
 
     @property
     def half(self) -> set[str]:
         """Parameters whose gradients were computed in half precision in one of the micro-batches."""
-        return set().union(*(micro_batch.half for micro_batch in self.micro_batches))
+        return set(self.half_elsewhere).union(*(micro_batch.half for micro_batch in self.micro_batches))
 
     def tells(self, sharded: bool) -> tuple[float, ...]:
         """Return what the other ranks must know of the step, as numbers that add up.

@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 from lightning_gradtrace.capture.accumulation import Accumulation
 from lightning_gradtrace.capture.check import check_known, check_sums, check_used, sum_errors, warn_of_edits
 from lightning_gradtrace.capture.engine import Engine, MicroBatch, TapeEngine
-from lightning_gradtrace.capture.float64 import double
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Probe
+from lightning_gradtrace.capture.precision import double
 from lightning_gradtrace.ranks.meeting import Ranks
 from lightning_gradtrace.ranks.sums import compare_over_ranks, gather_factors, gather_weights
 from lightning_gradtrace.record import Record, StepShifts

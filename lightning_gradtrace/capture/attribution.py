@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.derived import Derived, Lineage, OverwrittenError
-from lightning_gradtrace.capture.float64 import brought_to
 from lightning_gradtrace.capture.placement import UnattributableError, UsePlaces
+from lightning_gradtrace.capture.precision import brought_to
 from lightning_gradtrace.capture.rows import Rows
 from lightning_gradtrace.capture.rules import Call
 from lightning_gradtrace.capture.rules._general import (

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from lightning_gradtrace.capture.precision import HALF
 from lightning_gradtrace.capture.replay import Surroundings, run
 from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, OuterShare, Share, SumShare, add_shares
@@ -47,10 +48,6 @@ class Operand:
     def untouched(self) -> bool:
         """Whether it still holds what the call received."""
         return self.tensor._version == self.version
-
-
-HALF = (torch.float16, torch.bfloat16)
-"""Dtypes with half of the bits: what is computed in them is rounded so that another order of summation shows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +90,7 @@ class Derived:
         tensor: the result, for its shape and strides.
         version: version counter of the result.
         roots: the parameters this comes from, by name.
+        is_half: whether gradients of the parameters pass a tensor in half precision on their way through this.
     """
 
     function: Callable[..., Any]
@@ -103,6 +101,7 @@ class Derived:
     tensor: Tensor
     version: int = field(init=False)
     roots: dict[str, Root] = field(init=False)
+    is_half: bool = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "version", self.tensor._version)
@@ -111,13 +110,8 @@ class Derived:
             if isinstance(leaf, (Root, Derived)):
                 found.update(leaf.roots)
         object.__setattr__(self, "roots", found)
-
-    @property
-    def is_half(self) -> bool:
-        """Whether gradients of the parameters pass a tensor in half precision on their way through this."""
-        return self.tensor.dtype in HALF or any(
-            leaf.is_half for leaf in self.leaves if isinstance(leaf, (Root, Derived))
-        )
+        half = any(leaf.is_half for leaf in self.leaves if isinstance(leaf, (Root, Derived)))
+        object.__setattr__(self, "is_half", half or self.tensor.dtype in HALF)
 
     def pull_back(self, share: Share) -> dict[Root, Share]:
         """Return the shares of the parameters for a share of this tensor.

@@ -22,9 +22,9 @@ from typing_extensions import override
 
 from lightning_gradtrace.capture.check import tolerance
 from lightning_gradtrace.capture.engine import MicroBatch
-from lightning_gradtrace.capture.float64 import double
 from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Probe
+from lightning_gradtrace.capture.precision import double
 from lightning_gradtrace.capture.sample_losses import Moment, PerSampleLoss, Replay, WeightError
 from lightning_gradtrace.capture.shares import DenseShare, Share, accumulation_dtype
 
@@ -149,10 +149,12 @@ class FunctionalEngine:
         self._choose(replay, names, numel)
         gradients = functools.partial(_gradients, replay, self._by_sample)
         if fits:
-            return MicroBatch(n_samples, {n: DenseShare(g) for n, g in gradients(names, slice(None)).items()})
+            found: dict[str, Share] = {n: DenseShare(g) for n, g in gradients(names, slice(None)).items()}
+            return MicroBatch(n_samples, found, half=replay.half)
         groups = _groups(numel, max(1, self.workspace // n_samples))
         source = _Source(gradients, groups, numel, n_samples, self.workspace)
-        return MicroBatch(n_samples, {name: ReplayedShare(name, source, shape) for name, shape in shapes.items()})
+        later: dict[str, Share] = {name: ReplayedShare(name, source, shape) for name, shape in shapes.items()}
+        return MicroBatch(n_samples, later, half=replay.half)
 
     def _choose(self, replay: Replay, names: Sequence[str], numel: Mapping[str, int]) -> None:
         """Give up batches of one sample, with a warning, if they don't lead to the gradients of the whole batch."""
@@ -195,7 +197,7 @@ class FunctionalEngine:
         for name, gradient in zip(names, found, strict=True):
             expected = torch.zeros_like(combined[name]) if gradient is None else gradient
             error = float(torch.linalg.vector_norm(combined[name] - expected))
-            if error > tolerance(expected.dtype, self.low_precision) * sizes[name]:
+            if error > tolerance(expected.dtype, self.low_precision or name in replay.half) * sizes[name]:
                 return (
                     f"the gradient of `{name}` for a sample alone is not the one that it has in the batch (relative "
                     f"error {error / sizes[name]:.1e}); something couples the samples, such as batch norm"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
 from lightning_gradtrace.capture.check import tolerance
-from lightning_gradtrace.capture.float64 import brought_to
 from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.precision import brought_to
 from lightning_gradtrace.capture.shares import Share
 
 LOSSES = (F.cross_entropy, F.nll_loss)
@@ -81,25 +81,38 @@ def find_call(calls: Sequence[LossCall], loss: Tensor) -> tuple[LossCall, Tensor
             f"`TokenGrads`: the targets of the loss have shape {tuple(call.targets.shape)} and dtype "
             f"{call.targets.dtype}, expected token ids of shape {tuple(call.row_shape)}. Probabilities are no tokens."
         )
-    _refuse_reentrant(call.logits)
     return call, cotangent
 
 
-def _refuse_reentrant(logits: Tensor) -> None:
-    """Refuse layers that run their forward pass, and a backward pass of their own, inside of a backward pass."""
-    pending: list[Any] = [logits.grad_fn]
+def refuse_reentrant(logits: Tensor, ends: Collection[Any], unseen: bool) -> None:
+    """Refuse passes through layers that run a backward pass of their own inside of a backward pass.
+
+    Args:
+        logits: where the passes begin.
+        ends: nodes of the graph where they end.
+        unseen: whether tracked parameters were not used so far; they may be used inside of such layers.
+
+    Raises:
+        UnattributableError: passes would come to such a layer, or to parameters inside of it.
+    """
+    layers = [node for node in _below([logits.grad_fn]) if node.name() == "CheckpointFunctionBackward"]
+    if layers and (unseen or not _below(layers).isdisjoint(ends)):
+        raise UnattributableError(
+            "`TokenGrads`: the model checkpoints activations with `use_reentrant=True`, and the backward pass of such "
+            "a layer adds to `.grad`, which the passes of single loss tokens must not. Give `checkpoint(..., "
+            "use_reentrant=False)`, or leave `TokenGrads` out of the records."
+        )
+
+
+def _below(nodes: Iterable[Any]) -> set[Any]:
+    """Return nodes of a graph and all that a backward pass comes to from them."""
+    pending = [node for node in nodes if node is not None]
     met = set(pending)
     while pending:
-        node = pending.pop()
-        if node is not None and node.name() == "CheckpointFunctionBackward":
-            raise UnattributableError(
-                "`TokenGrads`: the model checkpoints activations with `use_reentrant=True`, and the backward pass of "
-                "such a layer adds to `.grad`, which the passes of single loss tokens must not. Give `checkpoint(..., "
-                "use_reentrant=False)`, or leave `TokenGrads` out of the records."
-            )
-        found = {after for after, _ in node.next_functions} - met if node is not None else set()
+        found = {after for after, _ in pending.pop().next_functions if after is not None} - met
         met |= found
         pending += found
+    return met
 
 
 def place_of_samples(

@@ -23,7 +23,7 @@ from typing_extensions import override
 from lightning_gradtrace.capture.batch import token_ids
 from lightning_gradtrace.capture.batch_axis import SampleAxis
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine, TokenPass
-from lightning_gradtrace.capture.loss_calls import LOSSES, LossCall, find_call, place_of_samples
+from lightning_gradtrace.capture.loss_calls import LOSSES, LossCall, find_call, place_of_samples, refuse_reentrant
 from lightning_gradtrace.capture.passes import Wanted
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.shares import Share
@@ -82,6 +82,7 @@ class LossTape(Tape):
     def __init__(self, parameters: Mapping[str, Tensor], batch: Any, n_samples: int, batch_axis: int) -> None:
         super().__init__(parameters, batch, n_samples)
         self.edges: list[GradientEdge] = []
+        self._wanted = {name for name, parameter in parameters.items() if parameter.requires_grad}
         self.tokens = token_ids(batch, n_samples, batch_axis) if batch is not None else None
         self.losses: list[LossCall] = []
         self.passes: list[TokenPass] = []
@@ -93,6 +94,11 @@ class LossTape(Tape):
         self.losses.clear()
         self.edges.clear()
         self.passes = []
+
+    @property
+    def has_unused(self) -> bool:
+        """Whether a tracked parameter that needs a gradient was not used so far."""
+        return not self._wanted <= {name for use in self.uses for name in use.site.parameters}
 
     @override
     def watch(self, tensor: Tensor, hook: Callable[[Tensor], None] | None = None) -> None:
@@ -185,6 +191,7 @@ class TokenPasses:
         """
         tape, n_samples = self.tape, self.n_samples
         self._call, cotangent = call, _ = find_call(tape.losses, self.loss)
+        refuse_reentrant(call.logits, {edge.node for edge in tape.edges}, tape.has_unused)
         tape.losses.clear()
         tape.passes = []
         place = self.engine.place

@@ -6,17 +6,19 @@ Nothing of it reaches the training: parameters and buffers are swapped for copie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from typing_extensions import Self
 
 from lightning_gradtrace.capture.batch import map_tensors, sample_axis_of
 from lightning_gradtrace.capture.derived import quiet_vmap
+from lightning_gradtrace.capture.precision import HALF
 from lightning_gradtrace.capture.random_state import RandomState
 
 PerSampleLoss = Callable[[nn.Module, Any], Tensor]
@@ -78,6 +80,32 @@ class _Loss(nn.Module):
         return self.function(self.module, batch)
 
 
+class _SeesHalf(TorchFunctionMode):
+    """Takes note of half precision in what runs.
+
+    Args:
+        found: filled with the names.
+        names: the parameters whose gradients may come from it.
+    """
+
+    def __init__(self, found: set[str], names: Iterable[str]) -> None:
+        super().__init__()
+        self._found, self._names = found, names
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the function."""
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.dtype in HALF:
+            self._found.update(self._names)
+        return result
+
+
 @dataclass
 class Replay:
     """The per-sample losses of one micro-batch and their gradients.
@@ -90,6 +118,7 @@ class Replay:
             micro-batches, times the loss scale of fp16 AMP.
         context: makes the context in which forward passes run (autocast).
         frozen: copy parameters and buffers, to evaluate after they have changed.
+        half: the parameters, as soon as something has run in half precision.
     """
 
     module: nn.Module
@@ -98,6 +127,7 @@ class Replay:
     factor: float = 1.0
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     frozen: bool = False
+    half: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self._loss = _Loss(self.module, self.per_sample_loss)
@@ -195,7 +225,8 @@ class Replay:
     def _call(self, values: Mapping[str, Tensor], batch: Any) -> Tensor:
         swapped = {f"module.{name}": value for name, value in values.items()}
         buffers = {f"module.{name}": value.clone() for name, value in self._buffers.items()}
-        return torch.func.functional_call(self._loss, (swapped, buffers), (batch,))
+        with _SeesHalf(self.half, self.moment.parameters):
+            return torch.func.functional_call(self._loss, (swapped, buffers), (batch,))
 
     def _split(self, samples: slice) -> tuple[list[Tensor], list[int]]:
         """Return the tensors of the batch that hold samples, these samples of them, and their axes."""

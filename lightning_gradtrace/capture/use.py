@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from lightning_gradtrace.capture.batch_axis import shape_before_view
-from lightning_gradtrace.capture.derived import HALF, Derived, Lineage, Operand, Root
+from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root
+from lightning_gradtrace.capture.precision import HALF
 from lightning_gradtrace.capture.replay import Surroundings
 from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.rules import Rule
@@ -130,8 +131,13 @@ class Use:
 
     @property
     def half(self) -> set[str]:
-        """Parameters whose gradients are computed in half precision."""
+        """Parameters whose gradients are computed in half precision.
+
+        What happens inside of a function without a closed form is not seen: under autocast `torch.gru` multiplies in
+        half precision and returns single precision.
+        """
         every = any(cotangent.dtype in HALF for cotangent in self.cotangents.values())
+        every |= self.rule is None and self.around.autocast in HALF
         return {name for lineage in self.lineages.values() if every or lineage.is_half for name in lineage.roots}
 
     @property

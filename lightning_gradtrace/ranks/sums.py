@@ -63,13 +63,27 @@ def compare_over_ranks(
     ranks.sums(parameters, lambda name: _form(parameters[name]), part, use)
     if any(is_sharded(p) for p in parameters.values()):
         _add_pieces(ranks, list(parameters), squares, ledger)
+    half = _half_anywhere(ranks, step, list(parameters))
     if step is not None:
+        step.half_elsewhere = half
         for name, (difference, size) in squares.items():
             kind = step.division.gradients[name].dtype
             # A sum of nothing has no rounding.
             overall = 0.0 if name in unseen else step.norm * step.division.loss_scale
             errors[name] = relative_error(difference**0.5, size**0.5, kind, overall)
     return errors, Balance() if ledger is None else ledger.balance()
+
+
+def _half_anywhere(ranks: Ranks, step: Step | None, names: list[str]) -> frozenset[str]:
+    """Return the parameters whose gradients were computed in half precision on any rank."""
+    mine = torch.tensor([float(step is not None and name in step.half) for name in names])
+    found: set[str] = set()
+
+    def use(_: str, total: Tensor) -> None:
+        found.update(name for name, n in zip(names, total.tolist(), strict=True) if n)
+
+    ranks.sums(["half"], lambda _: (mine.shape, mine.dtype), lambda _: mine, use)
+    return frozenset(found)
 
 
 def _add_pieces(ranks: Ranks, names: list[str], squares: dict[str, tuple[float, float]], ledger: Ledger | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.capture.float64 import double, sum_device
+from lightning_gradtrace.capture.precision import double, sum_device
 from lightning_gradtrace.record._base import ParameterInfo, Record, StepShifts
 from lightning_gradtrace.record._parts import WORKSPACE
 from lightning_gradtrace.record.schedule import as_schedule

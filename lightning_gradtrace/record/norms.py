@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.capture.float64 import double, sum_device, summable
+from lightning_gradtrace.capture.precision import double, sum_device, summable
 from lightning_gradtrace.capture.shares import OuterShare, RowShare
 from lightning_gradtrace.record._base import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record._parts import WORKSPACE, scaled_factors, shift_blocks

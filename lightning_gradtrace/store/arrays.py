@@ -28,12 +28,13 @@ class TraceArrays:
 
     def __init__(self, target: Target) -> None:
         self._name = describe(target)
-        self._store, root = open_store(target)
+        self._store, _ = open_store(target)
         try:
             self._group = zarr.open_group(self._store, mode="r", zarr_format=3)
         except Exception as error:  # whatever zarr makes of it
             raise StoreError(damaged(self._name, error)) from error
-        self._attrs: dict[str, Any] = root["attributes"]
+        # Of the same document as the arrays: a writer may have replaced the one that was looked at first.
+        self._attrs: dict[str, Any] = dict(self._group.attrs)
 
     @cached_property
     def _committed(self) -> dict[str, int]:

@@ -14,7 +14,7 @@ from lightning_gradtrace.store.chunk_keys import CHUNK_KEYS
 from lightning_gradtrace.store.codecs import array_document
 from lightning_gradtrace.store.cursor import Cursor
 from lightning_gradtrace.store.opening import trace_root
-from lightning_gradtrace.store.schema import AXES, ENCODING_VERSION, INPUT_SPECS, ArraySpec
+from lightning_gradtrace.store.schema import AXES, ENCODING_VERSION, INPUT_SPECS, STEP_SPECS, ArraySpec
 from lightning_gradtrace.store.tables import read_params
 from lightning_gradtrace.store.target import StoreError
 
@@ -99,6 +99,10 @@ def differences(
         version = old.get("encoding-version")
         found.append(f"the files of chunks have the names of format {version}, this package writes {ENCODING_VERSION}")
     for spec in specs:
+        if spec in STEP_SPECS and spec.path not in members:
+            version = old.get("encoding-version")
+            found.append(f"`{spec.path}` is not in format {version}, this package writes {ENCODING_VERSION}")
+            continue
         found += _array_differences(spec, members.get(spec.path))
     late = {spec.path for spec in INPUT_SPECS} | {spec.path for spec in specs}
     arrays = (path for path, member in members.items() if member["node_type"] == "array")

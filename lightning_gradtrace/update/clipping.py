@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.float64 import double
+from lightning_gradtrace.capture.precision import double
 from lightning_gradtrace.update.sharding import local
 
 # Entries that are compared at a time on a CPU, so that what is compared stays in its cache.

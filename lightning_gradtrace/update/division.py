@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_gradtrace.capture.shares import Share
+from lightning_gradtrace.capture.precision import HALF
+from lightning_gradtrace.capture.shares import Share, accumulation_dtype
 from lightning_gradtrace.update._base import Split, UpdateRule
 from lightning_gradtrace.update._generic import GenericRule
 from lightning_gradtrace.update._registry import rule_for
@@ -269,4 +270,7 @@ def gradient_norm(optimizer: Optimizer) -> float:
     """Return the Euclidean norm of all gradients of an optimizer, as norm clipping computes it; of the pieces here."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     values = [local(g.coalesce().values() if g.is_sparse else g).detach() for g in gradients]
+    if any(value.dtype in HALF for value in values):  # norms in half precision have few digits
+        norms = [torch.linalg.vector_norm(value, dtype=accumulation_dtype(value.dtype)) for value in values]
+        values = [norm.to(values[0].device) for norm in norms]
     return float(torch.nn.utils.get_total_norm(values))

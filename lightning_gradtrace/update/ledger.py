@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.float64 import summable
+from lightning_gradtrace.capture.precision import summable
 
 # Entries that are added up at a time.
 _PIECE = 1 << 20

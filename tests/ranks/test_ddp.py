@@ -11,7 +11,7 @@ import pytest
 from lightning_gradtrace import Trace, open_trace
 from lightning_gradtrace.store.schema import escape
 from tests.ranks.launch import Job, launch, values
-from tests.ranks.training import Adam, Branches, Joint, JointAdam, JointBranches, ddp, single
+from tests.ranks.training import Adam, Branches, HalfBranches, Joint, JointAdam, JointBranches, ddp, single
 from tests.test_callback import Model
 
 UNEQUAL = [[[0, 1, 2], [3, 4], [5, 6, 7, 8]], [[9, 10, 11], [12, 13, 14, 15, 16], [17]]]
@@ -49,7 +49,9 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     for name, (kind, joint, ddp_options, options) in CASES.items():
         jobs.append(Job(ddp, (name, kind, ddp_options, options)))
         jobs.append(Job(single, (name, joint, options), size=1))
+    jobs.append(Job(ddp, ("half", HalfBranches, {"find_unused_parameters": True}, {})))
     found = launch(folder, jobs)
+    values(found[-1])
     return folder, {name: (found[2 * i], found[2 * i + 1]) for i, name in enumerate(CASES)}
 
 
@@ -201,3 +203,9 @@ def test_loss_tokens(outcomes):
     for name in ("n_chosen", "position", "token", "index"):
         np.testing.assert_array_equal(found[name], wanted[name], err_msg=name)
     np.testing.assert_allclose(found["shift"], wanted["shift"], **close_to(wanted["shift"]))
+
+
+def test_a_rank_whose_samples_do_not_reach_a_parameter_knows_of_its_half_precision(outcomes) -> None:
+    trace = open_trace(outcomes[0] / "half.zarr")
+    assert trace.attrs["complete"] and trace.steps["half_precision"].all() and trace.verify().ok
+    assert trace.steps["sum_error"].max() > 1e-3

@@ -58,6 +58,14 @@ class Branches(Model):
         return self.encoder(self.embedding(tokens), mask, is_causal=True)
 
 
+class HalfBranches(Branches):
+    """Casts by itself. Of a parameter that the samples of one rank don't reach, that rank sees no cast."""
+
+    def training_step(self, batch, batch_idx):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().training_step(batch, batch_idx)
+
+
 class JointBranches(Joint, Branches):
     def forward(self, tokens):
         hidden = self.hidden(tokens)

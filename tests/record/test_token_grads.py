@@ -124,6 +124,17 @@ def test_layers_that_run_a_backward_pass_of_their_own_are_refused(tmp_path: Path
         fit(model, GradTrace(tmp_path / "a.zarr", TokenGrads(), params=PARAMETER))
 
 
+def test_layers_that_run_a_backward_pass_of_their_own_may_stand_before_what_is_tracked(tmp_path: Path) -> None:
+    frames = []
+    for reentrant in (True, False):
+        pl.seed_everything(3, verbose=False)
+        model, path = Checkpointed(dropout=0.0), tmp_path / f"{reentrant}.zarr"
+        model.reentrant = reentrant
+        fit(model, GradTrace(path, TokenGrads(k=5, slots=LENGTH), params=["head.weight"]), max_epochs=1)
+        frames.append(open_trace(path).token_grads.frame())
+    assert frames[0].equals(frames[1]) and frames[0]["shift"].any()
+
+
 def test_a_trace_without_the_record_says_so(tmp_path: Path) -> None:
     fit(make(), GradTrace(tmp_path / "a.zarr", TopK(3)), fast_dev_run=1)
     with pytest.raises(AttributeError, match="holds no TokenGrads record; it holds: topk"):

@@ -173,6 +173,18 @@ def test_shifts_that_overflow_are_ties(on_device: bool) -> None:
     assert rows["topk/index"].tolist() == [[*range(10)]] and np.isinf(rows["topk/shift"]).all()
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_product_that_overflows_is_no_number_with_a_learning_rate_of_zero(on_device: bool) -> None:
+    info = ParameterInfo("a", (2, 2), 0)
+    record = TopK(2)
+    record.specs([info])
+    record._searcher.on_device = on_device
+    share = OuterShare(torch.tensor([[[1e30, 1.0]]]), torch.tensor([[[1e30, 1.0]]]))
+    with np.errstate(all="ignore"):
+        rows = record.reduce(StepShifts([1], [ParameterShifts(info, 0.0, [share])]), 0)
+    assert rows["topk/index"].tolist() == [[0, 1]] and np.isnan(rows["topk/shift"][0, 0])
+
+
 def test_more_entries_than_there_are_keeps_all_with_a_warning() -> None:
     record = TopK(1000)
     with pytest.warns(

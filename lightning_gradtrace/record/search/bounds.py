@@ -64,7 +64,8 @@ class OuterExtents:
 
     Attributes:
         extents: norm of all cotangents times the typical scale, norm of all inputs, largest norm over positions of a
-            row's cotangents times the row's largest scale, and of a column's inputs; shape (4, sample).
+            row's cotangents times the row's largest scale, and of a column's inputs, and a bound of the entries before
+            scaling, infinite where they may overflow; shape (5, sample).
         positions: number of positions.
         slack: see `OuterBounds`.
     """
@@ -83,18 +84,20 @@ class OuterExtents:
         else:
             typical = largest = torch.tensor(abs(scale), dtype=share.dtype)
         whole = norm(rows * typical, dim=1), norm(columns, dim=1)
-        extents = torch.stack([*whole, (rows * largest).amax(1), columns.amax(1)])
+        peak = columns.amax(1)
+        extents = torch.stack([*whole, (rows * largest).amax(1), peak, rows.amax(1) * peak])
         return cls(extents, share.left.shape[1], _slack(share))
 
     def summary(self) -> Tensor:
-        """Return the extents, shape (4, sample)."""
+        """Return the extents, shape (5, sample)."""
         return self.extents
 
     def per_sample(self, summary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the squared sizes and a bound of all entries of every sample, NaN where there is none."""
-        left, right, row, column = summary.astype(np.float64)
+        left, right, row, column, unscaled = summary.astype(np.float64)
         with np.errstate(invalid="ignore", over="ignore"):
-            return np.square(left * right) / self.positions, row * column * self.slack
+            peaks = np.where(np.isfinite(unscaled), row * column * self.slack, np.inf)
+            return np.square(left * right) / self.positions, peaks
 
 
 @dataclass

@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from torch.utils.cpp_extension import include_paths
+from torch.utils.cpp_extension import get_default_build_root, include_paths
 
 SOURCE = Path(__file__).parent / "device.cpp"
 NAME = "pretend"
@@ -43,13 +43,13 @@ def load() -> None:
 def _built() -> Path:
     """Return the compiled library: one per source and version of torch."""
     version = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
-    built = Path(tempfile.gettempdir()) / f"gradtrace-pretend-{version}" / "device.so"
+    built = Path(get_default_build_root()) / f"gradtrace_pretend_{version}" / "device.so"  # of this user alone
     if built.exists():
         return built
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise RuntimeError("The device of the tests needs a C++ compiler: no `c++`, `g++` or `clang++` was found.")
-    built.parent.mkdir(exist_ok=True)
+    built.parent.mkdir(parents=True, exist_ok=True)
     libraries = Path(torch.__file__).parent / "lib"
     with tempfile.TemporaryDirectory(dir=built.parent) as folder:
         made = Path(folder) / "device.so"
