@@ -62,14 +62,14 @@ class SampleAxis:
         lead, n_samples = weights.shape[:-1], weights.shape[-1]
         sizes = [1] * len(shape)
         if self.factor == "single":
-            return weights.reshape(*lead, *sizes)
+            return weights.reshape((*lead, *sizes))
         rest = shape[self.axis] // n_samples
         if self.factor == "outer":
             weights = weights.repeat_interleave(rest, -1)
         elif self.factor == "inner":
             weights = torch.cat([weights] * rest, -1)
         sizes[self.axis] = shape[self.axis]
-        return weights.reshape(*lead, *sizes)
+        return weights.reshape((*lead, *sizes))
 
     def permute(self, tensor: Tensor, order: Tensor) -> Tensor:
         """Return the tensor with the samples at this place in the given order."""

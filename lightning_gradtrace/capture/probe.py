@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_gradtrace.capture.batch import permute_samples, sample_axis_of, tensors
 from lightning_gradtrace.capture.random_state import RandomState
-from lightning_gradtrace.capture.sharded import bring_to_rest
+from lightning_gradtrace.capture.sharded import bring_to_rest, is_spread
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.capture.use import Use
 
@@ -96,15 +96,47 @@ class PermutationProbe:
         return found
 
 
+@dataclass(frozen=True)
+class Weight:
+    """A parameter and its gradient, which a forward pass may change: a teacher that follows, a constraint, SAM."""
+
+    parameter: nn.Parameter
+    value: Tensor
+    gradient: Tensor | None
+    held: Tensor | None
+
+    @classmethod
+    def of(cls, parameter: nn.Parameter) -> Weight:
+        """Keep the present values."""
+        gradient = parameter.grad
+        return cls(parameter, parameter.detach().clone(), gradient, None if gradient is None else gradient.clone())
+
+    def restore(self) -> None:
+        """Write the values back where they have changed; writing would count as a change in place."""
+        if not torch.equal(self.parameter, self.value):
+            self.parameter.copy_(self.value)
+        if self.parameter.grad is not self.gradient:
+            self.parameter.grad = self.gradient
+        if self.gradient is not None and self.held is not None and not _same(self.gradient, self.held):
+            self.gradient.copy_(self.held)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    if one.layout != torch.strided:
+        return one._nnz() == other._nnz() and torch.equal(one.to_dense(), other.to_dense())
+    return torch.equal(one, other)
+
+
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode and restore modes, buffers, tensor attributes and random states at the end.
+    """Put a module in evaluation mode and restore modes, weights, buffers, attributes and random states at the end.
 
     Tensor attributes include the states of torchmetrics metrics. What a forward does outside the module - files,
     global variables, Python containers of objects - is not undone.
     """
     modes = {m: m.training for m in module.modules()}
     buffers = {buffer: buffer.clone() for buffer in module.buffers()}
+    weights = [] if is_spread(module) else [Weight.of(parameter) for parameter in module.parameters()]
     attributes = {m: Attributes.of(m) for m in module.modules()}
     random_state = RandomState.now()
     module.eval()
@@ -118,6 +150,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         bring_to_rest(module)  # weights that were gathered for a run would be taken for those after the next step
         random_state.restore()
         with torch.no_grad():
+            for weight in weights:
+                weight.restore()
             for buffer, value in buffers.items():
                 if not torch.equal(buffer, value):  # writing would count as a change in place
                     buffer.copy_(value)

@@ -20,6 +20,11 @@ def bring_to_rest(module: nn.Module) -> None:
             part.reshard()  # type: ignore[operator]
 
 
+def is_spread(module: nn.Module) -> bool:
+    """Say whether FSDP2 holds the parameters of a module or of a part of it."""
+    return any(_is_fsdp(part) for part in module.modules())
+
+
 def _is_fsdp(module: nn.Module) -> bool:
     return hasattr(module, "set_requires_gradient_sync") and hasattr(module, "reshard")
 

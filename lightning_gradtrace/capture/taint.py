@@ -3,7 +3,8 @@
 A tensor is *batched* if it is one of the batch's tensors or the result of a function with a batched argument; a
 function in place makes its target batched. Three kinds of tensors come from the batch without such a function: those
 with a ``grad_fn`` that no function of the pass explains (a custom ``torch.autograd.Function``), random numbers with
-the number of samples among their axes (the noise of a generator), and tensors made from Python numbers once numbers of
+the number of samples among their axes (the noise of a generator; where it meets a parameter of its own shape, entry by
+entry, it is noise of the weights and a constant), and tensors made from Python numbers once numbers of
 the batch have left torch. Everything else - buffers, ``arange``, masks - is a constant.
 
 Tensors are known by weak reference, so that nothing lives longer than it would, and an id that is given to another
@@ -39,6 +40,7 @@ class Taint:
         self._everything = batch is None
         self._left_torch = batch is not None and not holds_only_tensors(batch)
         self._batched: dict[int, Callable[[], Tensor | None]] = {}
+        self._noise: dict[int, Callable[[], Tensor | None]] = {}
         self._constant: dict[int, Callable[[], Tensor | None]] = {}
         for tensor in tensors(batch):
             self.add(tensor)
@@ -70,6 +72,15 @@ class Taint:
             return False
         known = self._constant.get(id(tensor))
         return known is None or known() is not tensor
+
+    def is_noise(self, tensor: Tensor) -> bool:
+        """Say whether a tensor counts as batched only because what was drawn for it has as many entries on an axis."""
+        known = self._noise.get(id(tensor))
+        return known is not None and known() is tensor
+
+    def _is_made_of_noise(self, args: Iterable[Any]) -> bool:
+        batched = [t for t in tensors(args) if self(t)]
+        return bool(batched) and all(map(self.is_noise, batched))
 
     def any(self, values: Iterable[Any]) -> bool:
         """Say whether any tensor among values, or in lists and tuples among them, is batched."""
@@ -103,9 +114,13 @@ class Taint:
         if known.name in _LEAVES_TORCH and batched:
             self._left_torch = True
             return False
+        noise = batched and bool(self._noise) and self._is_made_of_noise(args)
         if not batched and (known.draws or (known.from_data and self._left_torch)):
             made = args[0] if known.in_place and args else result
             batched = isinstance(made, Tensor) and self.n_samples in made.shape
+            noise = batched and known.draws
+        if noise:
+            self._noise |= {id(t): weakref.ref(t) for t in (result, *args[:1]) if t is result or known.in_place}
         if batched:
             if known.in_place and args and isinstance(args[0], Tensor):
                 self.written(args[0])

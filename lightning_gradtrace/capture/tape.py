@@ -129,6 +129,10 @@ class Tape(TorchFunctionMode):
         if func is Tensor.backward or func is torch.autograd.backward:
             with self:  # checkpointed layers run their forward pass now
                 return opened(func)(*args, **kwargs)
+        if func is torch.broadcast_tensors and self._is_tracked(args):  # one function for each of its outputs
+            with self:
+                shape = torch.broadcast_shapes(*(tensor.shape for tensor in args))
+                return tuple(tensor.expand(shape) for tensor in args)
         if not self._is_tracked(args) and not (kwargs and self._is_tracked(kwargs.values())):
             return self._untracked(facts(func), func, args, kwargs)
         rule = rule_for(func)
@@ -216,12 +220,18 @@ class Tape(TorchFunctionMode):
                 found.append(self._lineage[id(leaf)])
             else:
                 batched = not known.fresh and not (known.shape_only and i) and self._taint(leaf)
+                batched = batched and not (known.pointwise and self._is_weight_noise(leaf, leaves))
                 kept = operand(self._lasting(leaf) if self._swaps and not batched else leaf, batched)
                 kept.route = self._routes(leaf) if kept.batched else None
                 if known.in_place and i == 0:
                     kept = self._before_writing(known, kept)
                 found.append(kept)
         return found, structure
+
+    def _is_weight_noise(self, leaf: Tensor, leaves: list[Any]) -> bool:
+        """Say whether a tensor is noise for the entries of a parameter: of its shape, however many the samples."""
+        shapes = (self._lineage[id(other)].tensor.shape for other in leaves if id(other) in self._lineage)
+        return self._taint.is_noise(leaf) and leaf.shape in shapes
 
     def _before_writing(self, known: Facts, target: Operand) -> Operand:
         """Keep what a function in place is about to overwrite, unless no derivative asks for it."""

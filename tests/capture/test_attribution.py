@@ -489,3 +489,54 @@ def test_the_first_mixture_is_named() -> None:
     model = Net(lin=nn.Linear(6, 3))
     with pytest.raises(UnattributableError, match="the loss is computed from it by `add` in a way"):
         capture(model, torch.randn(N, 6), lambda m, x: (m.lin(x).sum() + m.lin.weight.norm()) / 2 * 3)
+
+
+def drop_connect(w: Tensor) -> Tensor:
+    return w * (torch.rand_like(w) < 0.5).to(w.dtype)
+
+
+def factorised(w: Tensor) -> Tensor:
+    first, second = torch.randn(w.shape[0]), torch.randn(w.shape[1])
+    return w + w * torch.outer(first, second)
+
+
+def in_place(w: Tensor) -> Tensor:
+    return w + 0.1 * torch.empty_like(w).normal_()
+
+
+def reparametrised(w: Tensor) -> Tensor:
+    return torch.distributions.Normal(w, w.exp()).rsample()
+
+
+@pytest.mark.parametrize(
+    "noisy", [drop_connect, factorised, in_place, reparametrised], ids=lambda noisy: noisy.__name__
+)
+@pytest.mark.parametrize("n", [N, N + 1])
+def test_noise_of_the_weights_is_that_of_all_samples_however_many_there_are(noisy, n: int) -> None:
+    model, x = Net(w=(N, N)), torch.randn(n, N)
+
+    def losses(module: nn.Module, data: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return F.linear(data, noisy(module.w)).square().sum(1)
+
+    found = capture(model, x, lambda m, data: losses(m, data).sum(), n=n).shares["w"].dense()
+    expected = per_sample_gradients(lambda i: losses(model, x)[i], n, dict(model.named_parameters()))["w"]
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("n", [1, N])
+def test_a_learned_scale_of_a_distribution(n: int) -> None:
+    """`torch.distributions` stretches mean and scale by one function, of which one output has nothing tracked in it."""
+    model, x = Net(layer=nn.Linear(5, 2), scale=(2,)), torch.randn(n, 5)
+    target = torch.randn(n, 2)
+
+    def losses(module: nn.Module, data: Tensor) -> Tensor:
+        return -torch.distributions.Normal(module.layer(data), module.scale.exp()).log_prob(target[: len(data)]).sum(1)
+
+    found = capture(model, x, lambda m, data: losses(m, data).sum(), n=n)
+    expected = per_sample_gradients(lambda i: losses(model, x)[i], n, dict(model.named_parameters()))
+    for name, share in expected.items():
+        torch.testing.assert_close(found.shares[name].dense(), share)
+    standing = Net(scale=(2,))
+    found = capture(standing, target, lambda m, data: F.mse_loss(m.scale[None].expand(n, -1) * data, data), n=n)
+    assert found.shares["scale"].dense().shape == (n, 2)
