@@ -226,7 +226,7 @@ def _no_probe(options: Mapping[Site, Options], lost: Collection[Site], error: Ex
     return (
         f"GradTrace: can't attribute {names}: in {site} sizes don't tell which axis holds the samples, and "
         f"`training_step` could not be run again to find out, in evaluation mode without gradients "
-        f"({type(error).__name__}: {error}). Train with a batch size that is no size of another axis, let "
+        f"({type(error).__name__}: {error}). Train with a batch size that divides no other axis, let "
         "`training_step` run without gradients, or leave the parameter out with `GradTrace(params=...)`."
     )
 
@@ -235,13 +235,14 @@ def _complaint(use: Use, place: Place, options: Sequence[SampleAxis], n_samples:
     i = place.number
     tensor = use.operands[i].tensor if place.is_input and i in use.operands else use.cotangents.get(i)
     shape = tuple(tensor.shape) if tensor is not None else "unknown"
-    found = "several places could hold" if options else "no axis holds"
+    found = "several places could hold" if options else "no axis was found to hold"
     names = ", ".join(f"`{name}`" for name in use.site.parameters)
     return (
         f"GradTrace: can't attribute {names}: in {use.site} {found} the {n_samples} samples of the batch "
         f"(tensor of shape {shape}). What is computed from parameters and constants alone, or from a mixture of "
-        "samples, can't be split. Leave the parameter out with `GradTrace(params=...)`, or train with a batch size "
-        "that is no size of another axis, or give `batch_axis=` if the batch itself was misread."
+        "samples, can't be split; and where sizes leave doubt, random numbers that `training_step` draws keep a second "
+        "run with permuted samples from finding the axis. Leave the parameter out with `GradTrace(params=...)`, or "
+        "train with a batch size that divides no other axis, or give `batch_axis=` if the batch itself was misread."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
 
@@ -20,7 +20,12 @@ def rehearse(trainer: Any, pl_module: Any, batch_idx: int, batch: Any) -> None:
         batch: the batch.
     """
     takes_index = len(inspect.signature(pl_module.training_step).parameters) > 1
-    with _replaced(pl_module, _idle_methods(pl_module)), trainer.precision_plugin.train_step_context():
+    with ExitStack() as stack:
+        stack.enter_context(_replaced(pl_module, _idle_methods(pl_module)))
+        for optimizer in trainer.optimizers:  # which a step may ask for without `self.optimizers()`
+            idle = IdleOptimizer(optimizer)
+            stack.enter_context(_replaced(optimizer, {"step": idle.step, "zero_grad": idle.zero_grad}))
+        stack.enter_context(trainer.precision_plugin.train_step_context())
         pl_module.training_step(batch, batch_idx) if takes_index else pl_module.training_step(batch)
 
 
@@ -104,16 +109,16 @@ def _idle_methods(pl_module: Any) -> dict[str, Callable[..., Any]]:
 
 
 @contextmanager
-def _replaced(pl_module: Any, methods: dict[str, Callable[..., Any]]) -> Iterator[None]:
+def _replaced(owner: Any, methods: dict[str, Callable[..., Any]]) -> Iterator[None]:
     """Replace methods of one object for a while; attributes that stood in their place before come back."""
-    before = {name: pl_module.__dict__[name] for name in methods if name in pl_module.__dict__}
+    before = {name: owner.__dict__[name] for name in methods if name in owner.__dict__}
     for name, method in methods.items():
-        object.__setattr__(pl_module, name, method)
+        object.__setattr__(owner, name, method)
     try:
         yield
     finally:
         for name in methods:
             with suppress(AttributeError):
-                object.__delattr__(pl_module, name)
+                object.__delattr__(owner, name)
         for name, method in before.items():
-            object.__setattr__(pl_module, name, method)
+            object.__setattr__(owner, name, method)

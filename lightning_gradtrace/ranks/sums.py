@@ -60,12 +60,13 @@ def compare_over_ranks(
             shifts = _shifts(division, name, total)
             ledger.add(division.entry(name, None if shifts is None else piece.take(shifts)))
 
+    half = _half_anywhere(ranks, step, list(parameters))  # first: what fails in the last use of a sum ends no message
+    if step is not None:
+        step.half_elsewhere = half
     ranks.sums(parameters, lambda name: _form(parameters[name]), part, use)
     if any(is_sharded(p) for p in parameters.values()):
         _add_pieces(ranks, list(parameters), squares, ledger)
-    half = _half_anywhere(ranks, step, list(parameters))
     if step is not None:
-        step.half_elsewhere = half
         for name, (difference, size) in squares.items():
             kind = step.division.gradients[name].dtype
             # A sum of nothing has no rounding.

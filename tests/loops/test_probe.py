@@ -76,8 +76,18 @@ class Forgetting(Clipping):
         self.last.bias.grad = None
 
 
+class Raw(Clipping):
+    """Manual optimization with the Trainer's own list of optimizers."""
+
+    def training_step(self, batch, batch_idx):
+        (optimizer,) = self.trainer.optimizers
+        optimizer.zero_grad()
+        self.manual_backward(Doubtful.training_step(self, batch, batch_idx))
+        optimizer.step()
+
+
 @pytest.mark.filterwarnings("ignore:GradTrace. `last.bias` took no part")
-@pytest.mark.parametrize("kind", [Teacher, Bounded, Clipping, Forgetting], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [Teacher, Bounded, Clipping, Forgetting, Raw], ids=lambda kind: kind.__name__)
 def test_what_a_step_changes_is_put_back(kind: type, tmp_path: Path) -> None:
     weights = []
     for callbacks in ([], [GradTrace(tmp_path / "a.zarr", TopK(5), ledger_every_n_steps=1)]):
