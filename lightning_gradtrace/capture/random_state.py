@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,10 +12,34 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self, override
+
+
+class _State(ABC):
+    """States of generators at one moment."""
+
+    @classmethod
+    @abstractmethod
+    def now(cls) -> Self:
+        """Take down the present states."""
+
+    @abstractmethod
+    def restore(self) -> None:
+        """Set the generators to these states."""
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Draw from these states for a while, then go on as if nothing had been drawn."""
+        before = self.now()
+        self.restore()
+        try:
+            yield
+        finally:
+            before.restore()
 
 
 @dataclass(frozen=True)
-class TorchState:
+class TorchState(_State):
     """States of torch's generators at one moment.
 
     Attributes:
@@ -26,6 +51,7 @@ class TorchState:
     devices: Mapping[int, Tensor]
 
     @classmethod
+    @override
     def now(cls, device: torch.device | None = None) -> TorchState:
         """Take down the present states.
 
@@ -37,26 +63,16 @@ class TorchState:
         wanted = [i for i in numbers if device is None or i == device.index]
         return cls(torch.get_rng_state(), {i: module.get_rng_state(i) for i in wanted})
 
+    @override
     def restore(self) -> None:
-        """Set the generators to these states."""
         torch.set_rng_state(self.cpu)
         module = _accelerator()
         for number, state in self.devices.items():
             module.set_rng_state(state, number)
 
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Draw from these states for a while, then go on as if nothing had been drawn."""
-        before = TorchState.now()
-        self.restore()
-        try:
-            yield
-        finally:
-            before.restore()
-
 
 @dataclass(frozen=True)
-class RandomState:
+class RandomState(_State):
     """States of the generators of torch, NumPy and Python at one moment."""
 
     torch: TorchState
@@ -64,25 +80,16 @@ class RandomState:
     python: Any
 
     @classmethod
+    @override
     def now(cls) -> RandomState:
         """Take down the present states."""
         return cls(TorchState.now(), np.random.get_state(), random.getstate())
 
+    @override
     def restore(self) -> None:
-        """Set all generators to these states."""
         self.torch.restore()
         np.random.set_state(self.numpy)
         random.setstate(self.python)
-
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Draw from these states for a while, then go on as if nothing had been drawn."""
-        before = RandomState.now()
-        self.restore()
-        try:
-            yield
-        finally:
-            before.restore()
 
 
 def _accelerator() -> Any:

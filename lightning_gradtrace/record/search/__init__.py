@@ -11,7 +11,7 @@ From the outside in:
 - `searcher` guesses the thresholds, takes the most promising shares first, and searches again where it has to;
 - `side_by_side` gives each of torch's threads some of the occurrences;
 - `forming` forms the entries of one share block by block, as `pieces` cuts it;
-- `bounds` says before which rows and columns can reach the threshold at all;
+- `bounds` says before which rows and columns (on a device: which samples) can reach the threshold at all;
 - `sieve` leaves out most of the rest in bfloat16;
 - `comparison` finds what reaches the threshold in a block that was formed;
 - `gathering` collects that, and raises the threshold with it;
