@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradtrace.capture.batch import permute_samples, sample_axis_of, tensors
+from lightning_gradtrace.capture.batch_axis import SampleAxis
+from lightning_gradtrace.capture.draws import Draws, arrange
 from lightning_gradtrace.capture.random_state import RandomState
 from lightning_gradtrace.capture.sharded import bring_to_rest, is_spread
+from lightning_gradtrace.capture.settling import count_unexplained
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.capture.use import Use
 
@@ -72,7 +75,13 @@ class PermutationProbe:
         """
         order = permutation(self.n_samples)
         permuted = permute_samples(self.batch, order, self.n_samples, self.batch_axis)
-        first, second = self._uses(self.batch, permuted)
+        draws = Draws()
+        first = self._uses(self.batch, draws)
+
+        def run(places: Mapping[int, SampleAxis]) -> list[Use]:
+            return self._uses(permuted, Draws(draws.made, places, order))
+
+        _, second = arrange(draws.made, self.n_samples, run, lambda uses: count_unexplained(first, uses, order))
         return first, second, order
 
     def own_axis(self, tensor: Tensor) -> int | None:
@@ -84,16 +93,18 @@ class PermutationProbe:
 
     def again(self) -> list[Use]:
         """Record the uses of a second run on the batch, after a first one that leaves its state and random numbers."""
-        return self._uses(self.batch, self.batch)[1]
-
-    def _uses(self, *batches: Any) -> list[list[Use]]:
-        found = []
         with undisturbed(self.module):
-            for data in batches:
-                with torch.no_grad(), Tape(self.parameters, data, self.n_samples, probing=True) as tape:
-                    self.run(data)
-                found.append(tape.uses)
-        return found
+            self._tape(self.batch)
+            return self._tape(self.batch).uses
+
+    def _uses(self, data: Any, draws: Draws) -> list[Use]:
+        with undisturbed(self.module), draws:
+            return self._tape(data).uses
+
+    def _tape(self, data: Any) -> Tape:
+        with torch.no_grad(), Tape(self.parameters, data, self.n_samples, probing=True) as tape:
+            self.run(data)
+        return tape
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.batch_axis import SampleAxis
+from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
 from lightning_gradtrace.capture.derived import Operand
 from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.use import Site, Use
@@ -156,6 +156,31 @@ def settle(first: Use, second: Use | None, options: Options, order: Tensor, stri
             fitting = found if bool(stays.all()) or ask.differs_by_chance(first, place) else []
         settled[place] = ask.own(before, fitting)
     return settled
+
+
+def count_unexplained(first: Sequence[Use], second: Sequence[Use], order: Tensor) -> int:
+    """Count the tensors of a run that on the permuted batch are neither as they were nor permuted.
+
+    Args:
+        first: uses of the run on the batch.
+        second: uses of the run on the permuted batch.
+        order: which samples it holds.
+    """
+    permuted = {use.site: use for use in second}
+    return sum(not _is_explained(use, permuted.get(use.site), place, order) for use in first for place in _places(use))
+
+
+def _places(use: Use) -> list[Place]:
+    outputs = [Place(False, i) for i, kept in enumerate(use.outputs) if kept is not None]
+    return [*(Place(True, i) for i in use.operands), *outputs, *sources_of(use)]
+
+
+def _is_explained(first: Use, second: Use | None, place: Place, order: Tensor) -> bool:
+    before, after = _compared(first, place), None if second is None else _compared(second, place)
+    if before is None or after is None or before.shape != after.shape or _same(before, after):
+        return before is None or (after is not None and before.shape == after.shape)
+    order = order.to(before.device)
+    return any(_same(o.permute(before, order), after) for o in candidates(before.shape, len(order)))
 
 
 def _compared(use: Use, place: Place) -> Tensor | None:
