@@ -7,10 +7,13 @@ batch - so every draw has *options*: the places where its tensor could hold the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import lightning
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,8 +24,48 @@ from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
 
 T = TypeVar("T")
 
-# Passes that are made to find out where the samples are in the draws of one.
-MOST_TRIALS = 32
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+_LIBRARIES = tuple(os.path.dirname(found) + os.sep for found in (torch.__file__, lightning.__file__))
+_OWN = (*_LIBRARIES, _PACKAGE + os.sep)
+
+
+@dataclass(frozen=True)
+class DrawSite:
+    """Where in a user's code random numbers are drawn with the number of samples among their axes.
+
+    Attributes:
+        function: name of the torch function.
+        shape: the shape of what it draws, -1 for the number of samples.
+        lines: the lines of code that led to it, from the inside, up to the module or the step that runs.
+    """
+
+    function: str
+    shape: tuple[int, ...]
+    lines: tuple[str, ...]
+
+    @classmethod
+    def here(cls, function: str, shape: Sequence[int], n_samples: int) -> DrawSite:
+        """Return the site of a draw that has just been made."""
+        frame: Any = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith(_OWN):
+            frame = frame.f_back
+        lines = []
+        while frame is not None and not frame.f_code.co_filename.startswith(_OWN):
+            lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            frame = frame.f_back
+        return cls(function, tuple(-1 if size == n_samples else size for size in shape), tuple(lines))
+
+    def __str__(self) -> str:
+        return f"`{self.function}` in {self.lines[0]}" if self.lines else f"`{self.function}`"
+
+
+class _Everywhere:
+    def __contains__(self, site: object) -> bool:
+        return True
+
+
+EVERYWHERE: Container[DrawSite] = _Everywhere()
+"""All places in the code."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +98,10 @@ class Draws(TorchDispatchMode):
         earlier: the draws of the earlier pass; none to draw anew.
         places: by number of the draw, where the samples are in it; others are played as they were.
         order: which samples the pass holds.
+
+    Attributes:
+        made: the draws.
+        sites: which of them were made where, of those that may be the samples' own.
     """
 
     def __init__(
@@ -65,6 +112,7 @@ class Draws(TorchDispatchMode):
     ) -> None:
         super().__init__()
         self.made: list[Draw] = []
+        self.sites: dict[DrawSite, set[int]] = {}
         self._earlier = earlier
         self._places = places or {}
         self._order = order
@@ -85,6 +133,11 @@ class Draws(TorchDispatchMode):
             self.made.append(Draw(func, [value.clone() for value in values]))
         return result
 
+    def note(self, site: DrawSite, tensor: Tensor) -> None:
+        """Take note of where the last draw was made, if it is what a tensor holds."""
+        if self.made and self.made[-1].values and self.made[-1].values[0].shape == tensor.shape:
+            self.sites.setdefault(site, set()).add(len(self.made) - 1)
+
     def _play(self, operator: Any, values: Sequence[Tensor]) -> None:
         number = len(self.made)
         if number >= len(self._earlier) or not self._earlier[number].is_like(operator, values):
@@ -102,6 +155,7 @@ def arrange(
     n_samples: int,
     run: Callable[[Mapping[int, SampleAxis]], T],
     count_unexplained: Callable[[T], int],
+    most_trials: int,
 ) -> tuple[dict[int, SampleAxis], T]:
     """Find out where the samples are in the draws of a pass, by trying.
 
@@ -112,6 +166,7 @@ def arrange(
         n_samples: number of samples.
         run: makes the pass on the permuted batch, given places.
         count_unexplained: counts the tensors that are neither as they were nor permuted.
+        most_trials: how often the pass may be made beside the first time.
 
     Returns:
         The places by number of the draw, and the pass with them.
@@ -122,7 +177,7 @@ def arrange(
     unexplained, trials = count_unexplained(best), 0
     for i, found in options.items():
         for option in found[1:]:
-            if not unexplained or trials == MOST_TRIALS:
+            if not unexplained or trials == most_trials:
                 break
             trials += 1
             other = {**chosen, i: option}

@@ -6,9 +6,9 @@ run is what it received in the first, permuted (docs/concepts.md, 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from lightning_gradtrace.capture.batch import permute_samples, sample_axis_of, tensors
 from lightning_gradtrace.capture.batch_axis import SampleAxis
-from lightning_gradtrace.capture.draws import Draws, arrange
+from lightning_gradtrace.capture.draws import EVERYWHERE, Draws, DrawSite, arrange
 from lightning_gradtrace.capture.random_state import RandomState
-from lightning_gradtrace.capture.sharded import bring_to_rest, is_spread
 from lightning_gradtrace.capture.settling import count_unexplained
+from lightning_gradtrace.capture.sharded import bring_to_rest, is_spread
+from lightning_gradtrace.capture.sharing import is_shared
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.capture.use import Use
 
@@ -50,6 +51,9 @@ class PermutationProbe:
         batch: the batch.
         n_samples: number of samples in it.
         batch_axis: axis of the samples in the batch's tensors.
+        shared: where random numbers are drawn that all samples share.
+        training: run as in training, not in evaluation mode.
+        trials: how many runs may be spent on the places of samples in random numbers.
     """
 
     module: nn.Module
@@ -58,6 +62,9 @@ class PermutationProbe:
     batch: Any
     n_samples: int
     batch_axis: int
+    shared: Container[DrawSite] = ()
+    training: bool = False
+    trials: int = 32
 
     def coincides(self) -> bool:
         """Say whether something else than samples is as numerous: positions, features, rows of a table."""
@@ -74,15 +81,46 @@ class PermutationProbe:
             Uses of the run on the batch, uses of the run on the permuted batch, and the order of its samples.
         """
         order = permutation(self.n_samples)
-        permuted = permute_samples(self.batch, order, self.n_samples, self.batch_axis)
         draws = Draws()
         first = self._uses(self.batch, draws)
+        _, second = self._arranged(first, draws, order)
+        return first, second, order
+
+    def sharing(self, sites: Container[DrawSite]) -> PermutationProbe:
+        """Return a probe that takes random numbers for constants that are drawn in these places."""
+        return replace(self, shared=sites)
+
+    def influence(self, sites: Collection[DrawSite]) -> dict[DrawSite, bool | None]:
+        """Say of random numbers whether all samples share them, None for those without an influence.
+
+        The model runs as in training, because it may draw them in training only.
+
+        Raises:
+            UnattributableError: all samples share a draw in one place and not in another.
+        """
+        probe = replace(self, shared=EVERYWHERE, training=True)
+        order = permutation(self.n_samples) if self.n_samples > 2 else torch.tensor([1, 0])
+        draws = Draws()
+        first = probe._uses(self.batch, draws)
+        places, moved = probe._arranged(first, draws, order)
+        found = {}
+        for site in sites:
+            others = {i: place for i, place in places.items() if i not in draws.sites.get(site, ())}
+            fixed = probe._uses(probe._permuted(order), Draws(draws.made, others, order))
+            found[site] = is_shared(site, first, fixed, moved, order)
+        return found
+
+    def _permuted(self, order: Tensor) -> Any:
+        return permute_samples(self.batch, order, self.n_samples, self.batch_axis)
+
+    def _arranged(self, first: Sequence[Use], draws: Draws, order: Tensor) -> tuple[dict[int, SampleAxis], list[Use]]:
+        """Return where the samples are in the draws of a run, and the uses of the permuted run that shows it."""
+        permuted = self._permuted(order)
 
         def run(places: Mapping[int, SampleAxis]) -> list[Use]:
             return self._uses(permuted, Draws(draws.made, places, order))
 
-        _, second = arrange(draws.made, self.n_samples, run, lambda uses: count_unexplained(first, uses, order))
-        return first, second, order
+        return arrange(draws.made, self.n_samples, run, lambda uses: count_unexplained(first, uses, order), self.trials)
 
     def own_axis(self, tensor: Tensor) -> int | None:
         """Return the axis of the samples in a tensor of the batch itself, None for all others."""
@@ -98,11 +136,12 @@ class PermutationProbe:
             return self._tape(self.batch).uses
 
     def _uses(self, data: Any, draws: Draws) -> list[Use]:
-        with undisturbed(self.module), draws:
-            return self._tape(data).uses
+        with undisturbed(self.module, self.training), draws:
+            return self._tape(data, draws).uses
 
-    def _tape(self, data: Any) -> Tape:
-        with torch.no_grad(), Tape(self.parameters, data, self.n_samples, probing=True) as tape:
+    def _tape(self, data: Any, draws: Draws | None = None) -> Tape:
+        tape = Tape(self.parameters, data, self.n_samples, probing=True, shared=self.shared, draws=draws)
+        with torch.no_grad(), tape:
             self.run(data)
         return tape
 
@@ -139,8 +178,11 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
+def undisturbed(module: nn.Module, training: bool = False) -> Iterator[None]:
     """Put a module in evaluation mode and restore modes, weights, buffers, attributes and random states at the end.
+
+    With ``training`` the mode is left as it is.
+
 
     Tensor attributes include the states of torchmetrics metrics. What a forward does outside the module - files,
     global variables, Python containers of objects - is not undone.
@@ -150,7 +192,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     weights = [] if is_spread(module) else [Weight.of(parameter) for parameter in module.parameters()]
     attributes = {m: Attributes.of(m) for m in module.modules()}
     random_state = RandomState.now()
-    module.eval()
+    if not training:
+        module.eval()
     try:
         yield
     finally:
