@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_gradtrace.capture.attributes import Attributes
 from lightning_gradtrace.capture.batch import permute_samples, sample_axis_of, tensors
 from lightning_gradtrace.capture.batch_axis import SampleAxis
 from lightning_gradtrace.capture.draws import EVERYWHERE, Draws, DrawSite, arrange
@@ -181,26 +182,26 @@ def _same(one: Tensor, other: Tensor) -> bool:
 def undisturbed(module: nn.Module, training: bool = False) -> Iterator[None]:
     """Put a module in evaluation mode and restore modes, weights, buffers, attributes and random states at the end.
 
-    With ``training`` the mode is left as it is.
-
-
     Tensor attributes include the states of torchmetrics metrics. What a forward does outside the module - files,
-    global variables, Python containers of objects - is not undone.
+    global variables, objects of libraries - is not undone.
+
+    Args:
+        module: the module.
+        training: leave the mode as it is.
     """
     modes = {m: m.training for m in module.modules()}
     buffers = {buffer: buffer.clone() for buffer in module.buffers()}
     weights = [] if is_spread(module) else [Weight.of(parameter) for parameter in module.parameters()]
-    attributes = {m: Attributes.of(m) for m in module.modules()}
+    attributes = Attributes(module)
     random_state = RandomState.now()
     if not training:
         module.eval()
     try:
         yield
     finally:
-        for m, training in modes.items():
-            m.training = training
-        for m, saved in attributes.items():
-            saved.restore(m)
+        for m, mode in modes.items():
+            m.training = mode
+        attributes.restore()
         bring_to_rest(module)  # weights that were gathered for a run would be taken for those after the next step
         random_state.restore()
         with torch.no_grad():
@@ -209,52 +210,3 @@ def undisturbed(module: nn.Module, training: bool = False) -> Iterator[None]:
             for buffer, value in buffers.items():
                 if not torch.equal(buffer, value):  # writing would count as a change in place
                     buffer.copy_(value)
-
-
-@dataclass(frozen=True)
-class Attributes:
-    """The plain attributes, tensors and lists of one module; parameters, buffers and children are not among them.
-
-    Attributes:
-        values: the objects by name. They are put back themselves: a list may be shared, a tensor may be a parameter.
-        lists: the items of those that are lists.
-        generators: random generators of the module's own, with their states.
-        contents: copies of what the tensors hold, parameters left out.
-    """
-
-    values: dict[str, Any]
-    lists: dict[str, list[Any]]
-    generators: list[tuple[torch.Generator, Tensor]]
-    contents: list[tuple[Tensor, Tensor]]
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Attributes:
-        """Take note of a module's attributes."""
-        values: dict[str, Any] = {}
-        lists: dict[str, list[Any]] = {}
-        for name, value in module.__dict__.items():
-            if name in ("_parameters", "_buffers", "_modules") or name.startswith("_trainer"):
-                continue
-            if isinstance(value, list):
-                lists[name] = list(value)
-            if value is None or isinstance(value, (bool, int, float, str, list, Tensor)):
-                values[name] = value
-        found = [v for v in (*values.values(), *(v for items in lists.values() for v in items)) if _is_state(v)]
-        generators = [(v, v.get_state()) for v in module.__dict__.values() if isinstance(v, torch.Generator)]
-        return cls(values, lists, generators, [(tensor, tensor.detach().clone()) for tensor in found])
-
-    def restore(self, module: nn.Module) -> None:
-        """Put them back."""
-        module.__dict__.update(self.values)
-        for name, items in self.lists.items():
-            self.values[name][:] = items
-        for generator, state in self.generators:
-            generator.set_state(state)
-        with torch.no_grad():
-            for tensor, content in self.contents:
-                if tensor.shape != content.shape or not torch.equal(tensor, content):
-                    tensor.resize_(content.shape).copy_(content)
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
