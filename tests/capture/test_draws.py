@@ -1,0 +1,195 @@
+"""Random numbers of the step: the samples' own keep no axis in doubt, shared ones go to no sample alone."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gradtrace.capture.engine import TapeEngine
+from lightning_gradtrace.capture.oracle import per_sample_gradients
+from lightning_gradtrace.capture.placement import UnattributableError
+from tests.capture.noises import LENGTH, ORDINARY, SHARED, WIDTH, Training, layers, net, out, squares
+from tests.capture.test_attribution import Net, capture
+
+N = 4
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def compare(model: nn.Module, training: Training, engine: TapeEngine, n: int, built_for: int, seed: int) -> None:
+    """Capture one step and compare it with autograd, sample by sample."""
+    x = torch.randn(n, LENGTH, WIDTH)
+
+    def losses(module: nn.Module, data: Tensor) -> Tensor:
+        torch.manual_seed(seed)
+        return training.run(module, data, built_for)
+
+    def loss(module: nn.Module, data: Tensor) -> Tensor:
+        return losses(module, data).sum()
+
+    shares = capture(model, x, loss, engine, n).shares
+    expected = per_sample_gradients(lambda i: losses(model, x)[i], n, dict(model.named_parameters()))
+    for name, wanted in expected.items():
+        torch.testing.assert_close(shares[name].dense(), wanted, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("training", [*ORDINARY, *SHARED], ids=lambda training: training.name)
+def test_every_step_is_split_as_autograd_splits_it(training: Training, n: int) -> None:
+    torch.manual_seed(0)
+    built_for = max(n, 2)
+    model, engine = Net(**training.parts(built_for)), TapeEngine()
+    for seed in range(3):
+        compare(model, training, engine, n, built_for, seed)
+    compare(model, training, engine, n + 3, built_for, 3)
+    if n > 2:
+        compare(model, training, engine, n - 1, built_for, 4)
+    assert bool(engine.sharing.shared) == (training in SHARED and n > 1)
+    assert engine.sharing.is_known or n == 1  # then equal numbers may be drawn for all samples of the one larger batch
+
+
+def test_without_random_numbers_a_pass_is_read_once_from_the_second_on() -> None:
+    model, engine = Net(**layers()), TapeEngine()
+    assert engine.tape({}, torch.ones(N, 1), N).aside is not None
+    capture(model, torch.randn(N, WIDTH), lambda m, x: squares(m.first(x)).sum(), engine)
+    assert engine.tape({}, torch.ones(N, 1), N).aside is None
+
+
+def test_a_draw_without_influence_is_asked_about_again() -> None:
+    """The last layer of what is told the time begins with zeros, as in diffusion transformers."""
+
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        return squares(m.out((m.first(x) * (1 + m.time(torch.rand(len(x), 1)))[:, None]).tanh()))
+
+    torch.manual_seed(0)
+    model, engine = Net(**layers(time=net(1, 5, WIDTH), out=out())), TapeEngine()
+    training = Training("zeros", run, layers)
+    for parameter in model.time[-1].parameters():
+        nn.init.zeros_(parameter)
+    for seed in range(2):
+        compare(model, training, engine, N, N, seed)
+        assert not engine.sharing.is_known and not engine.sharing.own
+    nn.init.normal_(model.time[-1].weight)
+    compare(model, training, engine, N, N, 2)
+    assert engine.sharing.is_known and engine.sharing.own and not engine.sharing.shared
+
+
+def test_a_draw_that_never_has_an_influence_counts_as_shared_in_the_end() -> None:
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        return squares(m.first(x) + m.time(torch.rand(n, 1)).mean(0))  # their mean is the same in any order
+
+    torch.manual_seed(0)
+    model, engine = Net(**layers(time=net(1, 5, WIDTH))), TapeEngine()
+    for seed in range(4):
+        compare(model, Training("mean", run, layers), engine, N, N, seed)
+        assert engine.sharing.is_known == (seed >= 2)
+    assert engine.sharing.shared
+
+
+def test_numbers_that_are_shared_here_and_the_samples_own_there_are_refused() -> None:
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        words = m.table(torch.randint(n, (n,)))
+        return (m.first(x).mean(1) @ words.T).logsumexp(1) + squares(x.mean(1) * words)
+
+    model = Net(**layers(table=nn.Embedding(N, WIDTH)))
+    with pytest.raises(
+        UnattributableError, match=r"meet the random numbers of `randint` in .*test_draws\.py:"
+    ) as caught:
+        compare(model, Training("both ways", run, layers), TapeEngine(), N, N, 0)
+    assert "shared in one place, and the samples' own in another" in str(caught.value)
+
+
+def test_shared_numbers_that_are_first_drawn_in_a_later_step_are_refused() -> None:
+    late = False
+
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        words = m.table(torch.randint(n, (n,))) if late else m.table.weight
+        return (m.first(x).mean(1) @ words.T).logsumexp(1)
+
+    model, engine = Net(**layers(table=nn.Embedding(N, WIDTH))), TapeEngine()
+    training = Training("late", run, layers)
+    compare(model, training, engine, N, N, 0)
+    late = True
+    with pytest.raises(UnattributableError, match="Begin the trace at a step that draws them, or draw another number"):
+        compare(model, training, engine, N, N, 1)
+
+
+def test_a_step_that_can_not_be_run_again_is_refused_if_parameters_meet_its_random_numbers_first() -> None:
+    runs = 0
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        nonlocal runs
+        runs += 1
+        if runs > 1:
+            raise OSError("the file was read to its end")
+        return squares(m.first(torch.randn(N, WIDTH))).sum()
+
+    with pytest.raises(
+        UnattributableError, match=r"run again to find out, .* \(OSError: the file was read to its end\)"
+    ):
+        capture(Net(**layers()), torch.randn(N, WIDTH), loss)
+
+
+def test_a_helper_that_draws_is_told_by_those_who_call_it() -> None:
+    def draw(*shape: int) -> Tensor:
+        return torch.rand(shape)
+
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        h = m.first(x).mean(1) + m.time(draw(len(x), 1))
+        return (h @ m.time(draw(n, 1)).T).logsumexp(1)
+
+    torch.manual_seed(0)
+    model, engine = Net(**layers(time=net(1, 5, WIDTH))), TapeEngine()
+    for seed in range(3):
+        compare(model, Training("helper", run, layers), engine, N, N, seed)
+    assert len(engine.sharing.own) == len(engine.sharing.shared) == 1
+
+
+def test_draws_in_training_only_are_asked_about_in_training() -> None:
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        kept = (torch.rand(n, 1) < 0.5).to(x.dtype) if m.training else 1.0
+        return squares(nn.functional.embedding((x[..., 0] * 9).long() % n, m.rows * kept))
+
+    model = Net(rows=(N, WIDTH))
+    compare(model, Training("training", run, layers), TapeEngine(), N, N, 0)
+    assert model.training
+
+
+class Seeds:
+    """Draws with a generator of its own."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator)
+
+
+def test_generators_of_the_users_own() -> None:
+    def run(seeds: Seeds, m: nn.Module, x: Tensor, n: int) -> Tensor:
+        y = m.first(torch.cat([x, x + seeds(*x.shape)])).tanh()
+        return squares(y.unflatten(0, (2, -1)).diff(dim=0)[0])
+
+    torch.manual_seed(0)
+    model, engine, seeds = Net(**layers()), TapeEngine(), Seeds()
+    for _ in range(2):
+        x, state = torch.randn(N, LENGTH, WIDTH), seeds.generator.get_state()
+        losses = functools.partial(run, seeds)
+        found = capture(model, x, lambda m, data: losses(m, data, N).sum(), engine).shares  # noqa: B023
+
+        def loss_of(i: int) -> Tensor:
+            seeds.generator.set_state(state)  # noqa: B023
+            return losses(model, x, N)[i]  # noqa: B023
+
+        expected = per_sample_gradients(loss_of, N, dict(model.named_parameters()))
+        for name, wanted in expected.items():
+            torch.testing.assert_close(found[name].dense(), wanted)
