@@ -254,7 +254,7 @@ class Tracer:
             "residual": ledger.residual,
             "rounding": ledger.rounding,
             "sum_error": step.sum_error,
-            "half_precision": self.low_precision or bool(step.half),
+            "half_precision": self.low_precision or step.is_half,
             "nonfinite": nonfinite,
             "skipped": skipped,
             "n_occurrences": shifts.n_occurrences,
@@ -313,8 +313,8 @@ class Tracer:
     def _judge(
         self, step: Step, errors: Mapping[str, float], gradients: Mapping[str, Tensor], advice: Callable[[], str]
     ) -> float:
-        half = gradients if self.low_precision else step.half
-        check_sums(errors, gradients, half, advice, self.engine.slack)
+        precision = dict.fromkeys(gradients, torch.bfloat16) if self.low_precision else step.precision
+        check_sums(errors, gradients, precision, advice)
         finite = {name: error for name, error in errors.items() if np.isfinite(error)}
         self._checked.update(finite)  # an overflowed gradient proves nothing
         return max(finite.values()) if finite else float("nan")

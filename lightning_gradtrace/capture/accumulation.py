@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.precision import coarsest_by_name
 from lightning_gradtrace.capture.shares import add_shares
 from lightning_gradtrace.update.clipping import copy_gradient
 from lightning_gradtrace.update.sharding import local
@@ -175,4 +176,5 @@ def _merge(found: list[MicroBatch]) -> MicroBatch:
         )
     names = dict.fromkeys(name for m in found for name in m.shares)
     shares = {name: add_shares([m.shares[name] for m in found if name in m.shares]) for name in names}
-    return dataclasses.replace(found[0], shares=shares, unlike=set().union(*(m.unlike for m in found)))
+    unlike, precision = set().union(*(m.unlike for m in found)), coarsest_by_name(m.precision for m in found)
+    return dataclasses.replace(found[0], shares=shares, unlike=unlike, precision=precision)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
-from lightning_gradtrace.capture.precision import HALF
+from lightning_gradtrace.capture.precision import coarsest
 from lightning_gradtrace.capture.replay import Surroundings, run
 from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, OuterShare, Share, SumShare, add_shares
@@ -63,9 +63,9 @@ class Root:
     tensor: Tensor
 
     @property
-    def is_half(self) -> bool:
-        """Whether gradients of it are in half precision."""
-        return self.tensor.dtype in HALF
+    def precision(self) -> torch.dtype:
+        """Dtype of its gradients."""
+        return self.tensor.dtype
 
     @property
     def roots(self) -> dict[str, Root]:
@@ -90,7 +90,7 @@ class Derived:
         tensor: the result, for its shape and strides.
         version: version counter of the result.
         roots: the parameters this comes from, by name.
-        is_half: whether gradients of the parameters pass a tensor in half precision on their way through this.
+        precision: coarsest dtype of the tensors that gradients of the parameters pass on their way through this.
     """
 
     function: Callable[..., Any]
@@ -101,7 +101,7 @@ class Derived:
     tensor: Tensor
     version: int = field(init=False)
     roots: dict[str, Root] = field(init=False)
-    is_half: bool = field(init=False)
+    precision: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "version", self.tensor._version)
@@ -110,8 +110,8 @@ class Derived:
             if isinstance(leaf, (Root, Derived)):
                 found.update(leaf.roots)
         object.__setattr__(self, "roots", found)
-        half = any(leaf.is_half for leaf in self.leaves if isinstance(leaf, (Root, Derived)))
-        object.__setattr__(self, "is_half", half or self.tensor.dtype in HALF)
+        passed = [leaf.precision for leaf in self.leaves if isinstance(leaf, (Root, Derived))]
+        object.__setattr__(self, "precision", coarsest([self.tensor.dtype, *passed]))
 
     def pull_back(self, share: Share) -> dict[Root, Share]:
         """Return the shares of the parameters for a share of this tensor.

@@ -58,14 +58,6 @@ class Branches(Model):
         return self.encoder(self.embedding(tokens), mask, is_causal=True)
 
 
-class HalfBranches(Branches):
-    """Casts by itself. Of a parameter that the samples of one rank don't reach, that rank sees no cast."""
-
-    def training_step(self, batch, batch_idx):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return super().training_step(batch, batch_idx)
-
-
 class JointBranches(Joint, Branches):
     def forward(self, tokens):
         hidden = self.hidden(tokens)
@@ -76,6 +68,29 @@ class JointBranches(Joint, Branches):
 class Adam(Model):
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=0.02, weight_decay=0.1)
+
+
+class Descent(Model):
+    """Moves all parameters."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.3)
+
+
+class HalfBranches(Branches, Descent):
+    """Casts by itself. Of a parameter that the samples of one rank don't reach, that rank sees no cast."""
+
+    def training_step(self, batch, batch_idx):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().training_step(batch, batch_idx)
+
+
+class SingleBranches(Branches, Descent):
+    """In double precision but for the layers of which a batch uses one."""
+
+    def forward(self, tokens):
+        hidden, branch = self.hidden(tokens), self.branches[int(tokens[0, 0]) % 2]
+        return self.head(F.linear(hidden.float(), branch.weight.float(), branch.bias.float()).double())
 
 
 class JointAdam(Joint, Adam):
