@@ -199,6 +199,68 @@ class Halved(Sharded):
         fully_shard(self, mesh=mesh, mp_policy=dataclasses.replace(policy, output_dtype=torch.float32))
 
 
+class Collecting(Model):
+    """Several micro-batches make a step, by manual optimization; the last step of an epoch has fewer."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        last = batch_idx % 2 == 1 or batch_idx == self.trainer.num_training_batches - 1
+        self.collect(last)
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if last:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+    def collect(self, last: bool) -> None:
+        """Prepare a micro-batch, which is the last of a step or not."""
+
+
+class JointCollecting(Collecting, JointAdam):
+    pass
+
+
+class ShardedCollecting(Collecting, ShardedAdam):
+    """Gradients stay whole until the last micro-batch of a step."""
+
+    def collect(self, last: bool) -> None:
+        self.set_requires_gradient_sync(last)
+
+
+class SquareCollecting(ShardedCollecting, Square):
+    pass
+
+
+class JointSquareCollecting(JointCollecting, Square):
+    pass
+
+
+class KeptCollecting(ShardedCollecting):
+    """Weights stay whole as well. What waits is not zeroed with the gradients."""
+
+    def collect(self, last: bool) -> None:
+        super().collect(last)
+        self.set_reshard_after_backward(last)
+        self.optimizers().zero_grad()
+
+
+class PartlyCollecting(ShardedCollecting):
+    """One layer reduces its gradients after every micro-batch."""
+
+    def collect(self, last: bool) -> None:
+        super().collect(last)
+        self.encoder.layers[0].set_requires_gradient_sync(True)
+
+
+class HalvedCollecting(Collecting, Halved):
+    """What waits is in another precision than what a pass adds to it."""
+
+    def collect(self, last: bool) -> None:
+        self.set_requires_gradient_sync(last)
+
+
 class Whole(Model):
     """A model that forgets to shard itself."""
 
