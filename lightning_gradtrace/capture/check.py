@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_gradtrace.capture.engine import MicroBatch
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import UnattributableError
-from lightning_gradtrace.capture.precision import coarsest, coarsest_by_name
+from lightning_gradtrace.capture.precision import coarsest
 from lightning_gradtrace.capture.shares import accumulation_dtype
 
 # Largest relative error of a sum in the dtype of the gradient, with room for another order of summation.
@@ -62,11 +62,12 @@ def sum_errors(
         ``|sum_i g[i] - grad| / |grad|`` by name (Frobenius norms); 0 where both vanish, NaN where either is not
         finite. A small part of ``overall`` stands in for a ``|grad|`` that is smaller, if there are any shares.
     """
-    passed = coarsest_by_name(m.precision for m in micro_batches)
-    return {
-        name: sum_error(total_share(micro_batches, name), gradient, overall, passed.get(name))
-        for name, gradient in gradients.items()
-    }
+    errors = {}
+    for name, gradient in gradients.items():
+        total = total_share(micro_batches, name)  # first: shares that run the model tell of their precision then
+        passed = [m.precision[name] for m in micro_batches if name in m.precision]
+        errors[name] = sum_error(total, gradient, overall, coarsest(passed) if passed else None)
+    return errors
 
 
 def total_share(micro_batches: Sequence[MicroBatch], name: str) -> Tensor | None:

@@ -424,3 +424,28 @@ def test_two_passes_through_one_batch_pass_the_coarser_precision(order) -> None:
         passes.end_pass(0, one, torch.ones(()), {"w": w}, [0])
     (micro_batch,), _ = passes.of(0, ["w"])
     assert micro_batch.precision == {"w": torch.float32}
+
+
+def test_shares_that_run_the_model_when_they_are_read_tell_of_their_precision() -> None:
+    """A later batch of a loss per sample, whose shares are too large to be kept: no pass has run before its sum."""
+
+    def losses(module, batch):
+        return (module(batch[0]) - batch[1]).square().mean(1) / len(batch[0])
+
+    torch.manual_seed(0)
+    model = WeightCast()
+    batch = tuple(t[:6].double() for t in data().tensors)
+    engine = FunctionalEngine(model.eval(), losses, workspace=20)
+    for n_told in (len(list(model.parameters())), 0):
+        model.zero_grad()
+        with engine.tape(dict(model.named_parameters()), batch, 6, 0) as moment:
+            loss = losses(model, batch).sum()
+        loss.backward()
+        micro_batch = engine.collect(moment, 6, NoProbe())
+        assert len(micro_batch.precision) == n_told
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        noise = {"first.weight": gradients["first.weight"] + 1e-6}  # as if all else were that much larger
+        errors = sum_errors([micro_batch], noise, overall=1e6)
+        assert 1e-9 < errors["first.weight"] < 1e-8  # of a thousandth of all gradients, not of a ten-thousandth
+        assert set(micro_batch.precision.values()) == {torch.float32}
+        check_sums(sum_errors([micro_batch], gradients), gradients, micro_batch.precision)
