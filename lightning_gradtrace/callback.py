@@ -163,7 +163,7 @@ class GradTrace(Callback):
         check_not_compiled(pl_module)
         # A filter that matches nothing is said before any data is loaded, if the model is there already.
         if not is_overridden("configure_model", pl_module):
-            select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
+            select_parameters(pl_module, self.params, _thawing(trainer) > 0, self.engine == "tape")
         if self.sample_ids == "auto":
             self._watch.start(trainer.strategy, lambda: bool(trainer.training))
 
@@ -176,7 +176,7 @@ class GradTrace(Callback):
             check_parameters(pl_module, trainer.strategy, trainer.world_size, self.engine)
         ranks = Ranks.join() if trainer.world_size > 1 else Ranks()
         resume = state_of_rank(self._resume, ranks)
-        tracked = select_parameters(pl_module, self.params, thawing=_thawing(trainer) > 0)
+        tracked = select_parameters(pl_module, self.params, _thawing(trainer) > 0, self.engine == "tape")
         coarse = str(trainer.precision).startswith(_LOW_PRECISION)
         context, choices = trainer.precision_plugin.train_step_context, [r.choice(self.vocab) for r in self.records]
         engine = make_engine(pl_module, choices, self.per_sample_loss, context, coarse)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.precision import HALF, coarsest_by_name
 from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts
 from lightning_gradtrace.record.token_grads import with_tokens
@@ -48,7 +50,7 @@ class Step:
         norm: norm of all gradients of the optimizer before clipping.
         check: parameters whose shares are to be summed and compared with their gradients.
         sum_error: largest relative error of a sum of shares, NaN where it was not computed.
-        half_elsewhere: of other ranks what `half` is of this one.
+        precision_elsewhere: of all ranks what `precision` is of this one.
     """
 
     position: Position
@@ -59,12 +61,17 @@ class Step:
     norm: float = float("nan")
     check: frozenset[str] = frozenset()
     sum_error: float = float("nan")
-    half_elsewhere: frozenset[str] = frozenset()
+    precision_elsewhere: Mapping[str, torch.dtype] = field(default_factory=dict)
 
     @property
-    def half(self) -> set[str]:
-        """Parameters whose gradients were computed in half precision in one of the micro-batches."""
-        return set(self.half_elsewhere).union(*(micro_batch.half for micro_batch in self.micro_batches))
+    def precision(self) -> dict[str, torch.dtype]:
+        """Coarsest dtype that the gradient of each parameter passed in one of the micro-batches, by name."""
+        return coarsest_by_name([self.precision_elsewhere, *(m.precision for m in self.micro_batches)])
+
+    @property
+    def is_half(self) -> bool:
+        """Whether gradients were computed in half precision."""
+        return any(dtype in HALF for dtype in self.precision.values())
 
     def tells(self, sharded: bool) -> tuple[float, ...]:
         """Return what the other ranks must know of the step, as numbers that add up.

@@ -22,6 +22,7 @@ from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.precision import double
+from lightning_gradtrace.capture.sharded import waiting_gradients
 from lightning_gradtrace.ranks.meeting import Ranks
 from lightning_gradtrace.ranks.sums import compare_over_ranks, gather_factors, gather_weights
 from lightning_gradtrace.record import Record, StepShifts
@@ -78,6 +79,8 @@ class Tracer:
         self.infos = parameter_infos(self.tracked)
         self.sharded = any(is_sharded(p.tensor) for p in self.tracked)
         self.spread = self.sharded and self.ranks.size > 1  # a forward pass needs all ranks
+        if self.sharded:
+            self.accumulation.waiting = functools.partial(waiting_gradients, self.module)
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the tracked parameters by name, as the module holds them now; spread ones as it holds them at rest."""
@@ -129,8 +132,7 @@ class Tracer:
         """
         micro_batch = self.engine.collect(tape, len(sample_ids), probe, factor)
         micro_batch.sample_ids = sample_ids
-        keys = [id(optimizer) for optimizer in optimizers]
-        self.accumulation.end_pass(batch, micro_batch, loss, self._held(optimizers), keys)
+        self.accumulation.end_pass(batch, micro_batch, loss, self._held(optimizers), list(map(id, optimizers)))
 
     def before_step(
         self,
@@ -180,8 +182,7 @@ class Tracer:
             self._met.add(id(optimizer))
             used = {name for name, p in self.parameters().items() if p.grad is not None}
             check_used([p for p in self.tracked if alone or p.name in tracked], used)
-        doubtful = (n for n in division.gradients if scheduled or self._is_doubtful(n, micro_batches))
-        self._step.check = frozenset(doubtful)
+        self._step.check = frozenset(n for n in division.gradients if scheduled or self._is_doubtful(n, micro_batches))
         if self._step.check and self.ranks.size == 1:
             self._step.sum_error = self._check(self._step)
         if scheduled:
@@ -228,7 +229,6 @@ class Tracer:
     def _record(self, step: Step, joint: Balance | None, skipped: bool) -> None:
         division, position = step.division, step.position
         shifts = step.shifts(self.infos, self.quantity, skipped)
-        shifts.number = position.step
         if division.ledger and not skipped:
             shifts.ledger = functools.partial(division.entries, self._totals(step, shifts))
         ledger = Balance() if skipped else self._balance(step, shifts) if joint is None else joint
@@ -254,7 +254,7 @@ class Tracer:
             "residual": ledger.residual,
             "rounding": ledger.rounding,
             "sum_error": step.sum_error,
-            "half_precision": self.low_precision or bool(step.half),
+            "half_precision": self.low_precision or step.is_half,
             "nonfinite": nonfinite,
             "skipped": skipped,
             "n_occurrences": shifts.n_occurrences,
@@ -313,8 +313,8 @@ class Tracer:
     def _judge(
         self, step: Step, errors: Mapping[str, float], gradients: Mapping[str, Tensor], advice: Callable[[], str]
     ) -> float:
-        half = gradients if self.low_precision else step.half
-        check_sums(errors, gradients, half, advice, self.engine.slack)
+        precision = dict.fromkeys(gradients, torch.bfloat16) if self.low_precision else step.precision
+        check_sums(errors, gradients, precision, advice)
         finite = {name: error for name, error in errors.items() if np.isfinite(error)}
         self._checked.update(finite)  # an overflowed gradient proves nothing
         return max(finite.values()) if finite else float("nan")

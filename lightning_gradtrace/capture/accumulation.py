@@ -8,21 +8,27 @@ loop calls ``zero_grad``, ``backward`` and ``step`` does not matter:
 - at the beginning of a backward pass, a parameter whose gradient is None or zero holds no earlier pass;
 - a backward pass reached the parameters whose gradient it changed;
 - a step uses up what its parameters hold. If nobody zeroes them afterwards, they hold something unknown.
+
+Where parameters are spread, a backward pass may leave gradients that wait outside of ``.grad`` for a later one, which
+adds them to its own when it reduces them (`capture.sharded.waiting_gradients`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.precision import coarsest_by_name
 from lightning_gradtrace.capture.shares import add_shares
 from lightning_gradtrace.update.clipping import copy_gradient
 from lightning_gradtrace.update.sharding import local
+
+Mark = tuple[int, int] | None
 
 
 @dataclass
@@ -34,6 +40,7 @@ class BackwardPass:
         micro_batch: its shares; those that no gradient holds any more are removed.
         loss: what was back-propagated, times the loss scale.
         held_by: parameters whose gradients it changed and that still hold it.
+        waiting: parameters for whose gradients it left something that waits.
         idle: whether it reached no tracked parameter at all.
         unseen_by: optimizers that have made no step since; they are told of idle passes too.
     """
@@ -42,13 +49,21 @@ class BackwardPass:
     micro_batch: MicroBatch
     loss: Tensor
     held_by: set[str]
+    waiting: set[str]
     idle: bool
     unseen_by: set[int]
 
     @property
     def over(self) -> bool:
         """Whether no coming step has to do with it."""
-        return not self.held_by and not (self.idle and self.unseen_by)
+        return not self.held_by and not self.waiting and not (self.idle and self.unseen_by)
+
+    def drop(self, names: Collection[str]) -> None:
+        """Forget the shares of parameters that hold it no more, or never will."""
+        self.held_by.difference_update(names)
+        self.waiting.difference_update(names)
+        for name in names:
+            self.micro_batch.shares.pop(name, None)
 
 
 @dataclass
@@ -58,12 +73,16 @@ class Accumulation:
     Attributes:
         reference: copies of the gradients as the last backward pass left them, before hooks or clipping, by name.
         unknown: parameters whose gradients hold something that no captured pass left.
+        waiting: returns gradients that wait outside of ``.grad``, by the identity of their parameters.
     """
 
     reference: dict[str, Tensor] = field(default_factory=dict)
     unknown: set[str] = field(default_factory=set)
+    waiting: Callable[[], Mapping[int, Tensor]] = dict
     _passes: list[BackwardPass] = field(default_factory=list)
-    _marks: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    _marks: dict[str, Mark] = field(default_factory=dict)
+    _waiting_marks: dict[str, Mark] = field(default_factory=dict)
+    _waiting_unknown: set[str] = field(default_factory=set)
 
     @torch.no_grad()
     def begin_pass(self, parameters: Mapping[str, Tensor]) -> None:
@@ -75,13 +94,31 @@ class Accumulation:
         held = {name for p in self._passes for name in p.held_by}
         zeroed = set()
         for name, parameter in parameters.items():
-            grad, mark = parameter.grad, _mark(parameter)
+            grad, mark = parameter.grad, _mark(parameter.grad)
             if grad is None or (name in held and mark != self._marks.get(name) and not _any(grad)):
                 zeroed.add(name)
             elif name not in held:
                 (self.unknown.add if _any(grad) else zeroed.add)(name)
             self._marks[name] = mark
         self._forget(zeroed)
+        self._look_at_waiting(parameters)
+
+    def _look_at_waiting(self, parameters: Mapping[str, Tensor]) -> None:
+        waiting = self.waiting()
+        known = {name for p in self._passes for name in p.waiting}
+        gone = set()
+        for name, parameter in parameters.items():
+            gradient = waiting.get(id(parameter))
+            mark, before = _mark(gradient), self._waiting_marks.get(name)
+            if gradient is None or (mark != before and not _any(gradient)):
+                gone.add(name)
+            elif name not in known:
+                self._waiting_unknown.add(name)
+            self._waiting_marks[name] = mark
+        self._waiting_unknown -= gone
+        for p in self._passes:
+            p.drop(p.waiting & gone)
+        self._passes = [p for p in self._passes if not p.over]
 
     def end_pass(
         self,
@@ -100,14 +137,20 @@ class Accumulation:
             parameters: the tracked parameters by name.
             optimizers: keys of all optimizers.
         """
-        marks = {name: _mark(parameter) for name, parameter in parameters.items()}
-        reached = {name for name, mark in marks.items() if mark is not None and mark != self._marks.get(name)}
-        self._marks.update({name: marks[name] for name in reached})
+        reached = _changed(self._marks, {name: p.grad for name, p in parameters.items()})
+        left = self.waiting()
+        waiting = _changed(self._waiting_marks, {name: left.get(id(p)) for name, p in parameters.items()})
+        for earlier in self._passes:  # what waited has come to `.grad`
+            earlier.held_by |= earlier.waiting & reached
+            earlier.waiting -= reached
+        self.unknown |= self._waiting_unknown & reached
+        self._waiting_unknown -= reached
         # A frozen parameter may have been used; only what `.grad` holds takes part in a step.
         kept = dataclasses.replace(
-            micro_batch, shares={name: share for name, share in micro_batch.shares.items() if name in reached}
+            micro_batch, shares={n: share for n, share in micro_batch.shares.items() if n in reached or n in waiting}
         )
-        self._passes.append(BackwardPass(batch, kept, loss.detach(), reached, not reached, set(optimizers)))
+        idle = not reached and not waiting
+        self._passes.append(BackwardPass(batch, kept, loss.detach(), reached, waiting, idle, set(optimizers)))
         for name in reached:
             if (gradient := parameters[name].grad) is not None:
                 self.reference[name] = copy_gradient(gradient)
@@ -126,7 +169,8 @@ class Accumulation:
         losses = []
         for p in self._passes:
             if not p.held_by.isdisjoint(names) or (p.idle and optimizer in p.unseen_by):
-                shares = {name: share for name, share in p.micro_batch.shares.items() if name in names}
+                held = p.held_by.intersection(names)
+                shares = {name: share for name, share in p.micro_batch.shares.items() if name in held}
                 batches.setdefault(p.batch, []).append(dataclasses.replace(p.micro_batch, shares=shares))
                 losses.append(p.loss)
         return [_merge(found) for found in batches.values()], losses
@@ -147,16 +191,22 @@ class Accumulation:
         self.unknown.difference_update(names)
         for name in names:
             self.reference.pop(name, None)
-            for p in self._passes:
-                p.held_by.discard(name)
-                p.micro_batch.shares.pop(name, None)
+        for p in self._passes:
+            p.drop(p.held_by.intersection(names))
         self._passes = [p for p in self._passes if not p.over]
 
 
-def _mark(parameter: Tensor) -> tuple[int, int] | None:
+def _mark(grad: Tensor | None) -> Mark:
     """Return what changes when the gradient is replaced or written to; its address is not given away meanwhile."""
-    grad = parameter.grad
     return None if grad is None else (id(grad), local(grad)._version)
+
+
+def _changed(marks: dict[str, Mark], gradients: Mapping[str, Tensor | None]) -> set[str]:
+    """Return the parameters whose gradients are there and have changed; their marks are renewed."""
+    found = {name: mark for name, grad in gradients.items() if (mark := _mark(grad)) is not None}
+    changed = {name for name, mark in found.items() if mark != marks.get(name)}
+    marks.update({name: found[name] for name in changed})
+    return changed
 
 
 def _any(grad: Tensor) -> bool:
@@ -175,4 +225,5 @@ def _merge(found: list[MicroBatch]) -> MicroBatch:
         )
     names = dict.fromkeys(name for m in found for name in m.shares)
     shares = {name: add_shares([m.shares[name] for m in found if name in m.shares]) for name in names}
-    return dataclasses.replace(found[0], shares=shares, unlike=set().union(*(m.unlike for m in found)))
+    unlike, precision = set().union(*(m.unlike for m in found)), coarsest_by_name(m.precision for m in found)
+    return dataclasses.replace(found[0], shares=shares, unlike=unlike, precision=precision)

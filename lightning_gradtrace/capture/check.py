@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from lightning_gradtrace.capture.engine import MicroBatch
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.precision import coarsest
+from lightning_gradtrace.capture.shares import accumulation_dtype
 
 # Largest relative error of a sum in the dtype of the gradient, with room for another order of summation.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -22,17 +25,27 @@ _FLOOR = {torch.float64: 1e-4, torch.float32: 1e-3}
 _COARSE_FLOOR = 1e-1
 
 
-def tolerance(dtype: torch.dtype, half: bool = False) -> float:
+def tolerance(dtype: torch.dtype, passed: torch.dtype | None = None) -> float:
     """Return the largest relative error of a sum of shares that rounding explains.
 
     Args:
         dtype: dtype of the gradient.
-        half: whether it was computed in half precision.
+        passed: coarsest dtype that it passed while it was computed, None if that is not known.
 
     Returns:
         The largest relative error.
     """
-    return _COARSE if half else _TOLERANCE.get(dtype, _COARSE)
+    return _TOLERANCE.get(coarsest([dtype, passed or dtype]), _COARSE)
+
+
+def summed_in(dtype: torch.dtype, passed: torch.dtype | None = None) -> torch.dtype:
+    """Return the dtype whose rounding is left where a sum vanishes: single precision or wider, as sums are formed.
+
+    Args:
+        dtype: dtype of the gradient.
+        passed: see `tolerance`.
+    """
+    return coarsest([dtype, accumulation_dtype(passed or dtype)])
 
 
 def sum_errors(
@@ -49,9 +62,12 @@ def sum_errors(
         ``|sum_i g[i] - grad| / |grad|`` by name (Frobenius norms); 0 where both vanish, NaN where either is not
         finite. A small part of ``overall`` stands in for a ``|grad|`` that is smaller, if there are any shares.
     """
-    return {
-        name: sum_error(total_share(micro_batches, name), gradient, overall) for name, gradient in gradients.items()
-    }
+    errors = {}
+    for name, gradient in gradients.items():
+        total = total_share(micro_batches, name)  # first: shares that run the model tell of their precision then
+        passed = [m.precision[name] for m in micro_batches if name in m.precision]
+        errors[name] = sum_error(total, gradient, overall, coarsest(passed) if passed else None)
+    return errors
 
 
 def total_share(micro_batches: Sequence[MicroBatch], name: str) -> Tensor | None:
@@ -62,18 +78,20 @@ def total_share(micro_batches: Sequence[MicroBatch], name: str) -> Tensor | None
     return total
 
 
-def sum_error(total: Tensor | None, gradient: Tensor, overall: float = 0.0) -> float:
+def sum_error(total: Tensor | None, gradient: Tensor, overall: float = 0.0, passed: torch.dtype | None = None) -> float:
     """Compare the sum of the shares of one parameter with its gradient, see `sum_errors`.
 
     Args:
         total: the sum, None for no shares.
         gradient: gradient of the parameter before clipping.
         overall: norm of the gradients of all parameters.
+        passed: see `tolerance`.
     """
     size = float(torch.linalg.vector_norm(gradient.float()))
     if total is None:
         return size / size if size else 0.0  # a sum of nothing has no rounding
-    return relative_error(float(torch.linalg.vector_norm(total - gradient)), size, gradient.dtype, overall)
+    kind = summed_in(gradient.dtype, passed)
+    return relative_error(float(torch.linalg.vector_norm(total - gradient)), size, kind, overall)
 
 
 def relative_error(difference: float, size: float, dtype: torch.dtype, overall: float = 0.0) -> float:
@@ -88,25 +106,23 @@ def relative_error(difference: float, size: float, dtype: torch.dtype, overall: 
 def check_sums(
     errors: Mapping[str, float],
     gradients: Mapping[str, Tensor],
-    half: Collection[str] = (),
+    precision: Mapping[str, torch.dtype] = MappingProxyType({}),
     advice: Callable[[], str] = lambda: "",
-    slack: float = 1.0,
 ) -> None:
     """Raise if the shares of a parameter don't add up to its gradient.
 
     Args:
         errors: from `sum_errors`.
         gradients: gradients by name, for their dtypes.
-        half: parameters whose gradients were computed in half precision.
+        precision: coarsest dtype that the gradient of each parameter passed, by name.
         advice: says what to do; asked only when there is something wrong.
-        slack: how much larger than the rounding of a sum an error may be.
 
     Raises:
         UnattributableError: names the parameters and says what to do.
     """
     bad = {}
     for name, error in errors.items():
-        largest = slack * tolerance(gradients[name].dtype, name in half)
+        largest = tolerance(gradients[name].dtype, precision.get(name))
         if error > largest:  # False for NaN: recorded and flagged, not refused
             bad[name] = error
     if bad:

@@ -1,10 +1,12 @@
-"""Compiled code is closed to the tape: say so at setup instead of recording nothing."""
+"""Compiled code and TorchScript are closed to the tape: say so at setup instead of recording nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def compiled_parts(module: nn.Module) -> list[str]:
@@ -37,3 +39,27 @@ def check_not_compiled(module: nn.Module) -> None:
             "the uses of a parameter can't be seen, and running it uncompiled would change the training. Train the "
             "model as it was before `torch.compile`, or without this callback."
         )
+
+
+def check_not_scripted(module: nn.Module, tracked: Mapping[str, Tensor]) -> None:
+    """Refuse tracked parameters of modules that are TorchScript; what else of a model is, hides nothing.
+
+    Args:
+        module: the model.
+        tracked: the tracked parameters by name.
+
+    Raises:
+        ValueError: names such a module and its tracked parameters, and says what to do.
+    """
+    for path, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            own = {id(p) for p in part.parameters()}
+            hidden = [f"`{name}`" for name, p in tracked.items() if id(p) in own]
+            if hidden:
+                raise ValueError(
+                    f"GradTrace: `{path or type(part).__name__}` of `{type(module).__name__}` is TorchScript "
+                    f"(`torch.jit.script` or `torch.jit.trace`). Inside of it the uses of {', '.join(hidden[:5])}"
+                    f"{', ...' if len(hidden) > 5 else ''} can't be seen. Train with the module as it was before and "
+                    "script it after the training, leave these parameters out with `GradTrace(params=...)`, or give "
+                    '`engine="functional"` a loss per sample.'
+                )

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from lightning_gradtrace.capture.draws import DrawSite
-from lightning_gradtrace.capture.precision import HALF
+from lightning_gradtrace.capture.precision import coarsest
 from lightning_gradtrace.capture.replay import Surroundings, run
 from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, OuterShare, Share, SumShare, add_shares
@@ -66,9 +66,9 @@ class Root:
     tensor: Tensor
 
     @property
-    def is_half(self) -> bool:
-        """Whether gradients of it are in half precision."""
-        return self.tensor.dtype in HALF
+    def precision(self) -> torch.dtype:
+        """Dtype of its gradients."""
+        return self.tensor.dtype
 
     @property
     def roots(self) -> dict[str, Root]:
@@ -98,8 +98,8 @@ class Derived:
         tensor: the result, for its shape and strides.
         version: version counter of the result.
         roots: the parameters this comes from, by name.
-        is_half: whether gradients of the parameters pass a tensor in half precision on their way through this.
         draws: where the random numbers were drawn that are in it.
+        precision: coarsest dtype of the tensors that gradients of the parameters pass on their way through this.
     """
 
     function: Callable[..., Any]
@@ -110,8 +110,8 @@ class Derived:
     tensor: Tensor
     version: int = field(init=False)
     roots: dict[str, Root] = field(init=False)
-    is_half: bool = field(init=False)
     draws: frozenset[DrawSite] = field(init=False)
+    precision: torch.dtype = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "version", self.tensor._version)
@@ -120,10 +120,10 @@ class Derived:
             if isinstance(leaf, (Root, Derived)):
                 found.update(leaf.roots)
         object.__setattr__(self, "roots", found)
-        half = any(leaf.is_half for leaf in self.leaves if isinstance(leaf, (Root, Derived)))
-        object.__setattr__(self, "is_half", half or self.tensor.dtype in HALF)
         drawn = (leaf.draws for leaf in self.leaves if isinstance(leaf, (Root, Derived, Operand)))
         object.__setattr__(self, "draws", frozenset().union(*drawn))
+        passed = [leaf.precision for leaf in self.leaves if isinstance(leaf, (Root, Derived))]
+        object.__setattr__(self, "precision", coarsest([self.tensor.dtype, *passed]))
 
     def pull_back(self, share: Share) -> dict[Root, Share]:
         """Return the shares of the parameters for a share of this tensor.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.attribution import Attribution
@@ -15,6 +16,7 @@ from lightning_gradtrace.capture.derived import Lineage, OverwrittenError, Root
 from lightning_gradtrace.capture.draws import EVERYWHERE
 from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Placer, Probe, UnattributableError
+from lightning_gradtrace.capture.precision import coarsest_by_name
 from lightning_gradtrace.capture.settling import Doubt
 from lightning_gradtrace.capture.shares import Share, add_shares
 from lightning_gradtrace.capture.sharing import Sharing
@@ -48,7 +50,8 @@ class MicroBatch:
         tokens: shares of chosen loss tokens: the first of every sample, the second, and so on.
         n_chosen: number of loss tokens that were chosen in every sample, also those beyond `tokens`; shape (sample,).
         unlike: parameters that were used as they never were before, whose sums are to be checked.
-        half: parameters whose gradients were computed in half precision, so that sums agree less closely.
+        precision: coarsest dtype that the gradient of each parameter passed while it was computed, by name: how
+            closely sums can agree.
     """
 
     n_samples: int
@@ -57,7 +60,7 @@ class MicroBatch:
     tokens: list[TokenPass] = field(default_factory=list)
     n_chosen: Any = None
     unlike: set[str] = field(default_factory=set)
-    half: set[str] = field(default_factory=set)
+    precision: dict[str, torch.dtype] = field(default_factory=dict)
 
 
 class Recording(Protocol):
@@ -80,13 +83,7 @@ R = TypeVar("R", bound=Recording)
 
 
 class Engine(Protocol[R]):
-    """A way to per-sample gradients of the real training step. What it is handed it never changes.
-
-    Attributes:
-        slack: how much larger than the rounding of a sum the error of its sums may be.
-    """
-
-    slack: float
+    """A way to per-sample gradients of the real training step. What it is handed it never changes."""
 
     def tape(self, parameters: Mapping[str, Tensor], batch: Any, n_samples: int, batch_axis: int) -> R:
         """Return the recording of a micro-batch that comes.
@@ -138,13 +135,11 @@ class TapeEngine:
         placer: remembers where the samples are in every use.
         attribution: remembers by which way the shares of every use are computed.
         sharing: remembers which random numbers all samples share.
-        slack: see `Engine`.
     """
 
     placer: Placer = field(default_factory=Placer)
     attribution: Attribution = field(default_factory=Attribution)
     sharing: Sharing = field(default_factory=Sharing)
-    slack: float = 1.0
     _met: set[str] = field(default_factory=set, init=False)
 
     def tape(
@@ -201,7 +196,7 @@ class TapeEngine:
                 "for a penalty, or leave the parameter out with `GradTrace(params=...)`."
             )
         uses = [use for use in tape.uses if use.reached]
-        half = {name for use in uses for name in use.half}
+        precision = coarsest_by_name(use.precision for use in uses)
         received: dict[Lineage, list[Share]] = {}
         for use, places in zip(uses, self.placer.place(uses, n_samples, probe), strict=True):
             for lineage, share in self.attribution.shares(use, places, n_samples).items():
@@ -212,7 +207,7 @@ class TapeEngine:
                 parts.setdefault(root.name, []).append(share)
         taped.forget_backward()
         by_name = {name: add_shares(found) for name, found in parts.items()}
-        return MicroBatch(n_samples, by_name, unlike=self._unlike(uses), half=half)
+        return MicroBatch(n_samples, by_name, unlike=self._unlike(uses), precision=precision)
 
     def _unlike(self, uses: Sequence[Use]) -> set[str]:
         """Return the parameters whose uses, taken together, are not those of any pass before."""
@@ -236,11 +231,11 @@ class TapeEngine:
     def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
         """Say what to do if the shares don't add up to the gradient."""
         return (
-            "Some use of the parameter was not seen (inside a custom `torch.autograd.Function`, `torch.vmap` or "
-            "`torch.func`, of a nested tensor, in a gradient of gradients, or as a penalty on the weights, which no "
-            "sample causes), a hook of a tensor or a parameter changed its gradient, or its samples were taken from "
-            "the wrong axis. Give `batch_axis=0` or `batch_axis=1` if the batch was misread, leave the parameter out "
-            'with `GradTrace(params=...)`, or give `engine="functional"` a loss per sample.'
+            "Some use of the parameter was not seen (inside a custom `torch.autograd.Function`, TorchScript, "
+            "`torch.vmap` or `torch.func`, of a nested tensor, in a gradient of gradients, or as a penalty on the "
+            "weights, which no sample causes), a hook of a tensor or a parameter changed its gradient, or its samples "
+            "were taken from the wrong axis. Give `batch_axis=0` or `batch_axis=1` if the batch was misread, leave the "
+            'parameter out with `GradTrace(params=...)`, or give `engine="functional"` a loss per sample.'
         )
 
 

@@ -108,7 +108,6 @@ class FunctionalEngine:
         context: makes the context in which forward passes run (autocast).
         low_precision: whether forward passes run in half precision.
         workspace: numbers that may be written out at a time.
-        slack: see `Engine`; the forward pass is computed anew, in parts perhaps in single precision.
     """
 
     module: nn.Module
@@ -116,7 +115,6 @@ class FunctionalEngine:
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     low_precision: bool = False
     workspace: int = WORKSPACE
-    slack: float = 1e3
     _by_sample: bool = field(default=True, init=False)
     _count: int = field(default=0, init=False)
 
@@ -151,11 +149,11 @@ class FunctionalEngine:
         gradients = functools.partial(_gradients, replay, self._by_sample)
         if fits:
             found: dict[str, Share] = {n: DenseShare(g) for n, g in gradients(names, slice(None)).items()}
-            return MicroBatch(n_samples, found, half=replay.half)
+            return MicroBatch(n_samples, found, precision=replay.precision)
         groups = _groups(numel, max(1, self.workspace // n_samples))
         source = _Source(gradients, groups, numel, n_samples, self.workspace)
         later: dict[str, Share] = {name: ReplayedShare(name, source, shape) for name, shape in shapes.items()}
-        return MicroBatch(n_samples, later, half=replay.half)
+        return MicroBatch(n_samples, later, precision=replay.precision)
 
     def _choose(self, replay: Replay, names: Sequence[str], numel: Mapping[str, int]) -> None:
         """Give up batches of one sample, with a warning, if they don't lead to the gradients of the whole batch."""
@@ -198,7 +196,8 @@ class FunctionalEngine:
         for name, gradient in zip(names, found, strict=True):
             expected = torch.zeros_like(combined[name]) if gradient is None else gradient
             error = float(torch.linalg.vector_norm(combined[name] - expected))
-            if error > tolerance(expected.dtype, self.low_precision or name in replay.half) * sizes[name]:
+            passed = torch.bfloat16 if self.low_precision else replay.precision.get(name)
+            if error > tolerance(expected.dtype, passed) * sizes[name]:
                 return (
                     f"the gradient of `{name}` for a sample alone is not the one that it has in the batch (relative "
                     f"error {error / sizes[name]:.1e}); something couples the samples, such as batch norm"

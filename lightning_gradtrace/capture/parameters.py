@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lightning_gradtrace.capture.compiled import check_not_scripted
+
 ParameterFilter = str | Sequence[str] | Callable[[str, Tensor], bool] | None
 
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
@@ -64,7 +66,9 @@ def _kind(owner: nn.Module, leaf: str, tensor: Tensor, vocabulary: tuple[int, ..
     return "linear" if isinstance(owner, nn.Linear) else "other"
 
 
-def select_parameters(module: nn.Module, params: ParameterFilter, thawing: bool = False) -> list[TrackedParameter]:
+def select_parameters(
+    module: nn.Module, params: ParameterFilter, thawing: bool = False, taped: bool = False
+) -> list[TrackedParameter]:
     """Return the parameters to track.
 
     Args:
@@ -73,12 +77,13 @@ def select_parameters(module: nn.Module, params: ParameterFilter, thawing: bool 
             names; or a predicate ``(name, parameter) -> bool``. A frozen parameter is tracked if a glob or a
             predicate names it; its shifts are zero until it is unfrozen.
         thawing: frozen parameters will be unfrozen, so None takes them too.
+        taped: whether the uses of the parameters must be seen.
 
     Returns:
         The tracked parameters, at least one.
 
     Raises:
-        ValueError: nothing is left; the message lists what there is.
+        ValueError: nothing is left, and the message lists what there is; or uses of a parameter can't be seen.
     """
     described = describe_parameters(module, frozen=thawing or params is not None)
     if params is None:
@@ -96,4 +101,6 @@ def select_parameters(module: nn.Module, params: ParameterFilter, thawing: bool 
             "Give a glob or a list of globs on these names, a predicate(name, parameter), or None for all matrices "
             "outside embeddings and the output head."
         )
+    if taped:
+        check_not_scripted(module, {p.name: p.tensor for p in chosen})
     return chosen

@@ -5,13 +5,36 @@ Not every device has float64 (Apple's MPS): what is summed in it is brought to t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from torch import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
 """Dtypes with half of the bits: what is computed in them is rounded so that another order of summation shows."""
+FINE_TO_COARSE = (torch.float64, torch.float32, *HALF)
+"""Dtypes by how closely they round."""
 WITHOUT_FLOAT64 = {"mps"}
 """Types of devices."""
+
+
+def coarsest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the dtype that rounds most, one of `FINE_TO_COARSE`.
+
+    Args:
+        dtypes: one or more. A complex one counts as that of its parts, one with fewer bits than 16 as the last.
+    """
+    parts = [dtype.to_real() if dtype.is_complex else dtype for dtype in dtypes]
+    last = len(FINE_TO_COARSE) - 1
+    return FINE_TO_COARSE[max(FINE_TO_COARSE.index(part) if part in FINE_TO_COARSE else last for part in parts)]
+
+
+def coarsest_by_name(found: Iterable[Mapping[str, torch.dtype]]) -> dict[str, torch.dtype]:
+    """Return of every name the dtype that rounds most, see `coarsest`."""
+    merged: dict[str, torch.dtype] = {}
+    for part in found:
+        merged.update({name: coarsest([dtype, merged.get(name, dtype)]) for name, dtype in part.items()})
+    return merged
 
 
 def summable(tensor: Tensor) -> Tensor:

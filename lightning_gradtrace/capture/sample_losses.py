@@ -18,8 +18,9 @@ from typing_extensions import Self
 
 from lightning_gradtrace.capture.batch import map_tensors, sample_axis_of
 from lightning_gradtrace.capture.derived import quiet_vmap
-from lightning_gradtrace.capture.precision import HALF
+from lightning_gradtrace.capture.precision import coarsest, coarsest_by_name
 from lightning_gradtrace.capture.random_state import RandomState
+from lightning_gradtrace.capture.replay import outputs_of
 
 PerSampleLoss = Callable[[nn.Module, Any], Tensor]
 
@@ -80,15 +81,15 @@ class _Loss(nn.Module):
         return self.function(self.module, batch)
 
 
-class _SeesHalf(TorchFunctionMode):
-    """Takes note of half precision in what runs.
+class _SeesPrecision(TorchFunctionMode):
+    """Takes note of the coarsest dtype of what gradients pass.
 
     Args:
-        found: filled with the names.
-        names: the parameters whose gradients may come from it.
+        found: filled with the dtype, for every name.
+        names: the parameters whose gradients may pass it.
     """
 
-    def __init__(self, found: set[str], names: Iterable[str]) -> None:
+    def __init__(self, found: dict[str, torch.dtype], names: Iterable[str]) -> None:
         super().__init__()
         self._found, self._names = found, names
 
@@ -101,8 +102,9 @@ class _SeesHalf(TorchFunctionMode):
     ) -> Any:
         """Call the function."""
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.dtype in HALF:
-            self._found.update(self._names)
+        passed = {t.dtype for t in outputs_of(False, args, result) if isinstance(t, Tensor) and t.requires_grad}
+        if passed:
+            self._found.update(coarsest_by_name([self._found, dict.fromkeys(self._names, coarsest(passed))]))
         return result
 
 
@@ -118,7 +120,7 @@ class Replay:
             micro-batches, times the loss scale of fp16 AMP.
         context: makes the context in which forward passes run (autocast).
         frozen: copy parameters and buffers, to evaluate after they have changed.
-        half: the parameters, as soon as something has run in half precision.
+        precision: coarsest dtype that the gradient of each parameter may have passed in what has run, by name.
     """
 
     module: nn.Module
@@ -127,7 +129,7 @@ class Replay:
     factor: float = 1.0
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     frozen: bool = False
-    half: set[str] = field(default_factory=set)
+    precision: dict[str, torch.dtype] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._loss = _Loss(self.module, self.per_sample_loss)
@@ -225,7 +227,7 @@ class Replay:
     def _call(self, values: Mapping[str, Tensor], batch: Any) -> Tensor:
         swapped = {f"module.{name}": value for name, value in values.items()}
         buffers = {f"module.{name}": value.clone() for name, value in self._buffers.items()}
-        with _SeesHalf(self.half, self.moment.parameters):
+        with _SeesPrecision(self.precision, self.moment.parameters):
             return torch.func.functional_call(self._loss, (swapped, buffers), (batch,))
 
     def _split(self, samples: slice) -> tuple[list[Tensor], list[int]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from lightning_gradtrace.capture.batch import tensors
@@ -68,6 +68,29 @@ def _outputs(_: nn.Module, args: Any, output: Any) -> None:
         if isinstance(mode, Tape):
             for tensor in tensors(output):
                 mode.watch(tensor)
+
+
+def waiting_gradients(module: nn.Module) -> dict[int, Tensor]:
+    """Return the gradients that backward passes have left whole, for a later one to reduce.
+
+    FSDP2 keeps them away from ``.grad`` where it was told not to reduce them (`set_requires_gradient_sync(False)`); no
+    optimizer zeroes them.
+
+    Args:
+        module: the model.
+
+    Returns:
+        The gradients of this rank, by the identity of the parameter of which modules hold a piece at rest.
+    """
+    found = {}
+    for part in module.modules():
+        for held in (p for group in _groups(part) for p in group.fsdp_params) if _is_fsdp(part) else ():
+            gradient = held.unsharded_accumulated_grad
+            if gradient is None and hasattr(held, "_unsharded_param"):
+                gradient = held._unsharded_param.grad
+            if gradient is not None:
+                found[id(held.sharded_param)] = gradient
+    return found
 
 
 @contextmanager

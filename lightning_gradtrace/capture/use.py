@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
 from lightning_gradtrace.capture.batch_axis import shape_before_view
 from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root
 from lightning_gradtrace.capture.draws import DrawSite
-from lightning_gradtrace.capture.precision import HALF
+from lightning_gradtrace.capture.precision import coarsest, coarsest_by_name
 from lightning_gradtrace.capture.replay import Surroundings
 from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.rules import Rule
@@ -137,15 +138,18 @@ class Use:
         return BoundUse(self.rule, values, lineages, source, places.get(source), axes, reads)
 
     @property
-    def half(self) -> set[str]:
-        """Parameters whose gradients are computed in half precision.
+    def precision(self) -> dict[str, torch.dtype]:
+        """Coarsest dtype that the gradient of each parameter passes on its way from here.
 
         What happens inside of a function without a closed form is not seen: under autocast `torch.gru` multiplies in
         half precision and returns single precision.
         """
-        every = any(cotangent.dtype in HALF for cotangent in self.cotangents.values())
-        every |= self.rule is None and self.around.autocast in HALF
-        return {name for lineage in self.lineages.values() if every or lineage.is_half for name in lineage.roots}
+        passed = [cotangent.dtype for cotangent in self.cotangents.values()]
+        if self.rule is None and self.around.autocast is not None:
+            passed.append(self.around.autocast)
+        return coarsest_by_name(
+            dict.fromkeys(lineage.roots, coarsest([lineage.precision, *passed])) for lineage in self.lineages.values()
+        )
 
     @property
     def reached(self) -> bool:

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Size, Tensor, dtype
 
-from lightning_gradtrace.capture.check import relative_error, total_share
+from lightning_gradtrace.capture.check import relative_error, summed_in, total_share
+from lightning_gradtrace.capture.precision import FINE_TO_COARSE
 from lightning_gradtrace.capture.shares import DenseShare, accumulation_dtype
 from lightning_gradtrace.ranks.meeting import Ranks
 from lightning_gradtrace.step import Step
@@ -60,31 +61,33 @@ def compare_over_ranks(
             shifts = _shifts(division, name, total)
             ledger.add(division.entry(name, None if shifts is None else piece.take(shifts)))
 
-    half = _half_anywhere(ranks, step, list(parameters))  # first: what fails in the last use of a sum ends no message
+    precision = _precision_anywhere(ranks, step, list(parameters))  # first: what fails in the last use ends no message
     if step is not None:
-        step.half_elsewhere = half
+        step.precision_elsewhere = precision
     ranks.sums(parameters, lambda name: _form(parameters[name]), part, use)
     if any(is_sharded(p) for p in parameters.values()):
         _add_pieces(ranks, list(parameters), squares, ledger)
     if step is not None:
         for name, (difference, size) in squares.items():
-            kind = step.division.gradients[name].dtype
+            kind = summed_in(step.division.gradients[name].dtype, precision.get(name))
             # A sum of nothing has no rounding.
             overall = 0.0 if name in unseen else step.norm * step.division.loss_scale
             errors[name] = relative_error(difference**0.5, size**0.5, kind, overall)
     return errors, Balance() if ledger is None else ledger.balance()
 
 
-def _half_anywhere(ranks: Ranks, step: Step | None, names: list[str]) -> frozenset[str]:
-    """Return the parameters whose gradients were computed in half precision on any rank."""
-    mine = torch.tensor([float(step is not None and name in step.half) for name in names])
-    found: set[str] = set()
+def _precision_anywhere(ranks: Ranks, step: Step | None, names: list[str]) -> dict[str, torch.dtype]:
+    """Return the coarsest dtype that the gradient of each parameter passed on any rank."""
+    own = {} if step is None else step.precision
+    mine = torch.tensor([[float(own.get(name) is dtype) for name in names] for dtype in FINE_TO_COARSE])
+    found: dict[str, torch.dtype] = {}
 
     def use(_: str, total: Tensor) -> None:
-        found.update(name for name, n in zip(names, total.tolist(), strict=True) if n)
+        for precision, counts in zip(FINE_TO_COARSE, total.tolist(), strict=True):  # a coarser one takes the place
+            found.update(dict.fromkeys((name for name, n in zip(names, counts, strict=True) if n), precision))
 
-    ranks.sums(["half"], lambda _: (mine.shape, mine.dtype), lambda _: mine, use)
-    return frozenset(found)
+    ranks.sums(["precision"], lambda _: (mine.shape, mine.dtype), lambda _: mine, use)
+    return found
 
 
 def _add_pieces(ranks: Ranks, names: list[str], squares: dict[str, tuple[float, float]], ledger: Ledger | None) -> None:

@@ -12,8 +12,15 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
-from lightning_gradtrace.capture.check import check_sums
+from lightning_gradtrace.capture.accumulation import Accumulation
+from lightning_gradtrace.capture.check import check_sums, sum_errors
+from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
+from lightning_gradtrace.capture.functional import FunctionalEngine
+from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.precision import HALF
+from lightning_gradtrace.capture.shares import DenseShare
+from tests.cases import NoProbe
 from tests.loops.models import WIDTH, Net, check_nothing_left, data, fit, run
 from tests.loops.test_manual import Gan, Manual
 
@@ -174,9 +181,9 @@ def test_half_precision_that_only_the_model_knows_of(
     """Sums are judged by the precision in which the gradient of each parameter was computed."""
     found: set[str] = set()
 
-    def noted(errors, gradients, half, *rest):
-        found.update(half)
-        check_sums(errors, gradients, half, *rest)
+    def noted(errors, gradients, precision, *rest):
+        found.update(name for name, dtype in precision.items() if dtype in HALF)
+        check_sums(errors, gradients, precision, *rest)
 
     monkeypatch.setattr("lightning_gradtrace.tracer.check_sums", noted)
     trace, _ = run(kind, tmp_path / "a.zarr", bound=2e-2)
@@ -226,3 +233,219 @@ def test_weights_that_are_derived_in_many_steps(n: int, step, tmp_path: Path) ->
 
     trace, _ = run(Derived, tmp_path / "a.zarr", bound=1e-4, max_epochs=1)
     assert not trace.steps["half_precision"].any()
+
+
+class Double(Net):
+    """In double precision, and what is in single precision is so by the model's own doing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.double()
+
+    def training_step(self, batch, batch_idx):
+        return (self(batch[0].double()) - batch[1]).square().mean()
+
+    def forward(self, x):
+        return self.last(self.in_between(x).tanh())
+
+    def in_between(self, x):
+        return self.first(x)
+
+
+class ModuleCast(Double):
+    """A module that casts its weights for good when it is first called."""
+
+    def in_between(self, x):
+        return self.first.float()(x.float()).double()
+
+
+class WeightCast(Double):
+    """Weights that are cast in every forward pass."""
+
+    def in_between(self, x):
+        single = {name: p.float() for name, p in self.first.named_parameters()}
+        return torch.func.functional_call(self.first, single, x.float()).double()
+
+
+class WeightCastAndBack(Double):
+    """A weight that is rounded."""
+
+    def in_between(self, x):
+        return nn.functional.linear(x, self.first.weight.float().double(), self.first.bias)
+
+
+class SingleWeight(Double):
+    """A weight in single precision that meets the batch in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.weight.data = self.first.weight.data.float()
+
+    def in_between(self, x):
+        return nn.functional.linear(x, self.first.weight.double(), self.first.bias)
+
+
+class CastCell(Double):
+    """No closed form: the general rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.GRUCell(WIDTH, 7).double()
+
+    def in_between(self, x):
+        single = {name: p.float() for name, p in self.first.named_parameters()}
+        return torch.func.functional_call(self.first, single, x.float()).double()
+
+
+class SingleInput(Double):
+    """Nothing but the input is rounded."""
+
+    def in_between(self, x):
+        return self.first((x.float() * 3).double())
+
+
+SINGLE = {
+    ModuleCast: {"first.weight", "first.bias"},
+    WeightCast: {"first.weight", "first.bias"},
+    WeightCastAndBack: {"first.weight"},
+    SingleWeight: {"first.weight"},
+    CastCell: {f"first.{kind}_{of}" for kind in ("weight", "bias") for of in ("ih", "hh")},
+    SingleInput: set(),
+    Double: set(),
+}
+"""Models in double precision, with the parameters whose gradients are computed in single precision."""
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], dict[str, float]]:
+    """Which gradients pass single precision, and the largest errors of the sums, as a training finds them."""
+    found: set[str] = set()
+    largest: dict[str, float] = {}
+
+    def note(errors, gradients, precision, *rest):
+        found.update(name for name, dtype in precision.items() if dtype == torch.float32)
+        largest.update({name: max(error, largest.get(name, 0.0)) for name, error in errors.items()})
+        check_sums(errors, gradients, precision, *rest)
+
+    monkeypatch.setattr("lightning_gradtrace.tracer.check_sums", note)
+    return found, largest
+
+
+@pytest.mark.parametrize("kind", SINGLE, ids=lambda kind: kind.__name__)
+def test_single_precision_inside_of_double_precision(kind: type, tmp_path: Path, noted) -> None:
+    found, largest = noted
+    trace, _ = run(kind, tmp_path / "a.zarr")
+    assert found == SINGLE[kind]
+    assert not trace.steps["half_precision"].any()
+    for name, error in largest.items():
+        assert error < (1e-5 if name in found else 1e-12), name
+    if kind in (WeightCast, WeightCastAndBack, CastCell):
+        assert max(largest.values()) > 1e-9  # which would be wrong in double precision, that of these parameters
+
+
+@pytest.mark.filterwarnings("ignore:.*one backward pass per sample of the whole batch")
+@pytest.mark.parametrize("kind", SINGLE, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("engine", ["tape", "functional"])
+def test_every_share_is_the_gradient_of_its_sample_where_precisions_meet(kind: type, engine: str) -> None:
+    def losses(module, batch):
+        return (module(batch[0]) - batch[1]).square().mean(1) / len(batch[0])
+
+    torch.manual_seed(0)
+    model = kind().requires_grad_()
+    batch = tuple(t[:6].double() for t in data().tensors)
+    model(batch[0])  # after this no module changes any more
+    parameters = dict(model.named_parameters())
+    made = TapeEngine() if engine == "tape" else FunctionalEngine(model, losses)
+    recording = made.tape(parameters, batch, 6, 0)
+    with recording:
+        loss = losses(model, batch).sum()
+    loss.backward()
+    micro_batch = made.collect(recording, 6, NoProbe())
+    wanted = per_sample_gradients(lambda i: losses(model, [t[i : i + 1] for t in batch]).sum() / 6, 6, parameters)
+    gradients = {name: p.grad for name, p in parameters.items()}
+    check_sums(sum_errors([micro_batch], gradients), gradients, micro_batch.precision)
+    if engine == "tape":
+        assert {name for name, dtype in micro_batch.precision.items() if dtype == torch.float32} == SINGLE[kind]
+    for name, expected in wanted.items():
+        error = torch.linalg.vector_norm(micro_batch.shares[name].dense() - expected)
+        assert error <= (1e-6 if SINGLE[kind] else 1e-14) * torch.linalg.vector_norm(expected), name
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameter", "error"),
+    [(Double, "first.weight", 1e-6), (WeightCast, "last.weight", 1e-6), (WeightCast, "first.weight", 1e-2)],
+)
+def test_a_wrong_sum_is_refused_in_the_precision_of_its_parameter(kind, parameter, error, tmp_path: Path) -> None:
+    class Wrong(kind):
+        def __init__(self) -> None:
+            super().__init__()
+            self.get_parameter(parameter).register_hook(lambda gradient: gradient * (1 + error))
+
+    pl.seed_everything(3, verbose=False)
+    with pytest.raises(UnattributableError, match=rf"gradients of `{parameter}` \(relative error .*\) don't add up"):
+        fit(Wrong(), GradTrace(tmp_path / "a.zarr", TopK(3)))
+
+
+@pytest.mark.parametrize("kind", [Double, WeightCast], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("factor", [1.0, 1 + 1e-6, 1.01, 0.25])
+def test_sums_of_a_loss_per_sample_are_as_close_as_its_precision(kind: type, factor: float, tmp_path: Path) -> None:
+    def losses(module, batch):
+        return factor * (module(batch[0].double()) - batch[1]).square().mean(1) / len(batch[0])
+
+    pl.seed_everything(3, verbose=False)
+    traced = GradTrace(tmp_path / "a.zarr", TopK(3), engine="functional", per_sample_loss=losses)
+    if abs(factor - 1) > (1e-3 if kind is WeightCast else 1e-9):
+        with pytest.raises(UnattributableError, match=rf"Your losses add up to {factor:.6g} times the gradient"):
+            fit(kind(), traced)
+    else:
+        fit(kind(), traced)
+        trace = open_trace(tmp_path / "a.zarr")
+        assert trace.attrs["complete"] and not trace.steps["half_precision"].any()
+
+
+def test_a_vanishing_gradient_is_measured_in_the_precision_in_which_it_was_summed() -> None:
+    noise = torch.full((2,), torch.finfo(torch.float32).eps, dtype=torch.float64)
+    shares = {"w": DenseShare(torch.zeros(1, 2, dtype=torch.float64))}
+    single = MicroBatch(1, shares, precision={"w": torch.float32})
+    check_sums(sum_errors([single], {"w": noise}, overall=1.0), {"w": noise}, single.precision)
+    double = MicroBatch(1, shares, precision={"w": torch.float64})
+    with pytest.raises(UnattributableError, match="`w`"):
+        check_sums(sum_errors([double], {"w": noise}, overall=1.0), {"w": noise}, double.precision)
+
+
+@pytest.mark.parametrize("order", [(torch.float64, torch.float32), (torch.float32, torch.float64)], ids=str)
+def test_two_passes_through_one_batch_pass_the_coarser_precision(order) -> None:
+    passes = Accumulation()
+    w = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    for dtype in order:
+        passes.begin_pass({"w": w})
+        w.sum().backward()
+        one = MicroBatch(1, {"w": DenseShare(torch.ones(1, 2, dtype=torch.float64))}, precision={"w": dtype})
+        passes.end_pass(0, one, torch.ones(()), {"w": w}, [0])
+    (micro_batch,), _ = passes.of(0, ["w"])
+    assert micro_batch.precision == {"w": torch.float32}
+
+
+def test_shares_that_run_the_model_when_they_are_read_tell_of_their_precision() -> None:
+    """A later batch of a loss per sample, whose shares are too large to be kept: no pass has run before its sum."""
+
+    def losses(module, batch):
+        return (module(batch[0]) - batch[1]).square().mean(1) / len(batch[0])
+
+    torch.manual_seed(0)
+    model = WeightCast()
+    batch = tuple(t[:6].double() for t in data().tensors)
+    engine = FunctionalEngine(model.eval(), losses, workspace=20)
+    for n_told in (len(list(model.parameters())), 0):
+        model.zero_grad()
+        with engine.tape(dict(model.named_parameters()), batch, 6, 0) as moment:
+            loss = losses(model, batch).sum()
+        loss.backward()
+        micro_batch = engine.collect(moment, 6, NoProbe())
+        assert len(micro_batch.precision) == n_told
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        noise = {"first.weight": gradients["first.weight"] + 1e-6}  # as if all else were that much larger
+        errors = sum_errors([micro_batch], noise, overall=1e6)
+        assert 1e-9 < errors["first.weight"] < 1e-8  # of a thousandth of all gradients, not of a ten-thousandth
+        assert set(micro_batch.precision.values()) == {torch.float32}
+        check_sums(sum_errors([micro_batch], gradients), gradients, micro_batch.precision)

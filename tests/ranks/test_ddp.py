@@ -11,7 +11,17 @@ import pytest
 from lightning_gradtrace import Trace, open_trace
 from lightning_gradtrace.store.schema import escape
 from tests.ranks.launch import Job, launch, values
-from tests.ranks.training import Adam, Branches, HalfBranches, Joint, JointAdam, JointBranches, ddp, single
+from tests.ranks.training import (
+    Adam,
+    Branches,
+    HalfBranches,
+    Joint,
+    JointAdam,
+    JointBranches,
+    SingleBranches,
+    ddp,
+    single,
+)
 from tests.test_callback import Model
 
 UNEQUAL = [[[0, 1, 2], [3, 4], [5, 6, 7, 8]], [[9, 10, 11], [12, 13, 14, 15, 16], [17]]]
@@ -49,8 +59,12 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     for name, (kind, joint, ddp_options, options) in CASES.items():
         jobs.append(Job(ddp, (name, kind, ddp_options, options)))
         jobs.append(Job(single, (name, joint, options), size=1))
-    jobs.append(Job(ddp, ("half", HalfBranches, {"find_unused_parameters": True}, {})))
+    of_branches = {"trace": {"params": "branches.*"}}
+    jobs.append(Job(ddp, ("half", HalfBranches, {"find_unused_parameters": True}, of_branches)))
+    of_branches = of_branches | {"trainer": DOUBLE}
+    jobs.append(Job(ddp, ("mixed", SingleBranches, {"find_unused_parameters": True}, of_branches)))
     found = launch(folder, jobs)
+    values(found[-2])
     values(found[-1])
     return folder, {name: (found[2 * i], found[2 * i + 1]) for i, name in enumerate(CASES)}
 
@@ -209,3 +223,9 @@ def test_a_rank_whose_samples_do_not_reach_a_parameter_knows_of_its_half_precisi
     trace = open_trace(outcomes[0] / "half.zarr")
     assert trace.attrs["complete"] and trace.steps["half_precision"].all() and trace.verify().ok
     assert trace.steps["sum_error"].max() > 1e-3
+
+
+def test_a_rank_whose_samples_do_not_reach_a_parameter_knows_of_its_single_precision(outcomes) -> None:
+    trace = open_trace(outcomes[0] / "mixed.zarr")
+    assert trace.attrs["complete"] and not trace.steps["half_precision"].any() and trace.verify().ok
+    assert 1e-9 < trace.steps["sum_error"].max() < 1e-5

@@ -16,19 +16,26 @@ from tests.ranks.launch import Job, Outcome, launch, values
 from tests.ranks.test_ddp import close_to, in_order_of
 from tests.ranks.training import (
     Halved,
+    HalvedCollecting,
     Joint,
     JointAdam,
     JointBranchesAdam,
+    JointCollecting,
     JointDrawn,
     JointSquare,
+    JointSquareCollecting,
     Kept,
+    KeptCollecting,
+    PartlyCollecting,
     Reentrant,
     Resharded,
     Sharded,
     ShardedAdam,
     ShardedBranches,
+    ShardedCollecting,
     ShardedDrawn,
     ShardedSquare,
+    SquareCollecting,
     Whole,
     fsdp,
     refused,
@@ -38,6 +45,8 @@ from tests.test_callback import LENGTH
 
 N_ENTRIES = 896
 ALL_TOKENS = {"tokens": {"tokens": None, "slots": LENGTH, "k": N_ENTRIES}}
+UNEQUAL = [[[0, 1, 2, 3, 4, 5], [6, 7, 8]], [[9, 10, 11, 12], [13, 14, 15, 16, 17, 18]]]
+COLLECTED = {"trainer": {"gradient_clip_val": None}, "trace": {"params": "*"}}
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "sgd": (Sharded, Joint, {"trace": {"tokens": {}}}),
     "accumulated": (ShardedAdam, JointAdam, {"trainer": {"accumulate_grad_batches": 2}, "trace": {"params": "*"}}),
@@ -45,7 +54,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         ShardedSquare,
         JointSquare,
         {
-            "batches": [[[0, 1, 2, 3, 4, 5], [6, 7, 8]], [[9, 10, 11, 12], [13, 14, 15, 16, 17, 18]]],
+            "batches": UNEQUAL,
             "trainer": {"use_distributed_sampler": False},
             "trace": {"params": "*", "tokens": {"by": "input"}},
         },
@@ -68,6 +77,18 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         JointBranchesAdam,
         {"trace": {"params": "branches.0.weight", "tokens": {}}},
     ),
+    "collected": (ShardedCollecting, JointCollecting, COLLECTED),
+    "collected, unequal": (
+        SquareCollecting,
+        JointSquareCollecting,
+        {
+            "batches": UNEQUAL,
+            "trainer": {"use_distributed_sampler": False, "gradient_clip_val": None},
+            "trace": {"params": "*", "tokens": {"by": "input"}},
+        },
+    ),
+    "collected, kept": (KeptCollecting, JointCollecting, COLLECTED),
+    "collected in part": (PartlyCollecting, JointCollecting, COLLECTED),
     "kept": (Kept, Joint, {"trace": {"tokens": {"tokens": [3], "slots": LENGTH}}}),
     "drawn": (ShardedDrawn, JointDrawn, {"trace": {"params": "*"}}),
 }
@@ -90,6 +111,7 @@ def outcomes(folder: Path) -> dict[str, list[Outcome]]:
     jobs |= {f"apart {dtype}": Job(accumulated, (dtype,)) for dtype in (None, torch.bfloat16)}
     jobs["autocast"] = Job(fsdp, ("autocast", Sharded, {"trainer": {"precision": "bf16-mixed"}, "trace": ALL_TOKENS}))
     jobs["halved"] = Job(fsdp, ("halved", Halved, {"trace": ALL_TOKENS}))
+    jobs["halved, collected"] = Job(fsdp, ("halved, collected", HalvedCollecting, COLLECTED))
     jobs["reentrant"] = Job(refused, (Reentrant, {"tokens": {}}))
     jobs["one process"] = Job(fsdp, ("one process", Sharded, {"trace": ALL_TOKENS, "ranks": 1}), 1)
     return dict(zip(jobs, launch(folder, list(jobs.values())), strict=True))
@@ -118,6 +140,15 @@ def test_the_same_training_with_the_same_shifts(name, folder, outcomes):
     assert trace.steps["residual"].notna().equals(expected.steps["residual"].notna())
     for column in ("loss", "grad_norm", "clip_factor", "lr"):
         np.testing.assert_allclose(trace.steps[column], expected.steps[column], rtol=1e-6, err_msg=column)
+
+
+def test_gradients_that_wait_in_another_precision(folder, outcomes):
+    for traced, plain in values(outcomes["halved, collected"]):
+        assert all(np.array_equal(weight, traced[param]) for param, weight in plain.items())
+    trace = open_trace(folder / "halved, collected.zarr")
+    assert trace.attrs["complete"] and trace.verify().ok and trace.steps["half_precision"].all()
+    assert 1e-6 < trace.steps["sum_error"].max() < 0.05
+    assert trace.occurrences.groupby("step")["micro_batch"].nunique().tolist() == [2, 1, 2, 1]
 
 
 def test_what_mixes_weights_of_which_a_process_holds_a_piece_is_refused():

@@ -58,14 +58,6 @@ class Branches(Model):
         return self.encoder(self.embedding(tokens), mask, is_causal=True)
 
 
-class HalfBranches(Branches):
-    """Casts by itself. Of a parameter that the samples of one rank don't reach, that rank sees no cast."""
-
-    def training_step(self, batch, batch_idx):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return super().training_step(batch, batch_idx)
-
-
 class JointBranches(Joint, Branches):
     def forward(self, tokens):
         hidden = self.hidden(tokens)
@@ -76,6 +68,29 @@ class JointBranches(Joint, Branches):
 class Adam(Model):
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=0.02, weight_decay=0.1)
+
+
+class Descent(Model):
+    """Moves all parameters."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.3)
+
+
+class HalfBranches(Branches, Descent):
+    """Casts by itself. Of a parameter that the samples of one rank don't reach, that rank sees no cast."""
+
+    def training_step(self, batch, batch_idx):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().training_step(batch, batch_idx)
+
+
+class SingleBranches(Branches, Descent):
+    """In double precision but for the layers of which a batch uses one."""
+
+    def forward(self, tokens):
+        hidden, branch = self.hidden(tokens), self.branches[int(tokens[0, 0]) % 2]
+        return self.head(F.linear(hidden.float(), branch.weight.float(), branch.bias.float()).double())
 
 
 class JointAdam(Joint, Adam):
@@ -221,6 +236,68 @@ class Halved(Sharded):
         for layer in self.encoder.layers:
             fully_shard(layer, mesh=mesh, mp_policy=policy)
         fully_shard(self, mesh=mesh, mp_policy=dataclasses.replace(policy, output_dtype=torch.float32))
+
+
+class Collecting(Model):
+    """Several micro-batches make a step, by manual optimization; the last step of an epoch has fewer."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        last = batch_idx % 2 == 1 or batch_idx == self.trainer.num_training_batches - 1
+        self.collect(last)
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if last:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+    def collect(self, last: bool) -> None:
+        """Prepare a micro-batch, which is the last of a step or not."""
+
+
+class JointCollecting(Collecting, JointAdam):
+    pass
+
+
+class ShardedCollecting(Collecting, ShardedAdam):
+    """Gradients stay whole until the last micro-batch of a step."""
+
+    def collect(self, last: bool) -> None:
+        self.set_requires_gradient_sync(last)
+
+
+class SquareCollecting(ShardedCollecting, Square):
+    pass
+
+
+class JointSquareCollecting(JointCollecting, Square):
+    pass
+
+
+class KeptCollecting(ShardedCollecting):
+    """Weights stay whole as well. What waits is not zeroed with the gradients."""
+
+    def collect(self, last: bool) -> None:
+        super().collect(last)
+        self.set_reshard_after_backward(last)
+        self.optimizers().zero_grad()
+
+
+class PartlyCollecting(ShardedCollecting):
+    """One layer reduces its gradients after every micro-batch."""
+
+    def collect(self, last: bool) -> None:
+        super().collect(last)
+        self.encoder.layers[0].set_requires_gradient_sync(True)
+
+
+class HalvedCollecting(Collecting, Halved):
+    """What waits is in another precision than what a pass adds to it."""
+
+    def collect(self, last: bool) -> None:
+        self.set_requires_gradient_sync(last)
 
 
 class Whole(Model):
