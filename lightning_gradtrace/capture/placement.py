@@ -240,9 +240,10 @@ def _complaint(use: Use, place: Place, options: Sequence[SampleAxis], n_samples:
     return (
         f"GradTrace: can't attribute {names}: in {use.site} {found} the {n_samples} samples of the batch "
         f"(tensor of shape {shape}). What is computed from parameters and constants alone, or from a mixture of "
-        "samples, can't be split; and where sizes leave doubt, random numbers that `training_step` draws keep a second "
-        "run with permuted samples from finding the axis. Leave the parameter out with `GradTrace(params=...)`, or "
-        "train with a batch size that divides no other axis, or give `batch_axis=` if the batch itself was misread."
+        "samples, can't be split; and where sizes leave doubt, random numbers that are not torch's, or a state that is "
+        "kept outside of the model, keep a second run with permuted samples from finding the axis. Leave the parameter "
+        "out with `GradTrace(params=...)`, or train with a batch size that divides no other axis, or give "
+        "`batch_axis=` if the batch itself was misread."
     )
 
 
