@@ -120,7 +120,8 @@ class Taint:
             batched = isinstance(made, Tensor) and self.n_samples in made.shape
             noise = batched and known.draws
         if noise:
-            self._noise |= {id(t): weakref.ref(t) for t in (result, *args[:1]) if t is result or known.in_place}
+            made = tensors(args[:1] if known.in_place else result)
+            self._noise |= {id(t): weakref.ref(t) for t in made}
         if batched:
             if known.in_place and args and isinstance(args[0], Tensor):
                 self.written(args[0])

@@ -26,6 +26,7 @@ from lightning_gradtrace.capture.functions import METADATA, Facts, facts, withou
 from lightning_gradtrace.capture.opening import opened
 from lightning_gradtrace.capture.replay import Surroundings, outputs_of
 from lightning_gradtrace.capture.routing import Routes
+from lightning_gradtrace.capture.rows import NOBODY
 from lightning_gradtrace.capture.rules import Rule, rule_for
 from lightning_gradtrace.capture.settling import lighten
 from lightning_gradtrace.capture.taint import Taint
@@ -57,8 +58,9 @@ class Tape(TorchFunctionMode):
         self._n_samples = n_samples
         self._counts: dict[tuple[str, tuple[str, ...]], int] = {}
         self._mixtures: dict[Derived, Mixture] = {}
-        # Lineages hold their tensors, so that an id is not given to another tensor while the tape lives.
-        self._lineage: dict[int, Lineage] = {id(p): Root(name, p) for name, p in parameters.items()}
+        # Lineages hold their tensors, so that an id is not given to another tensor while the tape lives. Parameters
+        # without entries are constants.
+        self._lineage: dict[int, Lineage] = {id(p): Root(name, p) for name, p in parameters.items() if p.numel()}
         self._names = frozenset(parameters)
         self._swaps = False
         self._kept: list[Tensor] = []
@@ -221,8 +223,9 @@ class Tape(TorchFunctionMode):
             else:
                 batched = not known.fresh and not (known.shape_only and i) and self._taint(leaf)
                 batched = batched and not (known.pointwise and self._is_weight_noise(leaf, leaves))
-                kept = operand(self._lasting(leaf) if self._swaps and not batched else leaf, batched)
-                kept.route = self._routes(leaf) if kept.batched else None
+                route = self._routes(leaf) if batched else None
+                values = self._lasting(leaf) if self._swaps and not batched else leaf
+                kept = operand(values, batched and route is not NOBODY, route)
                 if known.in_place and i == 0:
                     kept = self._before_writing(known, kept)
                 found.append(kept)
@@ -254,7 +257,8 @@ class Tape(TorchFunctionMode):
         live = self._live(known, outputs)
         leaves = without_running_statistics(known.name, leaves)
         if not any(isinstance(leaf, Operand) and leaf.batched for leaf in leaves):
-            self._derive(func, leaves, structure, around, live, mixed=False)
+            mixed = any(isinstance(leaf, Operand) and leaf.route is NOBODY for leaf in leaves)
+            self._derive(func, leaves, structure, around, live, mixed)
             return None
         names = tuple(
             dict.fromkeys(name for leaf in leaves if isinstance(leaf, (Root, Derived)) for name in leaf.roots)

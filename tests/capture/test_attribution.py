@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -540,3 +541,21 @@ def test_a_learned_scale_of_a_distribution(n: int) -> None:
     standing = Net(scale=(2,))
     found = capture(standing, target, lambda m, data: F.mse_loss(m.scale[None].expand(n, -1) * data, data), n=n)
     assert found.shares["scale"].dense().shape == (n, 2)
+
+
+@pytest.mark.parametrize("division", [2.0, 4.0])  # the last cluster has two hidden features, or none
+@pytest.mark.parametrize("classes", [[0, 1, 2, 1], [0, 4, 7, 8], [3, 3, 8, 8]])  # clusters without members, and all
+def test_an_adaptive_softmax(classes: list[int], division: float) -> None:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors is a no-op")
+        model = Net(
+            first=nn.Linear(5, 8), head=nn.AdaptiveLogSoftmaxWithLoss(8, 9, [3, 6], div_value=division)
+        ).double()
+    x, y = torch.randn(N, 5).double(), torch.tensor(classes)
+    shares = capture(model, (x, y), lambda m, b: m.head(m.first(b[0]), b[1]).loss).shares
+    used = {name: p for name, p in model.named_parameters() if name in shares}
+    assert {"first.weight", "head.head.weight"} <= used.keys()
+    expected = per_sample_gradients(lambda i: -model.head(model.first(x), y).output[i] / N, N, used)
+    for name, g in expected.items():
+        torch.testing.assert_close(shares[name].dense(), g)
