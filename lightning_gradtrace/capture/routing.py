@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.batch import pieces
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
+from lightning_gradtrace.capture.elements import LOSSES
 from lightning_gradtrace.capture.functions import Facts, names_of
 from lightning_gradtrace.capture.mixing import MIXERS, mixes_samples
 from lightning_gradtrace.capture.orders import GATHERS, PLACES, SORTS, gathered, placed, sorted_along
@@ -56,7 +57,7 @@ _ROWS = names_of("linear matmul __matmul__ mm grouped_mm _grouped_mm")
 _IMAGES = names_of("conv1d conv2d conv3d max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool2d")
 _RECURRENT = names_of("lstm gru rnn_tanh rnn_relu")
 _JOINS = names_of("cat concat stack")
-_CHOICES = names_of("where masked_fill masked_fill_ clamp")
+_CHOICES = names_of("where masked_fill masked_fill_ clamp") | LOSSES
 
 
 class Routes:
@@ -77,6 +78,11 @@ class Routes:
         """Return the route of a tensor, None if it holds the samples in the ordinary way."""
         known = self._known.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
+
+    def of(self, outputs: Sequence[Any]) -> dict[int, Route]:
+        """Return the routes of those outputs of a call that have one."""
+        found = {i: self(t) for i, t in enumerate(outputs) if isinstance(t, Tensor)}
+        return {i: route for i, route in found.items() if route is not None}
 
     def after(
         self,

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
-from lightning_gradtrace.capture.batch_axis import candidates
 from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root, flatten_call
+from lightning_gradtrace.capture.elements import Elements, elements_of
 from lightning_gradtrace.capture.functions import METADATA, Facts, facts, without_running_statistics
 from lightning_gradtrace.capture.opening import opened
 from lightning_gradtrace.capture.replay import Surroundings, outputs_of
@@ -153,11 +153,13 @@ class Tape(TorchFunctionMode):
             self._taint.after(known, args, self._is_batched(args, kwargs), result)
         elif known.in_place or not any(id(t) in self._lineage for t in outputs):  # `W.to(W.dtype)` is W
             leaves, structure, around = call or self._call(known, func, args, kwargs)
-            use = self._record(func, rule, leaves, structure, around, outputs)
+            elements = elements_of(func, args, kwargs) if self._is_batched(args, kwargs) else None
+            use = self._record(func, rule, leaves, structure, around, outputs, elements)
             if use is not None:
                 self._routes.after(known, func, args, kwargs, result, self._taint)
-                routes = {i: self._routes(t) for i, t in enumerate(outputs) if isinstance(t, Tensor)}
-                use.routes = {i: route for i, route in routes.items() if route is not None}
+                if elements is not None:
+                    self._routes.after(known, func, elements.args, elements.kwargs, elements.value, self._taint)
+                use.routes = self._routes.of(outputs if elements is None else [elements.value])
         return result
 
     def _look_inside(self, call_of: tuple[Any, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -251,6 +253,7 @@ class Tape(TorchFunctionMode):
         structure: Any,
         around: Surroundings,
         outputs: list[Any],
+        elements: Elements | None,
     ) -> Use | None:
         """Record a call as a use, which is returned, or as a derivation."""
         known = facts(func)
@@ -264,12 +267,16 @@ class Tape(TorchFunctionMode):
             dict.fromkeys(name for leaf in leaves if isinstance(leaf, (Root, Derived)) for name in leaf.roots)
         )
         keep = self._probing or around.random is not None
-        kept = [operand(t, True) if keep and isinstance(t, Tensor) else None for t in outputs]
+        parts, call = outputs, (leaves, structure)
+        if elements is not None:
+            parts, call = [elements.value], self._leaves(known, elements.args, elements.kwargs)
+        kept = [operand(t, True) if keep and isinstance(t, Tensor) else None for t in parts]
         key = (known.name, names)
-        use = Use(Site(*key, self._counts.get(key, 0)), func, rule, leaves, structure, around, kept)
+        use = Use(Site(*key, self._counts.get(key, 0)), func, rule, *call, around, kept)
+        use.spread = None if elements is None else elements.spread()
         if self._probing and around.random is None and self._is_told_by_input(use):
             use.outputs = [None] * len(outputs)
-        if not self._has_room(use, live.values()):
+        if not use.has_room(live.values() if elements is None else parts, self._n_samples):
             self._derive(func, leaves, structure, around, live, mixed=True)
             return None
         if self._probing:
@@ -315,20 +322,6 @@ class Tape(TorchFunctionMode):
                 self.watch(tensor, mixture.reach)
                 for earlier in before:
                     earlier.readers.append(mixture)
-
-    def _has_room(self, use: Use, outputs: Iterable[Tensor]) -> bool:
-        """Say whether samples can be told apart in a result; in a statistic of the whole batch they can't.
-
-        What is computed from such a statistic belongs to the samples that it meets later, as a constant does.
-        """
-        n = self._n_samples
-        if n is None or n == 1 or any(operand.route is not None for operand in use.operands.values()):
-            return True
-        shapes = [t.shape for t in outputs]
-        if any(n in shape for shape in shapes):
-            return True
-        bound = use.bound()
-        return any(candidates(shape, n, among=bound.axes.values() if bound else None) for shape in shapes)
 
 
 def deactivate(tape: Tape) -> None:
