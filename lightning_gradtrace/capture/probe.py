@@ -1,12 +1,13 @@
 """Run a model on a batch and on the same batch permuted, leaving no trace of it in the model.
 
-The two runs are made in evaluation mode without gradients; along the right axis, what a use receives in the second
-run is what it received in the first, permuted (docs/concepts.md, 2).
+The two runs are made in evaluation mode without gradients, or with them where the training step takes gradients of its
+own; along the right axis, what a use receives in the second run is what it received in the first, permuted
+(docs/concepts.md, 2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -87,10 +88,18 @@ class PermutationProbe:
         return self._uses(self.batch, self.batch)[1]
 
     def _uses(self, *batches: Any) -> list[list[Use]]:
+        try:
+            return self._recorded(batches, with_gradients=False)
+        except RuntimeError as error:  # a step that differentiates on its own, to adapt to a part of the batch
+            if "require grad" not in str(error) or is_spread(self.module):
+                raise
+            return self._recorded(batches, with_gradients=True)
+
+    def _recorded(self, batches: Sequence[Any], *, with_gradients: bool) -> list[list[Use]]:
         found = []
-        with undisturbed(self.module):
+        with undisturbed(self.module), torch.set_grad_enabled(with_gradients):
             for data in batches:
-                with torch.no_grad(), Tape(self.parameters, data, self.n_samples, probing=True) as tape:
+                with Tape(self.parameters, data, self.n_samples, probing=True) as tape:
                     self.run(data)
                 found.append(tape.uses)
         return found

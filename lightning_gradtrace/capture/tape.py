@@ -88,7 +88,7 @@ class Tape(TorchFunctionMode):
             tensor: a tensor of the forward pass.
             hook: receives its cotangent; None if nobody asks for it.
         """
-        if hook is not None:
+        if hook is not None and not self._probing:
             tensor.register_hook(hook)
 
     def _lasting(self, tensor: Tensor) -> Tensor:
@@ -129,6 +129,8 @@ class Tape(TorchFunctionMode):
         if func in METADATA:
             return func(*args, **kwargs)
         if func is Tensor.backward or func is torch.autograd.backward:
+            if self._probing:  # nothing is to come into `.grad`, and nobody's hooks are to be called
+                return None
             with self:  # checkpointed layers run their forward pass now
                 return opened(func)(*args, **kwargs)
         if func is torch.broadcast_tensors and self._is_tracked(args):  # one function for each of its outputs

@@ -36,6 +36,7 @@ def capture(
     tape = engine.tape(parameters, batch, n)
     with tape:
         value = loss(model, batch)
+    tape.forget_backward()  # of gradients that the forward pass took
     value.backward()
     micro_batch = engine.collect(
         tape, n, PermutationProbe(model, parameters, lambda data: loss(model, data), batch, n, 0)
@@ -346,14 +347,46 @@ def test_what_can_not_be_seen_is_named(loss: Callable[[nn.Module, Tensor], Tenso
 
 def test_a_step_that_can_not_be_run_again_is_named_where_sizes_leave_doubt() -> None:
     model, x = Net(lin=nn.Linear(N, 3)), torch.randn(N, N, N)
-    message = r"`lin.weight`, `lin.bias`: in use 0 .* could not be run again .*without gradients .*batch size"
+    message = r"`lin.weight`, `lin.bias`: in use 0 .* could not be run again .*ValueError: trains only.*batch size"
 
     def loss(m: nn.Module, x: Tensor) -> Tensor:
-        y = m.lin(x).unflatten(-1, (1, 3)) * m.lin.bias
-        return torch.autograd.grad(y.sum(), y, create_graph=True)[0].sum() + y.sum()
+        if not m.training:
+            raise ValueError("trains only")
+        return (m.lin(x).unflatten(-1, (1, 3)) * m.lin.bias).sum()
 
     with pytest.raises(UnattributableError, match=message):
         capture(model, x, loss)
+
+
+@pytest.mark.parametrize("n", [N, N + 1])
+def test_a_step_that_takes_gradients_of_its_own(n: int) -> None:
+    """First-order MAML, one task after the other; the probe leaves no gradients, and calls no hooks of them."""
+    torch.manual_seed(0)
+    model = Net(first=nn.Linear(N, N), last=nn.Linear(N, 1)).double()
+    x, y = torch.randn(n, N, N).double(), torch.randn(n, N, 1).double()
+    outside, calls = torch.ones(3, requires_grad=True), []
+    outside.register_hook(calls.append)
+
+    def run(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        hidden = F.linear(x, p["first.weight"], p["first.bias"]).tanh()
+        return F.linear(hidden, p["last.weight"], p["last.bias"])
+
+    def one(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        p = dict(m.named_parameters())
+        slopes = torch.autograd.grad(F.mse_loss(run(p, x[:2]), y[:2]), list(p.values()))
+        p = {name: value - 0.1 * slope for (name, value), slope in zip(p.items(), slopes, strict=True)}
+        return F.mse_loss(run(p, x[2:]), y[2:])
+
+    def loss(m: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        (outside * batch[0].mean().float()).sum().backward()
+        return torch.stack([one(m, *task) for task in zip(*batch, strict=True)]).mean()
+
+    shares = capture(model, (x, y), loss, n=n).shares
+    assert len(calls) == 1
+    torch.testing.assert_close(outside.grad, x.mean().float().expand(3))
+    expected = per_sample_gradients(lambda i: one(model, x[i], y[i]) / n, n, dict(model.named_parameters()))
+    for name, g in expected.items():
+        torch.testing.assert_close(shares[name].dense(), g)
 
 
 def test_an_axis_of_the_batch_itself_is_known_where_its_tensor_says_nothing() -> None:
