@@ -56,11 +56,12 @@ def sorted_along(axis: int, owners: Tensor, outputs: Sequence[Tensor], is_noise:
         axis: the axis that was sorted.
         owners: those of what was sorted.
         outputs: what the function returned, the order last.
-        is_noise: whether it was drawn: then the sorted values are those of the samples in their old order, as before.
+        is_noise: whether it was drawn: then nobody knows whether the sorted values are those of the samples, as times
+            that were drawn in order, or of all of them, as a grid of times.
     """
     values = owners.gather(axis, outputs[-1])
     order = values if constant(owners, axis) else Fate.NOBODY
-    return [Fate.ORDINARY if is_noise else values, order][-len(outputs) :]
+    return [Fate.LOST if is_noise else values, order][-len(outputs) :]
 
 
 def placed(condition: Tensor, owners: Tensor, outputs: Sequence[Tensor]) -> list[Tensor | Fate]:

@@ -128,10 +128,10 @@ class Routes:
             return [NOBODY] * len(call.outputs)
         if call.name in GATHERS:
             return gathered(call.name, call.args, call.kwargs, self(call.args[0]), len(call.outputs), self._n)
-        routed = [route for t in call.batched if (route := self(t)) is not None]
         first = call.args[0] if call.args else None
-        if isinstance(first, Tensor) and call.picks_from_batch and self(first) is None:
-            routed = []  # what is picked tells whose the result is, not the index
+        if isinstance(first, Tensor) and call.picks_from_batch:
+            call.batched = [first]  # what is picked tells whose the result is, not the index
+        routed = [route for t in call.batched if (route := self(t)) is not None]
         if routed:
             source, places = routed[0].source, list(routed[0].owners)
             # Other sources count as laid out like the first one: owners that then disagree are lost.
