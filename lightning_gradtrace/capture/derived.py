@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from lightning_gradtrace.capture.draws import DrawSite
 from lightning_gradtrace.capture.precision import HALF
 from lightning_gradtrace.capture.replay import Surroundings, run
 from lightning_gradtrace.capture.rows import Route
@@ -36,6 +37,7 @@ class Operand:
         version: its version counter at the time of the call, to notice later changes in place.
         batched: whether it comes from the batch (`taint.py`); else it is a constant.
         route: whose its entries are (`routing.py`), None if it holds the samples in the ordinary way.
+        draws: where the random numbers were drawn that it is made of, if it is made of nothing else of the samples.
     """
 
     tensor: Tensor
@@ -43,6 +45,7 @@ class Operand:
     version: int
     batched: bool
     route: Route | None = None
+    draws: frozenset[DrawSite] = frozenset()
 
     @property
     def untouched(self) -> bool:
@@ -72,6 +75,11 @@ class Root:
         """The parameters this comes from, by name."""
         return {self.name: self}
 
+    @property
+    def draws(self) -> frozenset[DrawSite]:
+        """No random numbers are in it."""
+        return frozenset()
+
     def pull_back(self, share: Share) -> dict[Root, Share]:
         """Return the shares of the parameters for a share of this tensor."""
         return {self: share}
@@ -91,6 +99,7 @@ class Derived:
         version: version counter of the result.
         roots: the parameters this comes from, by name.
         is_half: whether gradients of the parameters pass a tensor in half precision on their way through this.
+        draws: where the random numbers were drawn that are in it.
     """
 
     function: Callable[..., Any]
@@ -102,6 +111,7 @@ class Derived:
     version: int = field(init=False)
     roots: dict[str, Root] = field(init=False)
     is_half: bool = field(init=False)
+    draws: frozenset[DrawSite] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "version", self.tensor._version)
@@ -112,6 +122,8 @@ class Derived:
         object.__setattr__(self, "roots", found)
         half = any(leaf.is_half for leaf in self.leaves if isinstance(leaf, (Root, Derived)))
         object.__setattr__(self, "is_half", half or self.tensor.dtype in HALF)
+        drawn = (leaf.draws for leaf in self.leaves if isinstance(leaf, (Root, Derived, Operand)))
+        object.__setattr__(self, "draws", frozenset().union(*drawn))
 
     def pull_back(self, share: Share) -> dict[Root, Share]:
         """Return the shares of the parameters for a share of this tensor.

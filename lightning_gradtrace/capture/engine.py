@@ -12,9 +12,12 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.attribution import Attribution
 from lightning_gradtrace.capture.derived import Lineage, OverwrittenError, Root
+from lightning_gradtrace.capture.draws import EVERYWHERE
 from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Placer, Probe, UnattributableError
+from lightning_gradtrace.capture.settling import Doubt
 from lightning_gradtrace.capture.shares import Share, add_shares
+from lightning_gradtrace.capture.sharing import Sharing
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.capture.use import Site, Use
 
@@ -114,8 +117,8 @@ class Engine(Protocol[R]):
             factor: what the user's loss was multiplied by before the backward pass.
         """
 
-    def asks(self, tape: R, probe: Probe) -> bool:
-        """Say whether `collect` would run the probe."""
+    def asks(self, tape: R, probe: Probe) -> Doubt:
+        """Say what `collect` would run the probe for."""
 
     def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
         """Say what to do if the shares of these micro-batches don't add up to the gradients."""
@@ -134,11 +137,13 @@ class TapeEngine:
     Attributes:
         placer: remembers where the samples are in every use.
         attribution: remembers by which way the shares of every use are computed.
+        sharing: remembers which random numbers all samples share.
         slack: see `Engine`.
     """
 
     placer: Placer = field(default_factory=Placer)
     attribution: Attribution = field(default_factory=Attribution)
+    sharing: Sharing = field(default_factory=Sharing)
     slack: float = 1.0
     _met: set[str] = field(default_factory=set, init=False)
 
@@ -156,15 +161,18 @@ class TapeEngine:
         Returns:
             The tape.
         """
-        return Tape(parameters, batch, n_samples)
+        aside = None if self.sharing.is_known else Tape(parameters, batch, n_samples, shared=EVERYWHERE)
+        return Tape(parameters, batch, n_samples, shared=self.sharing.shared, aside=aside)
 
     def passes(self, tape: Any, loss: Tensor, n_samples: int) -> Passes | None:
         """Return None: the hooks of the tape see the real backward pass."""
         return None
 
-    def asks(self, tape: Tape, probe: Probe) -> bool:
-        """Say whether `collect` would run the probe."""
-        return self.placer.asks([use for use in tape.uses if use.reached], probe)
+    def asks(self, tape: Tape, probe: Probe) -> Doubt:
+        """Say what `collect` would run the probe for."""
+        reached = [use for use in tape.uses if use.reached]
+        draws = self.sharing.unknown(tape) if probe.n_samples > 1 else ()
+        return Doubt(self.placer.asks(reached, probe), draws, self.sharing.shared)
 
     def collect(self, tape: Tape, n_samples: int, probe: Probe, factor: float = 1.0) -> MicroBatch:
         """Turn what the tape holds after the backward pass into shares.
@@ -181,6 +189,8 @@ class TapeEngine:
         Raises:
             UnattributableError: the samples of a use can't be found, or its input was overwritten.
         """
+        taped = tape
+        tape, probe = self.sharing.choose(tape, n_samples, probe)
         mixture = tape.unattributable()
         if mixture is not None:
             names = ", ".join(f"`{name}`" for name in mixture.parameters)
@@ -200,7 +210,7 @@ class TapeEngine:
         for lineage, shares in received.items():
             for root, share in _pull_back(lineage, add_shares(shares)).items():
                 parts.setdefault(root.name, []).append(share)
-        tape.forget_backward()
+        taped.forget_backward()
         by_name = {name: add_shares(found) for name, found in parts.items()}
         return MicroBatch(n_samples, by_name, unlike=self._unlike(uses), half=half)
 

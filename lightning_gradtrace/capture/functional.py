@@ -26,6 +26,7 @@ from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.precision import double
 from lightning_gradtrace.capture.sample_losses import Moment, PerSampleLoss, Replay, WeightError
+from lightning_gradtrace.capture.settling import Doubt
 from lightning_gradtrace.capture.shares import DenseShare, Share, accumulation_dtype
 
 # Written out at a time are at most this many numbers (or one sample of one parameter if that is larger).
@@ -211,9 +212,9 @@ class FunctionalEngine:
     def restore(self, state: Sequence[str]) -> None:
         """Do nothing."""
 
-    def asks(self, tape: Any, probe: Probe) -> bool:
-        """Say no: nobody looks for the samples."""
-        return False
+    def asks(self, tape: Any, probe: Probe) -> Doubt:
+        """Say nothing: nobody looks for the samples."""
+        return Doubt()
 
     def advice(self, micro_batches: Sequence[MicroBatch], gradients: Mapping[str, Tensor]) -> str:
         """Say what to do if the shares don't add up to the gradient.

@@ -10,7 +10,7 @@ weights, and there are as many as the largest number of tokens chosen in one sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,10 +22,12 @@ from typing_extensions import override
 
 from lightning_gradtrace.capture.batch import token_ids
 from lightning_gradtrace.capture.batch_axis import SampleAxis
+from lightning_gradtrace.capture.draws import EVERYWHERE, DrawSite
 from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine, TokenPass
 from lightning_gradtrace.capture.loss_calls import LOSSES, LossCall, find_call, place_of_samples, refuse_reentrant
 from lightning_gradtrace.capture.passes import Wanted
 from lightning_gradtrace.capture.placement import Probe
+from lightning_gradtrace.capture.settling import Doubt
 from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.capture.tape import Tape
 
@@ -77,10 +79,21 @@ class LossTape(Tape):
         batch: the batch.
         n_samples: number of samples in it.
         batch_axis: axis of the samples in the batch's tensors.
+        shared: see `Tape`.
+        aside: see `Tape`.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], batch: Any, n_samples: int, batch_axis: int) -> None:
-        super().__init__(parameters, batch, n_samples)
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        batch: Any,
+        n_samples: int,
+        batch_axis: int,
+        shared: Container[DrawSite] = (),
+        aside: LossTape | None = None,
+    ) -> None:
+        super().__init__(parameters, batch, n_samples, shared=shared, aside=aside)
+        self._other_edges = [] if aside is None else aside.edges
         self.edges: list[GradientEdge] = []
         self._wanted = {name for name, parameter in parameters.items() if parameter.requires_grad}
         self.tokens = token_ids(batch, n_samples, batch_axis) if batch is not None else None
@@ -94,6 +107,11 @@ class LossTape(Tape):
         self.losses.clear()
         self.edges.clear()
         self.passes = []
+
+    @property
+    def goals(self) -> list[GradientEdge]:
+        """Where the passes are to come."""
+        return self.edges + self._other_edges
 
     @property
     def has_unused(self) -> bool:
@@ -145,7 +163,9 @@ class TokenEngine(TapeEngine):
     def tape(
         self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int | None = None, batch_axis: int = 0
     ) -> LossTape:
-        return LossTape(parameters, batch, n_samples or 0, batch_axis)
+        of = (parameters, batch, n_samples or 0, batch_axis)
+        aside = None if self.sharing.is_known else LossTape(*of, shared=EVERYWHERE)
+        return LossTape(*of, shared=self.sharing.shared, aside=aside)
 
     @override
     def passes(self, tape: Any, loss: Tensor, n_samples: int) -> TokenPasses:
@@ -219,14 +239,14 @@ class TokenPasses:
         assert self._call is not None
         logits = self._call.logits
         self.tape.forget_backward()
-        if self.tape.edges:
+        if self.tape.goals:
             cotangent = torch.zeros_like(logits) if start is None else start
-            torch.autograd.grad(logits, self.tape.edges, cotangent, retain_graph=True, allow_unused=True)
+            torch.autograd.grad(logits, self.tape.goals, cotangent, retain_graph=True, allow_unused=True)
         if start is None:
             self.tape.forget_backward()
 
-    def asks(self, probe: Probe) -> bool:
-        """Say whether `collect` would run the probe."""
+    def asks(self, probe: Probe) -> Doubt:
+        """Say what `collect` would run the probe for."""
         return self.engine.asks(self.tape, probe)
 
     def collect(self, probe: Probe) -> dict[str, Share]:

@@ -13,6 +13,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from lightning_gradtrace.capture.placement import Probe
+from lightning_gradtrace.capture.settling import Doubt
 from lightning_gradtrace.capture.sharded import set_apart
 from lightning_gradtrace.capture.shares import Share
 
@@ -33,8 +34,8 @@ class Passes(Protocol):
             start: what it begins with; None for a pass whose shares nobody wants.
         """
 
-    def asks(self, probe: Probe) -> bool:
-        """Say whether `collect` would run the probe."""
+    def asks(self, probe: Probe) -> Doubt:
+        """Say what `collect` would run the probe for."""
 
     def collect(self, probe: Probe) -> dict[str, Share]:
         """Return the shares, by parameter, that the last pass led to."""

@@ -7,17 +7,22 @@ own; along the right axis, what a use receives in the second run is what it rece
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_gradtrace.capture.attributes import Attributes
 from lightning_gradtrace.capture.batch import permute_samples, sample_axis_of, tensors
+from lightning_gradtrace.capture.batch_axis import SampleAxis
+from lightning_gradtrace.capture.draws import EVERYWHERE, Draws, DrawSite, arrange
 from lightning_gradtrace.capture.random_state import RandomState
+from lightning_gradtrace.capture.settling import count_unexplained
 from lightning_gradtrace.capture.sharded import bring_to_rest, is_spread
+from lightning_gradtrace.capture.sharing import is_shared
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.capture.use import Use
 
@@ -48,6 +53,9 @@ class PermutationProbe:
         batch: the batch.
         n_samples: number of samples in it.
         batch_axis: axis of the samples in the batch's tensors.
+        shared: where random numbers are drawn that all samples share.
+        training: run as in training, not in evaluation mode.
+        trials: how many runs may be spent on the places of samples in random numbers.
     """
 
     module: nn.Module
@@ -56,6 +64,9 @@ class PermutationProbe:
     batch: Any
     n_samples: int
     batch_axis: int
+    shared: Container[DrawSite] = ()
+    training: bool = False
+    trials: int = 32
 
     def coincides(self) -> bool:
         """Say whether something else than samples is as numerous: positions, features, rows of a table."""
@@ -72,9 +83,46 @@ class PermutationProbe:
             Uses of the run on the batch, uses of the run on the permuted batch, and the order of its samples.
         """
         order = permutation(self.n_samples)
-        permuted = permute_samples(self.batch, order, self.n_samples, self.batch_axis)
-        first, second = self._uses(self.batch, permuted)
+        draws = Draws()
+        first = self._uses(self.batch, draws)
+        _, second = self._arranged(first, draws, order)
         return first, second, order
+
+    def sharing(self, sites: Container[DrawSite]) -> PermutationProbe:
+        """Return a probe that takes random numbers for constants that are drawn in these places."""
+        return replace(self, shared=sites)
+
+    def influence(self, sites: Collection[DrawSite]) -> dict[DrawSite, bool | None]:
+        """Say of random numbers whether all samples share them, None for those without an influence.
+
+        The model runs as in training, because it may draw them in training only.
+
+        Raises:
+            UnattributableError: all samples share a draw in one place and not in another.
+        """
+        probe = replace(self, shared=EVERYWHERE, training=True)
+        order = permutation(self.n_samples) if self.n_samples > 2 else torch.tensor([1, 0])
+        draws = Draws()
+        first = probe._uses(self.batch, draws)
+        places, moved = probe._arranged(first, draws, order)
+        found = {}
+        for site in sites:
+            others = {i: place for i, place in places.items() if i not in draws.sites.get(site, ())}
+            fixed = probe._uses(probe._permuted(order), Draws(draws.made, others, order))
+            found[site] = is_shared(site, first, fixed, moved, order)
+        return found
+
+    def _permuted(self, order: Tensor) -> Any:
+        return permute_samples(self.batch, order, self.n_samples, self.batch_axis)
+
+    def _arranged(self, first: Sequence[Use], draws: Draws, order: Tensor) -> tuple[dict[int, SampleAxis], list[Use]]:
+        """Return where the samples are in the draws of a run, and the uses of the permuted run that shows it."""
+        permuted = self._permuted(order)
+
+        def run(places: Mapping[int, SampleAxis]) -> list[Use]:
+            return self._uses(permuted, Draws(draws.made, places, order))
+
+        return arrange(draws.made, self.n_samples, run, lambda uses: count_unexplained(first, uses, order), self.trials)
 
     def own_axis(self, tensor: Tensor) -> int | None:
         """Return the axis of the samples in a tensor of the batch itself, None for all others."""
@@ -85,24 +133,36 @@ class PermutationProbe:
 
     def again(self) -> list[Use]:
         """Record the uses of a second run on the batch, after a first one that leaves its state and random numbers."""
-        return self._uses(self.batch, self.batch)[1]
 
-    def _uses(self, *batches: Any) -> list[list[Use]]:
+        def run(with_gradients: bool) -> list[Use]:
+            with undisturbed(self.module):
+                self._tape(self.batch, with_gradients=with_gradients)
+                return self._tape(self.batch, with_gradients=with_gradients).uses
+
+        return self._with_gradients_if_needed(run)
+
+    def _uses(self, data: Any, draws: Draws) -> list[Use]:
+        def run(with_gradients: bool) -> list[Use]:
+            draws.made.clear()
+            draws.sites.clear()
+            with undisturbed(self.module, self.training), draws:
+                return self._tape(data, draws, with_gradients=with_gradients).uses
+
+        return self._with_gradients_if_needed(run)
+
+    def _with_gradients_if_needed(self, run: Callable[[bool], list[Use]]) -> list[Use]:
         try:
-            return self._recorded(batches, with_gradients=False)
+            return run(False)
         except RuntimeError as error:  # a step that differentiates on its own, to adapt to a part of the batch
             if "require grad" not in str(error) or is_spread(self.module):
                 raise
-            return self._recorded(batches, with_gradients=True)
+        return run(True)
 
-    def _recorded(self, batches: Sequence[Any], *, with_gradients: bool) -> list[list[Use]]:
-        found = []
-        with undisturbed(self.module), torch.set_grad_enabled(with_gradients):
-            for data in batches:
-                with Tape(self.parameters, data, self.n_samples, probing=True) as tape:
-                    self.run(data)
-                found.append(tape.uses)
-        return found
+    def _tape(self, data: Any, draws: Draws | None = None, *, with_gradients: bool = False) -> Tape:
+        tape = Tape(self.parameters, data, self.n_samples, probing=True, shared=self.shared, draws=draws)
+        with torch.set_grad_enabled(with_gradients), tape:
+            self.run(data)
+        return tape
 
 
 @dataclass(frozen=True)
@@ -137,25 +197,29 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
+def undisturbed(module: nn.Module, training: bool = False) -> Iterator[None]:
     """Put a module in evaluation mode and restore modes, weights, buffers, attributes and random states at the end.
 
     Tensor attributes include the states of torchmetrics metrics. What a forward does outside the module - files,
-    global variables, Python containers of objects - is not undone.
+    global variables, objects of libraries - is not undone.
+
+    Args:
+        module: the module.
+        training: leave the mode as it is.
     """
     modes = {m: m.training for m in module.modules()}
     buffers = {buffer: buffer.clone() for buffer in module.buffers()}
     weights = [] if is_spread(module) else [Weight.of(parameter) for parameter in module.parameters()]
-    attributes = {m: Attributes.of(m) for m in module.modules()}
+    attributes = Attributes(module)
     random_state = RandomState.now()
-    module.eval()
+    if not training:
+        module.eval()
     try:
         yield
     finally:
-        for m, training in modes.items():
-            m.training = training
-        for m, saved in attributes.items():
-            saved.restore(m)
+        for m, mode in modes.items():
+            m.training = mode
+        attributes.restore()
         bring_to_rest(module)  # weights that were gathered for a run would be taken for those after the next step
         random_state.restore()
         with torch.no_grad():
@@ -164,52 +228,3 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
             for buffer, value in buffers.items():
                 if not torch.equal(buffer, value):  # writing would count as a change in place
                     buffer.copy_(value)
-
-
-@dataclass(frozen=True)
-class Attributes:
-    """The plain attributes, tensors and lists of one module; parameters, buffers and children are not among them.
-
-    Attributes:
-        values: the objects by name. They are put back themselves: a list may be shared, a tensor may be a parameter.
-        lists: the items of those that are lists.
-        generators: random generators of the module's own, with their states.
-        contents: copies of what the tensors hold, parameters left out.
-    """
-
-    values: dict[str, Any]
-    lists: dict[str, list[Any]]
-    generators: list[tuple[torch.Generator, Tensor]]
-    contents: list[tuple[Tensor, Tensor]]
-
-    @classmethod
-    def of(cls, module: nn.Module) -> Attributes:
-        """Take note of a module's attributes."""
-        values: dict[str, Any] = {}
-        lists: dict[str, list[Any]] = {}
-        for name, value in module.__dict__.items():
-            if name in ("_parameters", "_buffers", "_modules") or name.startswith("_trainer"):
-                continue
-            if isinstance(value, list):
-                lists[name] = list(value)
-            if value is None or isinstance(value, (bool, int, float, str, list, Tensor)):
-                values[name] = value
-        found = [v for v in (*values.values(), *(v for items in lists.values() for v in items)) if _is_state(v)]
-        generators = [(v, v.get_state()) for v in module.__dict__.values() if isinstance(v, torch.Generator)]
-        return cls(values, lists, generators, [(tensor, tensor.detach().clone()) for tensor in found])
-
-    def restore(self, module: nn.Module) -> None:
-        """Put them back."""
-        module.__dict__.update(self.values)
-        for name, items in self.lists.items():
-            self.values[name][:] = items
-        for generator, state in self.generators:
-            generator.set_state(state)
-        with torch.no_grad():
-            for tensor, content in self.contents:
-                if tensor.shape != content.shape or not torch.equal(tensor, content):
-                    tensor.resize_(content.shape).copy_(content)
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)

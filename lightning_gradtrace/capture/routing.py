@@ -104,7 +104,17 @@ class Routes:
 
         batched = [t for t in tensors((*args, *kwargs.values())) if holds(t)]
         outputs = list(tensors(args[:1] if name == "__setitem__" else (result,)))
-        call = Call(name, known, function, args, kwargs, outputs, batched, bool(args) and taint.is_noise(args[0]))
+        is_noise = bool(args) and isinstance(args[0], Tensor) and bool(taint.draws(args[0]))
+        call = Call(
+            name,
+            known,
+            function,
+            args,
+            kwargs,
+            outputs,
+            batched,
+            is_noise,
+        )
         try:
             routes = self._routes(call)
             if mixer and not any(routes) and mixes_samples(name, args, kwargs, result, holds, self._n):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.batch_axis import SampleAxis
+from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
 from lightning_gradtrace.capture.derived import Operand
+from lightning_gradtrace.capture.draws import DrawSite
 from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.use import Site, Use
 
@@ -56,9 +58,9 @@ def lighten(use: Use) -> None:
     found = operand.tensor
     if not found.is_floating_point() or found.layout is not torch.strided or found.is_nested:
         return
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)  # torch's draws are those of the model
     for axis in set(range(found.dim())) - set(bound.axes):
-        weights = torch.randn(found.shape[axis], generator=generator).to(found)
+        weights = torch.from_numpy(generator.standard_normal(found.shape[axis])).to(found)
         found = torch.tensordot(found, weights, ([axis], [0])).unsqueeze(axis)
     use.leaves = [replace(leaf, tensor=found) if leaf is operand else leaf for leaf in use.leaves]
 
@@ -73,6 +75,24 @@ def routes_of(use: Use) -> dict[Place, Route]:
 def sources_of(use: Use) -> dict[Place, Tensor]:
     """Return the tensors that parts of the batch were picked from."""
     return {place.source: route.source for place, route in routes_of(use).items() if route.source is not None}
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What the model has to be run again for.
+
+    Attributes:
+        places: whether the places of the samples are in doubt.
+        draws: random numbers that may be shared by all samples.
+        shared: random numbers that are.
+    """
+
+    places: bool = False
+    draws: Collection[DrawSite] = ()
+    shared: Container[DrawSite] = ()
+
+    def __bool__(self) -> bool:
+        return self.places or bool(self.draws)
 
 
 class Probe(Protocol):
@@ -94,6 +114,12 @@ class Probe(Protocol):
     def again(self) -> Sequence[Use]:
         """Return the uses of a later run on the batch: other random numbers, a later state of the model."""
 
+    def sharing(self, sites: Container[DrawSite]) -> Probe:
+        """Return a probe that takes random numbers for constants that are drawn in these places."""
+
+    def influence(self, sites: Collection[DrawSite]) -> Mapping[DrawSite, bool | None]:
+        """Say of random numbers whether all samples share them, None where they have no influence yet."""
+
 
 class Questions:
     """What is asked of a probe about single tensors, if the permuted batch does not tell."""
@@ -113,7 +139,7 @@ class Questions:
             self._runs = {again.site: again for again in self._probe.again()}
         again = self._runs.get(use.site)
         before, after = _compared(use, place), None if again is None else _compared(again, place)
-        return before is not None and after is not None and not _same(before, after)
+        return before is not None and after is not None and not same(before, after)
 
 
 def settle(first: Use, second: Use | None, options: Options, order: Tensor, strictly: bool, ask: Questions) -> Options:
@@ -143,19 +169,44 @@ def settle(first: Use, second: Use | None, options: Options, order: Tensor, stri
             settled[place] = kept if len(kept) == 1 and not strictly else []
             continue
         order = order.to(before.device)
-        fitting = [o for o in found if _same(o.permute(before, order), after)]
+        fitting = [o for o in found if same(o.permute(before, order), after)]
         whole = [o for o in found if o.factor == "whole"]
         if not fitting and len(whole) > 1:  # samples against samples: it is split by the first of the two axes
             fitting = [
                 one
                 for one, other in itertools.combinations(whole, 2)
-                if _same(other.permute(one.permute(before, order), order), after)
+                if same(other.permute(one.permute(before, order), order), after)
             ]
-        if not fitting and len(found) == 1 and not strictly and not _same(before, after):
+        if not fitting and len(found) == 1 and not strictly and not same(before, after):
             stays = _close(before, after) | _close(found[0].permute(before, order), after)
             fitting = found if bool(stays.all()) or ask.differs_by_chance(first, place) else []
         settled[place] = ask.own(before, fitting)
     return settled
+
+
+def count_unexplained(first: Sequence[Use], second: Sequence[Use], order: Tensor) -> int:
+    """Count the tensors of a run that on the permuted batch are neither as they were nor permuted.
+
+    Args:
+        first: uses of the run on the batch.
+        second: uses of the run on the permuted batch.
+        order: which samples it holds.
+    """
+    permuted = {use.site: use for use in second}
+    return sum(not _is_explained(use, permuted.get(use.site), place, order) for use in first for place in _places(use))
+
+
+def _places(use: Use) -> list[Place]:
+    outputs = [Place(False, i) for i, kept in enumerate(use.outputs) if kept is not None]
+    return [*(Place(True, i) for i in use.operands), *outputs, *sources_of(use)]
+
+
+def _is_explained(first: Use, second: Use | None, place: Place, order: Tensor) -> bool:
+    before, after = _compared(first, place), None if second is None else _compared(second, place)
+    if before is None or after is None or before.shape != after.shape or same(before, after):
+        return before is None or (after is not None and before.shape == after.shape)
+    order = order.to(before.device)
+    return any(same(o.permute(before, order), after) for o in candidates(before.shape, len(order)))
 
 
 def _compared(use: Use, place: Place) -> Tensor | None:
@@ -168,7 +219,7 @@ def _compared(use: Use, place: Place) -> Tensor | None:
     return operand.tensor if operand.tensor.layout is torch.strided else operand.tensor.to_dense()
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
+def same(a: Tensor, b: Tensor) -> bool:
     """Say whether two tensors are equal."""
     return a.shape == b.shape and bool(_close(a, b).all())
 

@@ -3,9 +3,9 @@
 A tensor is *batched* if it is one of the batch's tensors or the result of a function with a batched argument; a
 function in place makes its target batched. Three kinds of tensors come from the batch without such a function: those
 with a ``grad_fn`` that no function of the pass explains (a custom ``torch.autograd.Function``), random numbers with
-the number of samples among their axes (the noise of a generator; where it meets a parameter of its own shape, entry by
-entry, it is noise of the weights and a constant), and tensors made from Python numbers once numbers of
-the batch have left torch. Everything else - buffers, ``arange``, masks - is a constant.
+the number of samples among their axes (the noise of a generator; unless all samples are known to share it), and tensors
+made from Python numbers once numbers of the batch have left torch. Everything else - buffers, ``arange``, masks - is a
+constant.
 
 Tensors are known by weak reference, so that nothing lives longer than it would, and an id that is given to another
 tensor is noticed.
@@ -14,50 +14,68 @@ tensor is noticed.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from lightning_gradtrace.capture.batch import holds_only_tensors, tensors
+from lightning_gradtrace.capture.draws import DrawSite
 from lightning_gradtrace.capture.functions import Facts
 
 _LEAVES_TORCH = frozenset(("numpy", "tolist", "item", "__array__"))
 
 
 class Taint:
-    """Knows the batched tensors of one forward pass.
+    """Knows the batched tensors of one forward pass, and those that random numbers alone made.
 
     Args:
         batch: the batch; None if it is unknown, then every tensor counts as batched.
         n_samples: its number of samples.
         tracked: the tracked tensors, by identity; these are never batched.
+        shared: where random numbers are drawn that all samples share; these are constants.
+        note: is told of every draw that may be the samples' own.
     """
 
-    def __init__(self, batch: Any, n_samples: int | None, tracked: Container[int] = ()) -> None:
+    def __init__(
+        self,
+        batch: Any,
+        n_samples: int | None,
+        tracked: Container[int] = (),
+        shared: Container[DrawSite] = (),
+        note: Callable[[DrawSite, Tensor], None] = lambda site, tensor: None,
+    ) -> None:
         self._tracked = tracked
         self.n_samples = n_samples
+        self._shared = shared
+        self._note = note
         self._everything = batch is None
         self._left_torch = batch is not None and not holds_only_tensors(batch)
         self._batched: dict[int, Callable[[], Tensor | None]] = {}
-        self._noise: dict[int, Callable[[], Tensor | None]] = {}
+        self._drawn: dict[int, tuple[Callable[[], Tensor | None], frozenset[DrawSite]]] = {}
         self._constant: dict[int, Callable[[], Tensor | None]] = {}
         for tensor in tensors(batch):
             self.add(tensor)
 
-    def add(self, value: Any) -> None:
-        """Take the tensors of a value for batched from now on."""
+    def add(self, value: Any, draws: frozenset[DrawSite] = frozenset()) -> None:
+        """Take the tensors of a value for batched from now on.
+
+        Args:
+            value: a tensor, or a list or tuple of such values.
+            draws: where it was drawn, if nothing else of the samples is in it.
+        """
         if isinstance(value, Tensor):
             self._batched[id(value)] = weakref.ref(value)
+            self._mark(value, draws)
         elif isinstance(value, (tuple, list)):
             for item in value:
-                self.add(item)
+                self.add(item, draws)
 
-    def written(self, target: Tensor) -> None:
+    def written(self, target: Tensor, draws: frozenset[DrawSite] = frozenset()) -> None:
         """Take the target of a function in place for batched, and the tensor that it is a view of."""
-        self.add(target)
+        self.add(target, draws)
         if target._base is not None:
-            self.add(target._base)
+            self.add(target._base, draws)
 
     def __call__(self, tensor: Tensor) -> bool:
         """Say whether a tensor is batched."""
@@ -73,14 +91,10 @@ class Taint:
         known = self._constant.get(id(tensor))
         return known is None or known() is not tensor
 
-    def is_noise(self, tensor: Tensor) -> bool:
-        """Say whether a tensor counts as batched only because what was drawn for it has as many entries on an axis."""
-        known = self._noise.get(id(tensor))
-        return known is not None and known() is tensor
-
-    def _is_made_of_noise(self, args: Iterable[Any]) -> bool:
-        batched = [t for t in tensors(args) if self(t)]
-        return bool(batched) and all(map(self.is_noise, batched))
+    def draws(self, tensor: Tensor) -> frozenset[DrawSite]:
+        """Return where the random numbers were drawn that a tensor is made of; nowhere if the batch is in it too."""
+        known = self._drawn.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else frozenset()
 
     def any(self, values: Iterable[Any]) -> bool:
         """Say whether any tensor among values, or in lists and tuples among them, is batched."""
@@ -92,12 +106,13 @@ class Taint:
                 return True
         return False
 
-    def after(self, known: Facts, args: tuple[Any, ...], batched: bool, result: Any) -> bool:
+    def after(self, known: Facts, args: tuple[Any, ...], kwargs: Mapping[str, Any], batched: bool, result: Any) -> bool:
         """Take note of the result of a function without tracked arguments.
 
         Args:
             known: facts about the function.
             args: its positional arguments.
+            kwargs: its named arguments.
             batched: whether one of its arguments is batched.
             result: what it returned.
 
@@ -114,21 +129,37 @@ class Taint:
         if known.name in _LEAVES_TORCH and batched:
             self._left_torch = True
             return False
-        noise = batched and bool(self._noise) and self._is_made_of_noise(args)
-        if not batched and (known.draws or (known.from_data and self._left_torch)):
-            made = args[0] if known.in_place and args else result
-            batched = isinstance(made, Tensor) and self.n_samples in made.shape
-            noise = batched and known.draws
-        if noise:
-            made = tensors(args[:1] if known.in_place else result)
-            self._noise |= {id(t): weakref.ref(t) for t in made}
-        if batched:
-            if known.in_place and args and isinstance(args[0], Tensor):
-                self.written(args[0])
-            self.add(result)
-        else:
+        made = args[0] if known.in_place and args else result
+        draws = self._made_of((args, kwargs), batched) if self._drawn and not known.fresh else frozenset()
+        if not batched and isinstance(made, Tensor) and self.n_samples is not None and self.n_samples in made.shape:
+            if known.draws:
+                site = DrawSite.here(known.name, made.shape, self.n_samples)
+                self._note(site, made)
+                draws, batched = draws | {site}, site not in self._shared
+            else:
+                batched = known.from_data and self._left_torch
+        if not batched:
             self._explain(result)
+            if draws:
+                self._mark(made, draws)
+        else:
+            if known.in_place and isinstance(made, Tensor):
+                self.written(made, draws)
+            self.add(result, draws)
         return batched
+
+    def _made_of(self, values: Any, batched: bool) -> frozenset[DrawSite]:
+        """Return where the tensors among values were drawn, nowhere if anything else is batched."""
+        found = [t for t in tensors(values) if not batched or self(t)]
+        each = [self.draws(t) for t in found]
+        return frozenset() if batched and not all(each) else frozenset().union(*each)
+
+    def _mark(self, value: Any, draws: frozenset[DrawSite]) -> None:
+        for tensor in tensors(value):
+            if draws:
+                self._drawn[id(tensor)] = weakref.ref(tensor), draws
+            elif self._drawn:
+                self._drawn.pop(id(tensor), None)
 
     def _explain(self, result: Any) -> None:
         """Remember that a tensor with a ``grad_fn`` is a constant."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root, flatten_call
+from lightning_gradtrace.capture.draws import Draws, DrawSite
 from lightning_gradtrace.capture.elements import Elements, elements_of
 from lightning_gradtrace.capture.functions import METADATA, Facts, facts, without_running_statistics
 from lightning_gradtrace.capture.opening import opened
@@ -41,6 +42,9 @@ class Tape(TorchFunctionMode):
         batch: the batch; None if it is unknown, then every tensor that is not tracked counts as batched.
         n_samples: its number of samples.
         probing: record although no gradients are taken, and keep the outputs of uses, for `probe.py`.
+        shared: where random numbers are drawn that all samples share.
+        draws: notes which draw was made where.
+        aside: reads the same pass in another way, is not entered itself, and needs what this tape needs.
     """
 
     def __init__(
@@ -50,6 +54,9 @@ class Tape(TorchFunctionMode):
         n_samples: int | None = None,
         *,
         probing: bool = False,
+        shared: Container[DrawSite] = (),
+        draws: Draws | None = None,
+        aside: Tape | None = None,
     ) -> None:
         super().__init__()
         self.uses: list[Use] = []
@@ -58,14 +65,18 @@ class Tape(TorchFunctionMode):
         self._n_samples = n_samples
         self._counts: dict[tuple[str, tuple[str, ...]], int] = {}
         self._mixtures: dict[Derived, Mixture] = {}
-        # Lineages hold their tensors, so that an id is not given to another tensor while the tape lives. Parameters
-        # without entries are constants.
+        # Lineages hold their tensors, so that an id is not given to another tensor; what has no entries is a constant.
         self._lineage: dict[int, Lineage] = {id(p): Root(name, p) for name, p in parameters.items() if p.numel()}
         self._names = frozenset(parameters)
         self._swaps = False
         self._kept: list[Tensor] = []
         self._opened: set[tuple[Any, ...]] = set()  # calls of Python functions whose bodies are running
-        self._taint = Taint(batch, n_samples, self._lineage)
+        self.aside = aside
+        noted = () if draws is None else (draws.note,)
+        self._taint = Taint(batch, n_samples, self._lineage, shared, *noted)
+
+    def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return func(*args, **kwargs) if self.aside is None else self.aside.__torch_function__(func, (), args, kwargs)
 
     def meet(self, name: str, parameter: Tensor) -> None:
         """Take a tensor for a parameter as well: FSDP2 swaps parameters while a module runs, and frees them after it.
@@ -78,6 +89,8 @@ class Tape(TorchFunctionMode):
             parameter: the tensor that stands for it now.
         """
         self._swaps = True
+        if self.aside is not None:
+            self.aside.meet(name, parameter)
         if id(parameter) not in self._lineage and name in self._names:
             self._lineage[id(parameter)] = Root(name, self._lasting(parameter))
 
@@ -109,6 +122,8 @@ class Tape(TorchFunctionMode):
             use.cotangents.clear()
         for mixture in self._mixtures.values():
             mixture.reached = False
+        if self.aside is not None:
+            self.aside.forget_backward()
 
     def clear(self) -> None:
         """Forget everything, so that no tensor of the forward pass is kept alive."""
@@ -116,6 +131,8 @@ class Tape(TorchFunctionMode):
         self._mixtures.clear()
         self._lineage.clear()
         self._kept.clear()
+        if self.aside is not None:
+            self.aside.clear()
 
     def __torch_function__(
         self,
@@ -129,8 +146,8 @@ class Tape(TorchFunctionMode):
         if func in METADATA:
             return func(*args, **kwargs)
         if func is Tensor.backward or func is torch.autograd.backward:
-            if self._probing:  # nothing is to come into `.grad`, and nobody's hooks are to be called
-                return None
+            if self._probing:
+                return None  # nothing is to come into `.grad`
             with self:  # checkpointed layers run their forward pass now
                 return opened(func)(*args, **kwargs)
         if func is torch.broadcast_tensors and self._is_tracked(args):  # one function for each of its outputs
@@ -149,10 +166,10 @@ class Tape(TorchFunctionMode):
             return self._untracked(known, func, args, kwargs)
         # What a call overwrites, or draws, is known only before it.
         call = self._call(known, func, args, kwargs) if known.in_place or known.random else None
-        result = func(*args, **kwargs)
+        result = self._run(func, args, kwargs)
         outputs = outputs_of(known.in_place, args, result)
         if not self._live(known, outputs):
-            self._taint.after(known, args, self._is_batched(args, kwargs), result)
+            self._taint.after(known, args, kwargs, self._is_batched(args, kwargs), result)
         elif known.in_place or not any(id(t) in self._lineage for t in outputs):  # `W.to(W.dtype)` is W
             leaves, structure, around = call or self._call(known, func, args, kwargs)
             elements = elements_of(func, args, kwargs) if self._is_batched(args, kwargs) else None
@@ -181,8 +198,8 @@ class Tape(TorchFunctionMode):
         self, known: Facts, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         batched = self._is_batched(args, kwargs)
-        result = func(*args, **kwargs)
-        if self._taint.after(known, args, batched, result):
+        result = self._run(func, args, kwargs)
+        if self._taint.after(known, args, kwargs, batched, result):
             self._routes.after(known, func, args, kwargs, result, self._taint)
         return result
 
@@ -209,7 +226,7 @@ class Tape(TorchFunctionMode):
         """Return the outputs that gradients pass, or would pass if a probe ran with gradients."""
         if not self._probing:
             return {i: t for i, t in enumerate(outputs) if isinstance(t, Tensor) and t.requires_grad}
-        if known.detached:
+        if known.detached or known.fresh or (known.draws and not known.in_place):
             return {}
         return {
             i: t for i, t in enumerate(outputs) if isinstance(t, Tensor) and (t.is_floating_point() or t.is_complex())
@@ -225,27 +242,23 @@ class Tape(TorchFunctionMode):
             elif id(leaf) in self._lineage:
                 found.append(self._lineage[id(leaf)])
             else:
-                batched = not known.fresh and not (known.shape_only and i) and self._taint(leaf)
-                batched = batched and not (known.pointwise and self._is_weight_noise(leaf, leaves))
-                route = self._routes(leaf) if batched else None
-                values = self._lasting(leaf) if self._swaps and not batched else leaf
-                kept = operand(values, batched and route is not NOBODY, route)
+                read = not known.fresh and not (known.shape_only and i)
+                batched = read and self._taint(leaf)
+                kept = operand(self._lasting(leaf) if self._swaps and not batched else leaf, batched)
+                kept.route = self._routes(leaf) if batched else None
+                kept.batched = batched and kept.route is not NOBODY
+                kept.draws = self._taint.draws(leaf) if read else kept.draws
                 if known.in_place and i == 0:
                     kept = self._before_writing(known, kept)
                 found.append(kept)
         return found, structure
-
-    def _is_weight_noise(self, leaf: Tensor, leaves: list[Any]) -> bool:
-        """Say whether a tensor is noise for the entries of a parameter: of its shape, however many the samples."""
-        shapes = (self._lineage[id(other)].tensor.shape for other in leaves if id(other) in self._lineage)
-        return self._taint.is_noise(leaf) and leaf.shape in shapes
 
     def _before_writing(self, known: Facts, target: Operand) -> Operand:
         """Keep what a function in place is about to overwrite, unless no derivative asks for it."""
         tensor = target.tensor
         spare = known.additive and not self._probing
         copy = tensor.new_zeros(()).expand(tensor.shape) if spare else tensor.clone()
-        return Operand(copy, target.before, copy._version, target.batched)
+        return Operand(copy, target.before, copy._version, target.batched, draws=target.draws)
 
     def _record(
         self,
@@ -276,7 +289,8 @@ class Tape(TorchFunctionMode):
         key = (known.name, names)
         use = Use(Site(*key, self._counts.get(key, 0)), func, rule, *call, around, kept)
         use.spread = None if elements is None else elements.spread()
-        if self._probing and around.random is None and self._is_told_by_input(use):
+        drawn = any(lineage.draws for lineage in use.lineages.values())
+        if self._probing and around.random is None and not drawn and self._is_told_by_input(use):
             use.outputs = [None] * len(outputs)
         if not use.has_room(live.values() if elements is None else parts, self._n_samples):
             self._derive(func, leaves, structure, around, live, mixed=True)
@@ -293,8 +307,8 @@ class Tape(TorchFunctionMode):
                 self.watch(tensor, functools.partial(use.receive, i))
         if known.in_place:
             self._lineage.pop(id(outputs[0]), None)
-            self._taint.written(outputs[0])
-        self._taint.add(outputs)
+            self._taint.written(outputs[0], use.draws)
+        self._taint.add(outputs, use.draws)
         return use
 
     def _is_told_by_input(self, use: Use) -> bool:

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_unflatten
 
 from lightning_gradtrace.capture.batch_axis import candidates, shape_before_view
 from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root
+from lightning_gradtrace.capture.draws import DrawSite
 from lightning_gradtrace.capture.precision import HALF
 from lightning_gradtrace.capture.replay import Surroundings
 from lightning_gradtrace.capture.rows import Route
@@ -96,6 +97,12 @@ class Use:
     def lineages(self) -> dict[int, Lineage]:
         """Tracked tensors among the arguments, by their place among the leaves."""
         return {i: leaf for i, leaf in enumerate(self.leaves) if isinstance(leaf, (Root, Derived))}
+
+    @property
+    def draws(self) -> frozenset[DrawSite]:
+        """Where the random numbers were drawn that it received in place of the batch; nowhere if it met the batch."""
+        each = [operand.draws for operand in self.operands.values()]
+        return frozenset().union(*each) if all(each) else frozenset()
 
     @property
     def is_routed(self) -> bool:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import functools
+from collections.abc import Callable, Collection, Container, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from torch import Tensor
 
+from lightning_gradtrace.capture.draws import EVERYWHERE, DrawSite
 from lightning_gradtrace.capture.probe import PermutationProbe
+from lightning_gradtrace.capture.settling import Doubt
 from lightning_gradtrace.capture.use import Use
 from lightning_gradtrace.ranks.meeting import Recorder
 
 Runs = tuple[list[Use], list[Use], Tensor]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -22,10 +26,14 @@ class JointProbe:
     Attributes:
         probe: this rank's probe.
         runs: what it found; None if no rank asked, its error if it failed.
+        influences: what it found about random numbers, likewise.
+        aside: what it found with all random numbers as constants, likewise.
     """
 
     probe: PermutationProbe
-    runs: Runs | Exception | None
+    runs: Runs | Exception | None = None
+    influences: dict[DrawSite, bool | None] | Exception | None = None
+    aside: Runs | Exception | None = None
 
     @property
     def n_samples(self) -> int:
@@ -42,24 +50,39 @@ class JointProbe:
 
     def __call__(self) -> Any:
         """Return what the probe found."""
-        if isinstance(self.runs, tuple):
-            return self.runs
-        raise self.runs or RuntimeError("not all ranks ran the model again")
+        return _told(self.runs)
+
+    def sharing(self, sites: Container[DrawSite]) -> JointProbe:
+        """Return what was found with random numbers as constants; those that are known to be were so from the start."""
+        return replace(self, runs=self.aside) if sites is EVERYWHERE else self
+
+    def influence(self, sites: Collection[DrawSite]) -> Any:
+        """Return what the probe found about random numbers."""
+        return _told(self.influences)
 
     def again(self) -> Sequence[Use]:
         """Return nothing: the other ranks don't run the model once more."""
         return []
 
 
+def _told(found: T | Exception | None) -> T:
+    if found is None or isinstance(found, Exception):
+        raise found or RuntimeError("not all ranks ran the model again")
+    return found
+
+
 def probe_together(
-    recorder: Recorder, probe: PermutationProbe | None, asks: Callable[[PermutationProbe], bool]
+    recorder: Recorder, probe: PermutationProbe | None, asks: Callable[[PermutationProbe], Doubt]
 ) -> JointProbe | None:
     """Run a probe on all ranks, if the batch of one of them leaves doubt; all ranks call this.
+
+    All ranks run the model equally often: none spends a run on trials, and about random numbers they ask only if they
+    drew them at as many places.
 
     Args:
         recorder: what records on this rank.
         probe: its probe; None if it has failed before, or has nothing to ask about.
-        asks: says whether this rank needs it.
+        asks: says what this rank needs it for.
 
     Returns:
         What the probe found.
@@ -67,16 +90,32 @@ def probe_together(
     Raises:
         RankError: another rank failed.
     """
-    wanted = False
+    doubt = Doubt()
     if probe is not None and recorder.failure is None:
         try:
-            wanted = asks(probe)
+            doubt = asks(probe)
         except Exception as error:
             recorder.fail(error)
-    (n_wanted,) = recorder.ranks.agree(recorder.failure, [float(wanted)])
+    n_sites = len(doubt.draws)
+    told = recorder.ranks.agree(recorder.failure, [float(bool(doubt)), n_sites, n_sites**2])
+    n_wanted, n_draws, squares = told
     if probe is None:
         return None
+    probe = replace(probe.sharing(doubt.shared), trials=0)
+    joint = JointProbe(probe, _attempt(probe) if n_wanted else None)
+    if not n_draws:
+        return joint
+    if squares * recorder.ranks.size != n_draws**2:
+        return replace(joint, influences=RuntimeError("the ranks draw at unlike places"))
+    influences = _attempt(functools.partial(probe.influence, sorted(doubt.draws, key=str)))
+    own = isinstance(influences, dict) and not any(found is not False for found in influences.values())
+    (n_asides,) = recorder.ranks.agree(recorder.failure, [float(not own)])
+    aside = _attempt(probe.sharing(EVERYWHERE)) if n_asides else None
+    return replace(joint, influences=influences, aside=aside)
+
+
+def _attempt(work: Callable[[], T]) -> T | Exception:
     try:
-        return JointProbe(probe, probe() if n_wanted else None)
+        return work()
     except Exception as error:
-        return JointProbe(probe, error)
+        return error

@@ -19,6 +19,7 @@ from tests.ranks.training import (
     Joint,
     JointAdam,
     JointBranchesAdam,
+    JointDrawn,
     JointSquare,
     Kept,
     Reentrant,
@@ -26,6 +27,7 @@ from tests.ranks.training import (
     Sharded,
     ShardedAdam,
     ShardedBranches,
+    ShardedDrawn,
     ShardedSquare,
     Whole,
     fsdp,
@@ -67,6 +69,7 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         {"trace": {"params": "branches.0.weight", "tokens": {}}},
     ),
     "kept": (Kept, Joint, {"trace": {"tokens": {"tokens": [3], "slots": LENGTH}}}),
+    "drawn": (ShardedDrawn, JointDrawn, {"trace": {"params": "*"}}),
 }
 """Sharded model, the same as one process, options. Of unequal batches only one at a time leaves doubt: T = B."""
 

@@ -22,7 +22,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from lightning_gradtrace import Dense, Factored, GradTrace, Norms, Sketch, TokenGrads, TopK
 from lightning_gradtrace.record.gains import Gains
-from tests.test_callback import LENGTH, N_SAMPLES, Model, Sentences
+from tests.test_callback import LENGTH, N_SAMPLES, VOCAB, Model, Sentences
 
 BATCH, EPOCHS, RANKS, SEED = 5, 2, 2, 3
 
@@ -163,6 +163,45 @@ class JointSquare(Joint, Square):
 
 
 class ShardedSquare(Sharded, Square):
+    pass
+
+
+class Drawn(Model):
+    """Draws a time for each sample, and as many words for all of them as a rank has samples."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.time = nn.Linear(1, 8)
+        self.generator = torch.Generator().manual_seed(SEED)
+
+    def forward(self, batch: Any, times: torch.Tensor) -> torch.Tensor:
+        x, y = batch
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        hidden = self.embedding(x) + self.time(times)[:, None]
+        hidden = self.encoder(hidden, mask, is_causal=True)
+        words = self.embedding(torch.randint(VOCAB, (BATCH,), generator=self.generator))
+        return F.cross_entropy(self.head(hidden).transpose(1, 2), y, reduction="none").mean(1) + (
+            hidden.mean(1) @ words.T
+        ).logsumexp(1)
+
+    def draw(self, n_samples: int) -> torch.Tensor:
+        return torch.rand(n_samples, 1, generator=self.generator)
+
+    def training_step(self, batch, batch_idx):
+        return self(batch, self.draw(len(batch[0]))).mean()
+
+
+class JointDrawn(Drawn):
+    """All ranks draw the same."""
+
+    def __init__(self, sizes: None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+
+    def training_step(self, batch, batch_idx):
+        return self(batch, torch.cat([self.draw(len(batch[0]) // RANKS)] * RANKS)).mean()
+
+
+class ShardedDrawn(Sharded, Drawn):
     pass
 
 

@@ -1,0 +1,191 @@
+"""The random numbers of a forward pass, and the same pass with the samples' own random numbers in another order.
+
+A model that is run on its batch permuted gives its results permuted only if each sample keeps the random numbers that
+it met. Which numbers are the samples' own can't be told from sizes - a mask over features may be as long as the
+batch - so every draw has *options*: the places where its tensor could hold the samples, and to stay as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from typing_extensions import override
+
+from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
+
+T = TypeVar("T")
+
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
+_LIBRARIES = tuple(os.path.dirname(found) + os.sep for found in (torch.__file__, lightning.__file__))
+_OWN = (*_LIBRARIES, _PACKAGE + os.sep)
+
+
+@dataclass(frozen=True)
+class DrawSite:
+    """Where in a user's code random numbers are drawn with the number of samples among their axes.
+
+    Attributes:
+        function: name of the torch function.
+        shape: the shape of what it draws, -1 for the number of samples.
+        lines: the lines of code that led to it, from the inside, up to the module or the step that runs.
+    """
+
+    function: str
+    shape: tuple[int, ...]
+    lines: tuple[str, ...]
+
+    @classmethod
+    def here(cls, function: str, shape: Sequence[int], n_samples: int) -> DrawSite:
+        """Return the site of a draw that has just been made."""
+        frame: Any = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith(_OWN):
+            frame = frame.f_back
+        lines = []
+        while frame is not None and not frame.f_code.co_filename.startswith(_OWN):
+            lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            frame = frame.f_back
+        return cls(function, tuple(-1 if size == n_samples else size for size in shape), tuple(lines))
+
+    def __str__(self) -> str:
+        return f"`{self.function}` in {self.lines[0]}" if self.lines else f"`{self.function}`"
+
+
+class _Everywhere:
+    def __contains__(self, site: object) -> bool:
+        return True
+
+
+EVERYWHERE: Container[DrawSite] = _Everywhere()
+"""All places in the code."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one operator drew.
+
+    Attributes:
+        operator: the operator.
+        values: copies of the tensors that it returned or filled.
+    """
+
+    operator: Any
+    values: Sequence[Tensor]
+
+    def options(self, n_samples: int) -> list[SampleAxis | None]:
+        """Return where its samples may be, the likeliest first; None if all samples share it."""
+        places = candidates(self.values[0].shape, n_samples) if self.values else []
+        whole = [place for place in places if place.factor == "whole"]
+        return [*whole, None, *(place for place in places if place.factor != "whole")]
+
+    def is_like(self, operator: Any, values: Sequence[Tensor]) -> bool:
+        """Say whether another pass drew the same kind of numbers."""
+        return operator is self.operator and [v.shape for v in values] == [v.shape for v in self.values]
+
+
+class Draws(TorchDispatchMode):
+    """Keeps the random numbers of a pass while it is active, or plays those of an earlier pass.
+
+    Args:
+        earlier: the draws of the earlier pass; none to draw anew.
+        places: by number of the draw, where the samples are in it; others are played as they were.
+        order: which samples the pass holds.
+
+    Attributes:
+        made: the draws.
+        sites: which of them were made where, of those that may be the samples' own.
+    """
+
+    def __init__(
+        self,
+        earlier: Sequence[Draw] = (),
+        places: Mapping[int, SampleAxis] | None = None,
+        order: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.made: list[Draw] = []
+        self.sites: dict[DrawSite, set[int]] = {}
+        self._earlier = earlier
+        self._places = places or {}
+        self._order = order
+
+    @override
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Call the operator, and keep or replace what it draws."""
+        result = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            values = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.layout is torch.strided]
+            self._play(func, values)
+            self.made.append(Draw(func, [value.clone() for value in values]))
+        return result
+
+    def note(self, site: DrawSite, tensor: Tensor) -> None:
+        """Take note of where the last draw was made, if it is what a tensor holds."""
+        if self.made and self.made[-1].values and self.made[-1].values[0].shape == tensor.shape:
+            self.sites.setdefault(site, set()).add(len(self.made) - 1)
+
+    def _play(self, operator: Any, values: Sequence[Tensor]) -> None:
+        number = len(self.made)
+        if number >= len(self._earlier) or not self._earlier[number].is_like(operator, values):
+            return
+        place = self._places.get(number)
+        for value, before in zip(values, self._earlier[number].values, strict=True):
+            if place is not None and self._order is not None and place.fits(before.shape, len(self._order)):
+                value.copy_(place.permute(before, self._order.to(before.device)))
+            else:
+                value.copy_(before)
+
+
+def arrange(
+    draws: Sequence[Draw],
+    n_samples: int,
+    run: Callable[[Mapping[int, SampleAxis]], T],
+    count_unexplained: Callable[[T], int],
+    most_trials: int,
+) -> tuple[dict[int, SampleAxis], T]:
+    """Find out where the samples are in the draws of a pass, by trying.
+
+    The options are tried draw by draw: what a model computes early depends on its early draws only.
+
+    Args:
+        draws: the draws.
+        n_samples: number of samples.
+        run: makes the pass on the permuted batch, given places.
+        count_unexplained: counts the tensors that are neither as they were nor permuted.
+        most_trials: how often the pass may be made beside the first time.
+
+    Returns:
+        The places by number of the draw, and the pass with them.
+    """
+    options = {i: found for i, draw in enumerate(draws) if len(found := draw.options(n_samples)) > 1}
+    chosen = {i: found[0] for i, found in options.items()}
+    best = run(_placed(chosen))
+    unexplained, trials = count_unexplained(best), 0
+    for i, found in options.items():
+        for option in found[1:]:
+            if not unexplained or trials == most_trials:
+                break
+            trials += 1
+            other = {**chosen, i: option}
+            tried = run(_placed(other))
+            if (count := count_unexplained(tried)) < unexplained:
+                chosen, best, unexplained = other, tried, count
+    return _placed(chosen), best
+
+
+def _placed(chosen: Mapping[int, SampleAxis | None]) -> dict[int, SampleAxis]:
+    return {i: place for i, place in chosen.items() if place is not None}
