@@ -7,13 +7,11 @@ batch - so every draw has *options*: the places where its tensor could hold the 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import lightning
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,9 +22,7 @@ from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
 
 T = TypeVar("T")
 
-_PACKAGE = os.path.dirname(os.path.dirname(__file__))
-_LIBRARIES = tuple(os.path.dirname(found) + os.sep for found in (torch.__file__, lightning.__file__))
-_OWN = (*_LIBRARIES, _PACKAGE + os.sep)
+_LIBRARIES = frozenset(("torch", "lightning", "pytorch_lightning", __name__.partition(".")[0]))
 
 
 @dataclass(frozen=True)
@@ -47,16 +43,20 @@ class DrawSite:
     def here(cls, function: str, shape: Sequence[int], n_samples: int) -> DrawSite:
         """Return the site of a draw that has just been made."""
         frame: Any = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith(_OWN):
+        while frame is not None and _is_of_library(frame):
             frame = frame.f_back
         lines = []
-        while frame is not None and not frame.f_code.co_filename.startswith(_OWN):
+        while frame is not None and not _is_of_library(frame):
             lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
             frame = frame.f_back
         return cls(function, tuple(-1 if size == n_samples else size for size in shape), tuple(lines))
 
     def __str__(self) -> str:
         return f"`{self.function}` in {self.lines[0]}" if self.lines else f"`{self.function}`"
+
+
+def _is_of_library(frame: Any) -> bool:
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in _LIBRARIES
 
 
 class _Everywhere:

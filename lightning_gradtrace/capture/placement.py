@@ -225,7 +225,7 @@ def _no_probe(options: Mapping[Site, Options], lost: Collection[Site], error: Ex
     names = ", ".join(f"`{name}`" for name in site.parameters)
     return (
         f"GradTrace: can't attribute {names}: in {site} sizes don't tell which axis holds the samples, and "
-        f"`training_step` could not be run again to find out, in evaluation mode without gradients "
+        f"`training_step` could not be run again to find out, in evaluation mode "
         f"({type(error).__name__}: {error}). Train with a batch size that divides no other axis, let "
         "`training_step` run without gradients, or leave the parameter out with `GradTrace(params=...)`."
     )

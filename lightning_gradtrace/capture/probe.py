@@ -1,7 +1,8 @@
 """Run a model on a batch and on the same batch permuted, leaving no trace of it in the model.
 
-The two runs are made in evaluation mode without gradients; along the right axis, what a use receives in the second
-run is what it received in the first, permuted (docs/concepts.md, 2).
+The two runs are made in evaluation mode without gradients, or with them where the training step takes gradients of its
+own; along the right axis, what a use receives in the second run is what it received in the first, permuted
+(docs/concepts.md, 2).
 """
 
 from __future__ import annotations
@@ -132,17 +133,34 @@ class PermutationProbe:
 
     def again(self) -> list[Use]:
         """Record the uses of a second run on the batch, after a first one that leaves its state and random numbers."""
-        with undisturbed(self.module):
-            self._tape(self.batch)
-            return self._tape(self.batch).uses
+
+        def run(with_gradients: bool) -> list[Use]:
+            with undisturbed(self.module):
+                self._tape(self.batch, with_gradients=with_gradients)
+                return self._tape(self.batch, with_gradients=with_gradients).uses
+
+        return self._with_gradients_if_needed(run)
 
     def _uses(self, data: Any, draws: Draws) -> list[Use]:
-        with undisturbed(self.module, self.training), draws:
-            return self._tape(data, draws).uses
+        def run(with_gradients: bool) -> list[Use]:
+            draws.made.clear()
+            draws.sites.clear()
+            with undisturbed(self.module, self.training), draws:
+                return self._tape(data, draws, with_gradients=with_gradients).uses
 
-    def _tape(self, data: Any, draws: Draws | None = None) -> Tape:
+        return self._with_gradients_if_needed(run)
+
+    def _with_gradients_if_needed(self, run: Callable[[bool], list[Use]]) -> list[Use]:
+        try:
+            return run(False)
+        except RuntimeError as error:  # a step that differentiates on its own, to adapt to a part of the batch
+            if "require grad" not in str(error) or is_spread(self.module):
+                raise
+        return run(True)
+
+    def _tape(self, data: Any, draws: Draws | None = None, *, with_gradients: bool = False) -> Tape:
         tape = Tape(self.parameters, data, self.n_samples, probing=True, shared=self.shared, draws=draws)
-        with torch.no_grad(), tape:
+        with torch.set_grad_enabled(with_gradients), tape:
             self.run(data)
         return tape
 

@@ -15,20 +15,22 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from lightning_gradtrace.capture.batch import pieces
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
+from lightning_gradtrace.capture.elements import LOSSES
 from lightning_gradtrace.capture.functions import Facts, names_of
 from lightning_gradtrace.capture.mixing import MIXERS, mixes_samples
+from lightning_gradtrace.capture.orders import GATHERS, PLACES, SORTS, gathered, placed, sorted_along
+from lightning_gradtrace.capture.picking import PICKS, Call, picks_samples, tensors
 from lightning_gradtrace.capture.rows import (
     CERTAIN,
     LOST,
+    NOBODY,
     Fate,
     Owners,
     Route,
@@ -38,17 +40,9 @@ from lightning_gradtrace.capture.rows import (
     settled,
     sole_owner,
 )
+from lightning_gradtrace.capture.taint import Taint
 from lightning_gradtrace.capture.writing import WRITES, written
 
-# Functions that pick along one axis: place of the axis among the arguments, and its default (None: all axes).
-_BY_INDEX = {"index_select": (1, 0), "gather": (1, 0), "take_along_dim": (2, None), "repeat_interleave": (2, None)}
-_BY_PLACE = {
-    **{"select": (1, 0), "narrow": (1, 0), "unbind": (1, 0), "__iter__": (1, 0)},
-    **{"split": (2, 0), "chunk": (2, 0), "tensor_split": (2, 0), "split_with_sizes": (2, 0)},
-    **{"flip": (1, None), "roll": (2, None)},
-}
-_ANYWHERE = names_of("masked_select _pack_padded_sequence")
-_PICKS = {"__getitem__", *_BY_INDEX, *_BY_PLACE, *_ANYWHERE}
 _MOVES = names_of(
     "view reshape flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze expand T mT t "
     "repeat view_as tile swapdims moveaxis"
@@ -63,39 +57,7 @@ _ROWS = names_of("linear matmul __matmul__ mm grouped_mm _grouped_mm")
 _IMAGES = names_of("conv1d conv2d conv3d max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool2d")
 _RECURRENT = names_of("lstm gru rnn_tanh rnn_relu")
 _JOINS = names_of("cat concat stack")
-_CHOICES = names_of("where masked_fill masked_fill_ clamp")
-
-
-@dataclass
-class _Call:
-    """One call of a function with batched arguments.
-
-    Attributes:
-        name: name of the function.
-        known: facts about it.
-        function: the function.
-        args: its positional arguments.
-        kwargs: its named arguments.
-        outputs: the tensors among its results.
-        batched: the batched tensors among its arguments.
-    """
-
-    name: str
-    known: Facts
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    outputs: list[Tensor]
-    batched: list[Tensor]
-
-    def argument(self, place: int, name: str, default: Any = None) -> Any:
-        """Return an argument, wherever it stands."""
-        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
-
-    def on(self, first: Any) -> list[Tensor | None]:
-        """Call the function with another first argument, and return its tensors."""
-        moved = _tensors((self.function(first, *self.args[1:], **self.kwargs),))
-        return [*moved, *[None] * (len(self.outputs) - len(moved))]
+_CHOICES = names_of("where masked_fill masked_fill_ clamp") | LOSSES
 
 
 class Routes:
@@ -117,6 +79,11 @@ class Routes:
         known = self._known.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
 
+    def of(self, outputs: Sequence[Any]) -> dict[int, Route]:
+        """Return the routes of those outputs of a call that have one."""
+        found = {i: self(t) for i, t in enumerate(outputs) if isinstance(t, Tensor)}
+        return {i: route for i, route in found.items() if route is not None}
+
     def after(
         self,
         known: Facts,
@@ -124,19 +91,33 @@ class Routes:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         result: Any,
-        is_batched: Callable[[Tensor], bool],
+        taint: Taint,
     ) -> None:
         """Take note of the result of a function with batched arguments."""
         name = known.name.removeprefix("_VF.")
         mixer = name in MIXERS
-        if self._n == 1 or not (self._known or mixer or name in _PICKS or name in WRITES):
+        if self._n == 1 or not (self._known or mixer or name in PICKS or name in WRITES or name in GATHERS):
             return
-        batched = [t for t in _tensors((*args, *kwargs.values())) if is_batched(t)]
-        outputs = list(_tensors(args[:1] if name == "__setitem__" else (result,)))
-        call = _Call(name, known, function, args, kwargs, outputs, batched)
+
+        def holds(tensor: Tensor) -> bool:
+            return taint(tensor) and self(tensor) is not NOBODY
+
+        batched = [t for t in tensors((*args, *kwargs.values())) if holds(t)]
+        outputs = list(tensors(args[:1] if name == "__setitem__" else (result,)))
+        is_noise = bool(args) and isinstance(args[0], Tensor) and bool(taint.draws(args[0]))
+        call = Call(
+            name,
+            known,
+            function,
+            args,
+            kwargs,
+            outputs,
+            batched,
+            is_noise,
+        )
         try:
             routes = self._routes(call)
-            if mixer and not any(routes) and mixes_samples(name, args, kwargs, result, is_batched, self._n):
+            if mixer and not any(routes) and mixes_samples(name, args, kwargs, result, holds, self._n):
                 routes = [LOST] * len(call.outputs)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
             routes = [LOST] * len(call.outputs)  # what can't be followed is no reason to stop the user's forward pass
@@ -151,15 +132,21 @@ class Routes:
         else:
             self._known[id(tensor)] = (weakref.ref(tensor), route)
 
-    def _routes(self, call: _Call) -> list[Route | None]:
+    def _routes(self, call: Call) -> list[Route | None]:
         """Return the route of every output."""
-        routed = [route for t in call.batched if (route := self(t)) is not None]
+        if not call.batched and any(self(t) is NOBODY for t in tensors((*call.args, *call.kwargs.values()))):
+            return [NOBODY] * len(call.outputs)
+        if call.name in GATHERS:
+            return gathered(call.name, call.args, call.kwargs, self(call.args[0]), len(call.outputs), self._n)
         first = call.args[0] if call.args else None
+        if isinstance(first, Tensor) and call.picks_from_batch:
+            call.batched = [first]  # what is picked tells whose the result is, not the index
+        routed = [route for t in call.batched if (route := self(t)) is not None]
         if routed:
             source, places = routed[0].source, list(routed[0].owners)
             # Other sources count as laid out like the first one: owners that then disagree are lost.
             arguments = [(t, self(t)) for t in call.batched]
-        elif isinstance(first, Tensor) and any(t is first for t in call.batched) and _picks_samples(call, self._n):
+        elif isinstance(first, Tensor) and call.picks_from_batch and picks_samples(call, self._n):
             # A table of parameters or constants has rows, not samples, however many there are.
             source = first.detach()
             options = [o for o in candidates(first.shape, self._n) if o.axis < max(first.dim() - 1, 1)]
@@ -176,11 +163,18 @@ class Routes:
                 output[place] = settled(owners, self._n) if isinstance(owners, Tensor) else owners
         return [_route(source, owners) for owners in found]
 
-    def _follow(self, call: _Call, of: Mapping[int, Tensor | Fate]) -> Sequence[Tensor | Fate]:
+    def _follow(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Sequence[Tensor | Fate]:
         """Return the owners of the outputs, given those of the batched arguments, by identity."""
         everywhere, first = len(call.outputs), call.args[0] if call.args else None
         known = [of.get(id(t), Fate.ORDINARY) for t in call.batched]
         own = of.get(id(first), Fate.ORDINARY)
+        if call.name in PLACES or call.name in SORTS:
+            if not isinstance(own, Tensor):
+                return [own] * everywhere
+            if call.name in PLACES:
+                return placed(call.args[0], own, call.outputs)
+            axis = call.argument(SORTS[call.name][0], "dim", SORTS[call.name][1])
+            return sorted_along(axis, own, call.outputs, call.is_noise)
         if call.name in WRITES:
             return [written(call.name, call.args, call.kwargs, of, self._n)] * everywhere
         if all(owners is Fate.ORDINARY for owners in known):
@@ -196,20 +190,20 @@ class Routes:
         if call.known.pointwise or call.name in _CHOICES:
             return [self._combined(call, of)]
         if not isinstance(own, Tensor):
-            return [Fate.LOST] * everywhere
-        if call.name in _MOVES or call.name in _PICKS:
+            return [_looked_up(call, of)]
+        if call.name in _MOVES or call.name in PICKS:
             return [Fate.ORDINARY if moved is None else moved for moved in call.on(own)]
         return _through(call, own)
 
-    def _joined(self, call: _Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
-        parts = [of.get(id(t), Fate.LOST) for t in _tensors((call.argument(0, "tensors"),))]
+    def _joined(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
+        parts = [of.get(id(t), Fate.LOST) for t in tensors((call.argument(0, "tensors"),))]
         owners = [part for part in parts if isinstance(part, Tensor)]
         if len(owners) < len(parts):
             return Fate.LOST
         joined: Tensor = call.function(owners, *call.args[1:], **{k: v for k, v in call.kwargs.items() if k == "dim"})
         return joined
 
-    def _combined(self, call: _Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
+    def _combined(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
         """Return the owners after a function that works entry by entry."""
         (output,) = call.outputs
         ordinary = [t for t in call.batched if of.get(id(t), Fate.ORDINARY) is Fate.ORDINARY]
@@ -219,24 +213,36 @@ class Routes:
         return parts[0] if all(torch.equal(part, parts[0]) for part in parts[1:]) else Fate.LOST
 
 
+def _looked_up(call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
+    """Return the owners of rows of a table that is none of the batch; lost after any other function."""
+    index = call.argument(1, "indices")
+    owners = of.get(id(index))
+    if call.name not in ("__getitem__", "embedding") or not isinstance(owners, Tensor) or index.dtype == torch.bool:
+        return Fate.LOST
+    (output,) = call.outputs
+    ahead = output.shape[: owners.dim()] == owners.shape and all(t is index for t in call.batched)
+    return owners[(..., *[None] * (output.dim() - owners.dim()))].expand(output.shape) if ahead else Fate.LOST
+
+
 def _route(source: Tensor | None, owners: Mapping[SampleAxis, Owners]) -> Route | None:
-    if all(found is Fate.ORDINARY for found in owners.values()):
-        return None
-    return LOST if all(found is Fate.LOST for found in owners.values()) else Route(source, owners)
+    for fate, route in ((Fate.ORDINARY, None), (Fate.LOST, LOST), (Fate.NOBODY, NOBODY)):
+        if all(found is fate for found in owners.values()):
+            return route
+    return Route(source, {at: Fate.LOST if found is Fate.NOBODY else found for at, found in owners.items()})
 
 
-def _at(route: Route | None, place: SampleAxis, tensor: Tensor, call: _Call, n_samples: int) -> Tensor | Fate:
+def _at(route: Route | None, place: SampleAxis, tensor: Tensor, call: Call, n_samples: int) -> Tensor | Fate:
     """Return the owners of an argument for one place of the samples in the source."""
     owners = Fate.ORDINARY if route is None else route.owners.get(place, Fate.LOST)
     if isinstance(owners, SampleAxis):
-        return laid_out(owners, tensor, n_samples) if call.name in _PICKS | _MOVES | _JOINS else Fate.ORDINARY
-    if owners is Fate.ORDINARY and tensor is call.args[0] and _picks_samples(call, n_samples):
+        return laid_out(owners, tensor, n_samples) if call.name in PICKS | _MOVES | _JOINS else Fate.ORDINARY
+    if owners is Fate.ORDINARY and tensor is call.args[0] and picks_samples(call, n_samples):
         ways = candidates(tensor.shape, n_samples)
         return laid_out(ways[0], tensor, n_samples) if len(ways) == 1 else Fate.LOST
     return owners
 
 
-def _through(call: _Call, owners: Tensor) -> Sequence[Tensor | Fate]:
+def _through(call: Call, owners: Tensor) -> Sequence[Tensor | Fate]:
     """Return the owners after a function that treats rows apart; lost after any other."""
     name, args, outputs = call.name, call.args, call.outputs
     last = owners.dim() - 1
@@ -263,64 +269,3 @@ def _through(call: _Call, owners: Tensor) -> Sequence[Tensor | Fate]:
         first = padded[:, :1] if args[2] else padded[:1]  # what is padded belongs to its sequence all the same
         return [torch.where(padded == -1, first.expand_as(padded), padded), Fate.ORDINARY]
     return [Fate.LOST] * len(outputs)
-
-
-def _picks_samples(call: _Call, n_samples: int) -> bool:
-    """Say whether a function selects along an axis that may hold samples.
-
-    Slices and loops are everywhere; they count where an axis has as many entries as there are samples, or where none
-    has and samples can only be a factor of one.
-    """
-    name = call.name
-    if name not in _PICKS:
-        return False
-    if name in _ANYWHERE:
-        return True
-    shape = call.args[0].shape
-    options = candidates(shape, n_samples)
-    by_index = {option.axis for option in options}
-    by_place = {option.axis for option in options if option.factor == "whole"} or by_index
-    if name == "__getitem__":
-        return _index_hits(call.args[1], shape, by_index, by_place)
-    place, default = _BY_INDEX.get(name) or _BY_PLACE[name]
-    dim = call.argument(place, "dim", call.argument(place, "dims", default))
-    if name == "flip":  # its axes may stand one by one
-        dim = call.args[1:] or dim
-    hit = by_index if name in _BY_INDEX else by_place
-    return any(d is None or d % max(len(shape), 1) in hit for d in tree_leaves(dim, is_leaf=lambda one: one is None))
-
-
-def _index_hits(index: Any, shape: Sequence[int], by_index: set[int], by_place: set[int]) -> bool:
-    """Say whether an index in brackets selects along one of the axes."""
-    parts = index if isinstance(index, tuple) else (index,)
-    masks = (torch.bool, torch.uint8)
-    n_used = sum(
-        part.dim() if isinstance(part, Tensor) and part.dtype in masks else part is not None
-        for part in parts
-        if part is not Ellipsis
-    )
-    axis = 0
-    for part in parts:
-        if part is Ellipsis:
-            axis += len(shape) - n_used
-        elif isinstance(part, Tensor) and part.dtype in masks:
-            if any(a in by_index for a in range(axis, axis + max(part.dim(), 1))):
-                return True
-            axis += part.dim()
-        elif part is not None and not isinstance(part, bool):
-            whole = isinstance(part, slice) and len(range(*part.indices(shape[axis]))) == shape[axis]
-            many = isinstance(part, list) or (isinstance(part, Tensor) and part.dim() > 0)
-            if not whole and axis in (by_index if many else by_place):
-                return True
-            axis += 1
-    return False
-
-
-def _tensors(values: Sequence[Any]) -> list[Tensor]:
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (tuple, list)):
-            found += _tensors(value)
-    return found

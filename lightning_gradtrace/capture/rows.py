@@ -17,6 +17,7 @@ class Fate(Enum):
 
     ORDINARY = "the samples lie along an axis, as they do everywhere else"
     LOST = "nobody knows whose its entries are"
+    NOBODY = "it holds no samples, whatever its size: the distinct values of the batch, an order of the samples"
 
 
 # The sample of every entry of a tensor, of the shape of the tensor; or the axis along which they are in order.
@@ -50,6 +51,8 @@ class Route:
 CERTAIN = SampleAxis(-1)
 """Stands for the place of the samples in a source that is none."""
 LOST = Route(None, {CERTAIN: Fate.LOST})
+NOBODY = Route(None, {CERTAIN: Fate.NOBODY})
+"""Of a tensor that belongs to the samples that it meets later, as a constant does."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
-from lightning_gradtrace.capture.batch_axis import candidates
 from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root, flatten_call
 from lightning_gradtrace.capture.draws import Draws, DrawSite
+from lightning_gradtrace.capture.elements import Elements, elements_of
 from lightning_gradtrace.capture.functions import METADATA, Facts, facts, without_running_statistics
 from lightning_gradtrace.capture.opening import opened
 from lightning_gradtrace.capture.replay import Surroundings, outputs_of
 from lightning_gradtrace.capture.routing import Routes
+from lightning_gradtrace.capture.rows import NOBODY
 from lightning_gradtrace.capture.rules import Rule, rule_for
 from lightning_gradtrace.capture.settling import lighten
 from lightning_gradtrace.capture.taint import Taint
@@ -64,8 +65,8 @@ class Tape(TorchFunctionMode):
         self._n_samples = n_samples
         self._counts: dict[tuple[str, tuple[str, ...]], int] = {}
         self._mixtures: dict[Derived, Mixture] = {}
-        # Lineages hold their tensors, so that an id is not given to another tensor while the tape lives.
-        self._lineage: dict[int, Lineage] = {id(p): Root(name, p) for name, p in parameters.items()}
+        # Lineages hold their tensors, so that an id is not given to another tensor; what has no entries is a constant.
+        self._lineage: dict[int, Lineage] = {id(p): Root(name, p) for name, p in parameters.items() if p.numel()}
         self._names = frozenset(parameters)
         self._swaps = False
         self._kept: list[Tensor] = []
@@ -100,7 +101,7 @@ class Tape(TorchFunctionMode):
             tensor: a tensor of the forward pass.
             hook: receives its cotangent; None if nobody asks for it.
         """
-        if hook is not None:
+        if hook is not None and not self._probing:
             tensor.register_hook(hook)
 
     def _lasting(self, tensor: Tensor) -> Tensor:
@@ -145,6 +146,8 @@ class Tape(TorchFunctionMode):
         if func in METADATA:
             return func(*args, **kwargs)
         if func is Tensor.backward or func is torch.autograd.backward:
+            if self._probing:
+                return None  # nothing is to come into `.grad`
             with self:  # checkpointed layers run their forward pass now
                 return opened(func)(*args, **kwargs)
         if func is torch.broadcast_tensors and self._is_tracked(args):  # one function for each of its outputs
@@ -169,11 +172,13 @@ class Tape(TorchFunctionMode):
             self._taint.after(known, args, kwargs, self._is_batched(args, kwargs), result)
         elif known.in_place or not any(id(t) in self._lineage for t in outputs):  # `W.to(W.dtype)` is W
             leaves, structure, around = call or self._call(known, func, args, kwargs)
-            use = self._record(func, rule, leaves, structure, around, outputs)
+            elements = elements_of(func, args, kwargs) if self._is_batched(args, kwargs) else None
+            use = self._record(func, rule, leaves, structure, around, outputs, elements)
             if use is not None:
                 self._routes.after(known, func, args, kwargs, result, self._taint)
-                routes = {i: self._routes(t) for i, t in enumerate(outputs) if isinstance(t, Tensor)}
-                use.routes = {i: route for i, route in routes.items() if route is not None}
+                if elements is not None:
+                    self._routes.after(known, func, elements.args, elements.kwargs, elements.value, self._taint)
+                use.routes = self._routes.of(outputs if elements is None else [elements.value])
         return result
 
     def _look_inside(self, call_of: tuple[Any, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -241,6 +246,7 @@ class Tape(TorchFunctionMode):
                 batched = read and self._taint(leaf)
                 kept = operand(self._lasting(leaf) if self._swaps and not batched else leaf, batched)
                 kept.route = self._routes(leaf) if batched else None
+                kept.batched = batched and kept.route is not NOBODY
                 kept.draws = self._taint.draws(leaf) if read else kept.draws
                 if known.in_place and i == 0:
                     kept = self._before_writing(known, kept)
@@ -262,25 +268,31 @@ class Tape(TorchFunctionMode):
         structure: Any,
         around: Surroundings,
         outputs: list[Any],
+        elements: Elements | None,
     ) -> Use | None:
         """Record a call as a use, which is returned, or as a derivation."""
         known = facts(func)
         live = self._live(known, outputs)
         leaves = without_running_statistics(known.name, leaves)
         if not any(isinstance(leaf, Operand) and leaf.batched for leaf in leaves):
-            self._derive(func, leaves, structure, around, live, mixed=False)
+            mixed = any(isinstance(leaf, Operand) and leaf.route is NOBODY for leaf in leaves)
+            self._derive(func, leaves, structure, around, live, mixed)
             return None
         names = tuple(
             dict.fromkeys(name for leaf in leaves if isinstance(leaf, (Root, Derived)) for name in leaf.roots)
         )
         keep = self._probing or around.random is not None
-        kept = [operand(t, True) if keep and isinstance(t, Tensor) else None for t in outputs]
+        parts, call = outputs, (leaves, structure)
+        if elements is not None:
+            parts, call = [elements.value], self._leaves(known, elements.args, elements.kwargs)
+        kept = [operand(t, True) if keep and isinstance(t, Tensor) else None for t in parts]
         key = (known.name, names)
-        use = Use(Site(*key, self._counts.get(key, 0)), func, rule, leaves, structure, around, kept)
+        use = Use(Site(*key, self._counts.get(key, 0)), func, rule, *call, around, kept)
+        use.spread = None if elements is None else elements.spread()
         drawn = any(lineage.draws for lineage in use.lineages.values())
         if self._probing and around.random is None and not drawn and self._is_told_by_input(use):
             use.outputs = [None] * len(outputs)
-        if not self._has_room(use, live.values()):
+        if not use.has_room(live.values() if elements is None else parts, self._n_samples):
             self._derive(func, leaves, structure, around, live, mixed=True)
             return None
         if self._probing:
@@ -326,20 +338,6 @@ class Tape(TorchFunctionMode):
                 self.watch(tensor, mixture.reach)
                 for earlier in before:
                     earlier.readers.append(mixture)
-
-    def _has_room(self, use: Use, outputs: Iterable[Tensor]) -> bool:
-        """Say whether samples can be told apart in a result; in a statistic of the whole batch they can't.
-
-        What is computed from such a statistic belongs to the samples that it meets later, as a constant does.
-        """
-        n = self._n_samples
-        if n is None or n == 1 or any(operand.route is not None for operand in use.operands.values()):
-            return True
-        shapes = [t.shape for t in outputs]
-        if any(n in shape for shape in shapes):
-            return True
-        bound = use.bound()
-        return any(candidates(shape, n, among=bound.axes.values() if bound else None) for shape in shapes)
 
 
 def deactivate(tape: Tape) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
-from lightning_gradtrace.capture.batch_axis import shape_before_view
+from lightning_gradtrace.capture.batch_axis import candidates, shape_before_view
 from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root
 from lightning_gradtrace.capture.draws import DrawSite
 from lightning_gradtrace.capture.precision import coarsest, coarsest_by_name
@@ -74,6 +74,8 @@ class Use:
         outputs: the outputs while probing, and those of a random function; None for all others, which nobody reads.
         cotangents: gradient of the loss with respect to each output, filled in by the backward pass.
         routes: whose the entries of the outputs are, of those that are parts of the batch.
+        spread: gives the cotangent of the elements for that of their sum, where the use stands for a call that
+            returned the sum (`elements.py`); None for all others.
     """
 
     site: Site
@@ -85,6 +87,7 @@ class Use:
     outputs: list[Operand | None]
     cotangents: dict[int, Tensor] = field(default_factory=dict)
     routes: dict[int, Route] = field(default_factory=dict)
+    spread: Callable[[Tensor], Tensor] | None = None
 
     @property
     def operands(self) -> dict[int, Operand]:
@@ -156,6 +159,24 @@ class Use:
         """Whether the backward pass came here."""
         return bool(self.cotangents)
 
+    def has_room(self, outputs: Iterable[Tensor], n_samples: int | None) -> bool:
+        """Say whether samples can be told apart in the result; in a statistic of the whole batch they can't.
+
+        What is computed from such a statistic belongs to the samples that it meets later, as a constant does.
+
+        Args:
+            outputs: what the use returned.
+            n_samples: number of samples, None if it is unknown.
+        """
+        n = n_samples
+        if n is None or n == 1 or any(operand.route is not None for operand in self.operands.values()):
+            return True
+        shapes = [t.shape for t in outputs]
+        if any(n in shape for shape in shapes):
+            return True
+        bound = self.bound()
+        return any(candidates(shape, n, among=bound.axes.values() if bound else None) for shape in shapes)
+
     def receive(self, output: int, cotangent: Tensor | None) -> None:
         """Keep the cotangent of one output; a second backward pass through it adds up.
 
@@ -165,8 +186,9 @@ class Use:
         """
         if cotangent is None:
             return
+        cotangent = cotangent.detach() if self.spread is None else self.spread(cotangent.detach())
         known = self.cotangents.get(output)
-        self.cotangents[output] = cotangent.detach() if known is None else known + cotangent.detach()
+        self.cotangents[output] = cotangent if known is None else known + cotangent
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ def capture(
     tape = engine.tape(parameters, batch, n)
     with tape:
         value = step(batch)
+    tape.forget_backward()  # of gradients that the forward pass took
     value.backward()
     micro_batch = engine.collect(tape, n, PermutationProbe(model, parameters, step, batch, n, 0))
     gradients = {name: dense(p.grad) for name, p in parameters.items() if p.grad is not None}
@@ -355,14 +357,46 @@ def test_what_can_not_be_seen_is_named(loss: Callable[[nn.Module, Tensor], Tenso
 
 def test_a_step_that_can_not_be_run_again_is_named_where_sizes_leave_doubt() -> None:
     model, x = Net(lin=nn.Linear(N, 3)), torch.randn(N, N, N)
-    message = r"`lin.weight`, `lin.bias`: in use 0 .* could not be run again .*without gradients .*batch size"
+    message = r"`lin.weight`, `lin.bias`: in use 0 .* could not be run again .*ValueError: trains only.*batch size"
 
     def loss(m: nn.Module, x: Tensor) -> Tensor:
-        y = m.lin(x).unflatten(-1, (1, 3)) * m.lin.bias
-        return torch.autograd.grad(y.sum(), y, create_graph=True)[0].sum() + y.sum()
+        if not m.training:
+            raise ValueError("trains only")
+        return (m.lin(x).unflatten(-1, (1, 3)) * m.lin.bias).sum()
 
     with pytest.raises(UnattributableError, match=message):
         capture(model, x, loss)
+
+
+@pytest.mark.parametrize("n", [N, N + 1])
+def test_a_step_that_takes_gradients_of_its_own(n: int) -> None:
+    """First-order MAML, one task after the other; the probe leaves no gradients, and calls no hooks of them."""
+    torch.manual_seed(0)
+    model = Net(first=nn.Linear(N, N), last=nn.Linear(N, 1)).double()
+    x, y = torch.randn(n, N, N).double(), torch.randn(n, N, 1).double()
+    outside, calls = torch.ones(3, requires_grad=True), []
+    outside.register_hook(calls.append)
+
+    def run(p: dict[str, Tensor], x: Tensor) -> Tensor:
+        hidden = F.linear(x, p["first.weight"], p["first.bias"]).tanh()
+        return F.linear(hidden, p["last.weight"], p["last.bias"])
+
+    def one(m: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        p = dict(m.named_parameters())
+        slopes = torch.autograd.grad(F.mse_loss(run(p, x[:2]), y[:2]), list(p.values()))
+        p = {name: value - 0.1 * slope for (name, value), slope in zip(p.items(), slopes, strict=True)}
+        return F.mse_loss(run(p, x[2:]), y[2:])
+
+    def loss(m: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        (outside * batch[0].mean().float()).sum().backward()
+        return torch.stack([one(m, *task) for task in zip(*batch, strict=True)]).mean()
+
+    shares = capture(model, (x, y), loss, n=n).shares
+    assert len(calls) == 1
+    torch.testing.assert_close(outside.grad, x.mean().float().expand(3))
+    expected = per_sample_gradients(lambda i: one(model, x[i], y[i]) / n, n, dict(model.named_parameters()))
+    for name, g in expected.items():
+        torch.testing.assert_close(shares[name].dense(), g)
 
 
 def test_an_axis_of_the_batch_itself_is_known_where_its_tensor_says_nothing() -> None:
@@ -550,3 +584,21 @@ def test_a_learned_scale_of_a_distribution(n: int) -> None:
     standing = Net(scale=(2,))
     found = capture(standing, target, lambda m, data: F.mse_loss(m.scale[None].expand(n, -1) * data, data), n=n)
     assert found.shares["scale"].dense().shape == (n, 2)
+
+
+@pytest.mark.parametrize("division", [2.0, 4.0])  # the last cluster has two hidden features, or none
+@pytest.mark.parametrize("classes", [[0, 1, 2, 1], [0, 4, 7, 8], [3, 3, 8, 8]])  # clusters without members, and all
+def test_an_adaptive_softmax(classes: list[int], division: float) -> None:
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors is a no-op")
+        model = Net(
+            first=nn.Linear(5, 8), head=nn.AdaptiveLogSoftmaxWithLoss(8, 9, [3, 6], div_value=division)
+        ).double()
+    x, y = torch.randn(N, 5).double(), torch.tensor(classes)
+    shares = capture(model, (x, y), lambda m, b: m.head(m.first(b[0]), b[1]).loss).shares
+    used = {name: p for name, p in model.named_parameters() if name in shares}
+    assert {"first.weight", "head.head.weight"} <= used.keys()
+    expected = per_sample_gradients(lambda i: -model.head(model.first(x), y).output[i] / N, N, used)
+    for name, g in expected.items():
+        torch.testing.assert_close(shares[name].dense(), g)

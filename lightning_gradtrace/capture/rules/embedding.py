@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.rules._base import Arguments, Call, Shares, register
-from lightning_gradtrace.capture.shares import RowShare
+from lightning_gradtrace.capture.shares import DenseShare, RowShare, Share
 
 _SUM, _MEAN, _MAX = 0, 1, 2  # modes of an embedding bag
 
@@ -55,13 +55,14 @@ def _bags(arguments: Arguments, name: str) -> Mapping[int, int]:
     arguments="weight indices offsets scale_grad_by_freq mode sparse per_sample_weights include_last_offset "
     "padding_idx",
     input="",
-    parameters="weight",
+    parameters="weight per_sample_weights",
     axes=_bags,
 )
 def embedding_bag(call: Call) -> Shares:
     """Sum, mean or maximum of the rows of a bag; a sample is a bag, or several of them.
 
-    The samples are looked for in the output, because the indices of all bags stand in one row.
+    The samples are looked for in the output, because the indices of all bags stand in one row. Weights of the rows
+    that come from parameters have the share ``d[bag] . weight[index]``.
     """
     if call.arguments.get("scale_grad_by_freq", False):
         return None  # torch does not divide by the frequencies that it documents (seen in 2.13 on CPU)
@@ -79,13 +80,21 @@ def embedding_bag(call: Call) -> Shares:
     mode, own = call.arguments.get("mode", _SUM), call.arguments.get("per_sample_weights")
     if mode == _MAX:
         return {"weight": _largest(call.arguments, d, bags, inside.any(-1))}
+    shares: dict[str, Share] = {}
+    if "per_sample_weights" in call.wanted:
+        found = ((d.unsqueeze(2) * weight.detach()[rows]).sum(-1) * inside).flatten(1)
+        empty = found.new_zeros(call.n_samples, len(indices))
+        shares["per_sample_weights"] = DenseShare(empty.scatter_add_(1, members.flatten(1), found))
+    if "weight" not in call.wanted:
+        return shares
     factor = inside.to(d.dtype)
     if mode == _MEAN:
         factor = factor / factor.sum(-1, keepdim=True).clamp_(min=1)
     elif own is not None:
-        factor = factor * own[members]
+        factor = factor * own.detach()[members]
     values = d.unsqueeze(2) * factor.unsqueeze(-1)
-    return {"weight": RowShare(rows.flatten(1), values.flatten(1, 2), weight.shape[0])}
+    shares["weight"] = RowShare(rows.flatten(1), values.flatten(1, 2), weight.shape[0])
+    return shares
 
 
 def _bounds(arguments: Arguments, n_indices: int) -> tuple[Tensor, Tensor]:

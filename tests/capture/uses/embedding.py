@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.capture.uses._base import N, layer, on, use
+from tests.capture.uses._base import Function, N, layer, on, use
 
 
 def _bags(m: nn.Module, x: Tensor) -> Tensor:
@@ -18,6 +19,22 @@ def _bags(m: nn.Module, x: Tensor) -> Tensor:
 
 def _weighted(m: nn.Module, x: Tensor) -> Tensor:
     return m(x, per_sample_weights=(x + 1.5).to(m.weight.dtype))
+
+
+def _learned_weights(m: nn.Module, x: Tensor) -> Tensor:
+    """Bags of unlike sizes, each row with a weight from a second table."""
+    sizes = [int(row[0]) % 5 for row in x]
+    indices = torch.cat([row[1 : 1 + size] for row, size in zip(x, sizes, strict=True)])
+    offsets = torch.tensor([0, *sizes]).cumsum(0)[:-1]
+    return F.embedding_bag(
+        indices, m.rows, offsets, mode="sum", padding_idx=m.padding, per_sample_weights=m.weights.tanh()[indices]
+    )
+
+
+def _bags_with_weights(padding: int | None) -> nn.Module:
+    module = Function({"rows": (9, 4), "weights": (9,)}, _learned_weights)
+    module.padding = padding
+    return module
 
 
 EMBEDDING = [
@@ -58,6 +75,15 @@ EMBEDDING = [
         for last in (False, True)
     ],
     layer("embedding_bag: weighted", on(lambda: nn.EmbeddingBag(9, 4, mode="sum"), _weighted), (N, 7), classes=9),
+    *[
+        layer(
+            f"embedding_bag: learned weights of rows, padding {padding}",
+            lambda padding=padding: _bags_with_weights(padding),
+            (N, 8),
+            classes=9,
+        )
+        for padding in (None, 2)
+    ],
     layer("embedding_bag: renormalised", lambda: nn.EmbeddingBag(9, 4, max_norm=1.0), (N, 7), classes=9),
     layer(
         "embedding_bag: two bags of a sample",
