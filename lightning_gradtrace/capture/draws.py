@@ -126,7 +126,8 @@ class Draws(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call the operator, and keep or replace what it draws."""
-        result = func(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunction():  # what a backward pass calls is no function of the user's
+            result = func(*args, **(kwargs or {}))
         if torch.Tag.nondeterministic_seeded in func.tags:
             values = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.layout is torch.strided]
             self._play(func, values)

@@ -289,8 +289,7 @@ class Tape(TorchFunctionMode):
         key = (known.name, names)
         use = Use(Site(*key, self._counts.get(key, 0)), func, rule, *call, around, kept)
         use.spread = None if elements is None else elements.spread()
-        drawn = any(lineage.draws for lineage in use.lineages.values())
-        if self._probing and around.random is None and not drawn and self._is_told_by_input(use):
+        if self._probing and around.random is None and use.is_told_by_input:
             use.outputs = [None] * len(outputs)
         if not use.has_room(live.values() if elements is None else parts, self._n_samples):
             self._derive(func, leaves, structure, around, live, mixed=True)
@@ -310,13 +309,6 @@ class Tape(TorchFunctionMode):
             self._taint.written(outputs[0], use.draws)
         self._taint.add(outputs, use.draws)
         return use
-
-    def _is_told_by_input(self, use: Use) -> bool:
-        """Say whether the probe will compare an input of the use, so that its outputs need not be kept."""
-        if use.rule is None or any(operand.route is not None for operand in use.operands.values()):
-            return False
-        bound = use.bound()
-        return bound is not None and bound.place is not None
 
     def _derive(
         self,

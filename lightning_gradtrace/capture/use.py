@@ -155,6 +155,16 @@ class Use:
         )
 
     @property
+    def is_told_by_input(self) -> bool:
+        """Whether the samples of an argument tell where those of the outputs are, so that these need not be kept."""
+        if self.rule is None or any(operand.route is not None for operand in self.operands.values()):
+            return False
+        if any(lineage.draws for lineage in self.lineages.values()):
+            return False  # whether the samples share the random numbers shows in the outputs
+        bound = self.bound()
+        return bound is not None and bound.place is not None
+
+    @property
     def reached(self) -> bool:
         """Whether the backward pass came here."""
         return bool(self.cotangents)

@@ -14,7 +14,7 @@ from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.probe import PermutationProbe
 from lightning_gradtrace.capture.rules import registered
-from lightning_gradtrace.capture.tape import Tape
+from lightning_gradtrace.capture.use import Use
 from tests.capture.uses import USES, N, UseCase
 
 
@@ -30,7 +30,7 @@ def capture(model: nn.Module, x: Tensor, axis: int = 0, *, rules: bool = True, n
         return engine.collect(tape, n_samples, probe)
     for use in tape.uses:
         use.rule = None
-    with mock.patch.object(Tape, "_is_told_by_input", return_value=False):
+    with mock.patch.object(Use, "is_told_by_input", new=False):
         return engine.collect(tape, n_samples, probe)
 
 
