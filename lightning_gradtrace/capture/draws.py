@@ -3,10 +3,14 @@
 A model that is run on its batch permuted gives its results permuted only if each sample keeps the random numbers that
 it met. Which numbers are the samples' own can't be told from sizes - a mask over features may be as long as the
 batch - so every draw has *options*: the places where its tensor could hold the samples, and to stay as it is.
+
+Played again is what operators draw from nothing but sizes and constants. What they draw from activations, or make of
+activations with a mask of their own, would bring the first run's activations with it; it is drawn anew.
 """
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +23,18 @@ from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
+from lightning_gradtrace.capture.functions import names_of
 
 T = TypeVar("T")
 
-_LIBRARIES = frozenset(("torch", "lightning", "pytorch_lightning", __name__.partition(".")[0]))
+_TRAINERS = frozenset(("lightning", "pytorch_lightning", __name__.partition(".")[0]))
+_OWN = _TRAINERS | {"torch"}
+_CHECKPOINTS = "torch.utils.checkpoint"  # runs layers again, from elsewhere
+_SOURCES = names_of(
+    "rand randn randint randperm normal uniform bernoulli exponential geometric log_normal cauchy random poisson "
+    "binomial multinomial _standard_gamma _sample_dirichlet rand_like randn_like randint_like"
+)
+_MASKED = "native_dropout"  # returns what it masked and the mask
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class DrawSite:
     Attributes:
         function: name of the torch function.
         shape: the shape of what it draws, -1 for the number of samples.
-        lines: the lines of code that led to it, from the inside, up to the module or the step that runs.
+        lines: the different lines of code that led to it, from the inside, up to the training step.
     """
 
     function: str
@@ -43,11 +55,14 @@ class DrawSite:
     def here(cls, function: str, shape: Sequence[int], n_samples: int) -> DrawSite:
         """Return the site of a draw that has just been made."""
         frame: Any = sys._getframe(1)
-        while frame is not None and _is_of_library(frame):
+        while frame is not None and _root(frame) in _OWN:
             frame = frame.f_back
-        lines = []
-        while frame is not None and not _is_of_library(frame):
-            lines.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        lines = dict[str, None]()
+        while frame is not None and _root(frame) not in _TRAINERS and frame.f_globals.get("__name__") != _CHECKPOINTS:
+            if _root(frame) != "torch":
+                lines[f"{frame.f_code.co_filename}:{frame.f_lineno}"] = None
+            if frame.f_code.co_name == "training_step":
+                break
             frame = frame.f_back
         return cls(function, tuple(-1 if size == n_samples else size for size in shape), tuple(lines))
 
@@ -55,8 +70,8 @@ class DrawSite:
         return f"`{self.function}` in {self.lines[0]}" if self.lines else f"`{self.function}`"
 
 
-def _is_of_library(frame: Any) -> bool:
-    return str(frame.f_globals.get("__name__")).partition(".")[0] in _LIBRARIES
+def _root(frame: Any) -> str:
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 class _Everywhere:
@@ -75,20 +90,31 @@ class Draw:
     Attributes:
         operator: the operator.
         values: copies of the tensors that it returned or filled.
+        inputs: copies of the tensors that it read.
     """
 
     operator: Any
     values: Sequence[Tensor]
+    inputs: Sequence[Tensor]
 
     def options(self, n_samples: int) -> list[SampleAxis | None]:
-        """Return where its samples may be, the likeliest first; None if all samples share it."""
+        """Return where its samples may be, None if all samples share it.
+
+        An axis of their number comes first, because most draws are the samples' own; a multiple of it comes last,
+        because most axes are longer for other reasons.
+        """
         places = candidates(self.values[0].shape, n_samples) if self.values else []
         whole = [place for place in places if place.factor == "whole"]
         return [*whole, None, *(place for place in places if place.factor != "whole")]
 
-    def is_like(self, operator: Any, values: Sequence[Tensor]) -> bool:
-        """Say whether another pass drew the same kind of numbers."""
-        return operator is self.operator and [v.shape for v in values] == [v.shape for v in self.values]
+    def is_like(self, other: Draw) -> bool:
+        """Say whether another pass drew from the same numbers: then it would draw the same."""
+        return (
+            other.operator is self.operator
+            and [v.shape for v in self.values] == [v.shape for v in other.values]
+            and len(self.inputs) == len(other.inputs)
+            and all(torch.equal(a, b) for a, b in zip(self.inputs, other.inputs, strict=True))
+        )
 
 
 class Draws(TorchDispatchMode):
@@ -128,10 +154,15 @@ class Draws(TorchDispatchMode):
         """Call the operator, and keep or replace what it draws."""
         with torch._C.DisableTorchFunction():  # what a backward pass calls is no function of the user's
             result = func(*args, **(kwargs or {}))
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            values = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.layout is torch.strided]
-            self._play(func, values)
-            self.made.append(Draw(func, [value.clone() for value in values]))
+            name = func.overloadpacket.__name__
+            if name.rstrip("_") in _SOURCES:
+                written = 1 if name.endswith(("_", "_like")) else 0  # gives its shape alone
+                inputs = _dense(tree_leaves((args[written:], kwargs or {})))
+                self._play(Draw(func, _dense(tree_leaves(result)), inputs))
+            elif name == _MASKED and args[2] and args[1] < 1:
+                masked, mask = result
+                if self._play(Draw(func, [mask], [])):
+                    masked.copy_(args[0] * mask / (1 - args[1]))
         return result
 
     def note(self, site: DrawSite, tensor: Tensor) -> None:
@@ -139,16 +170,25 @@ class Draws(TorchDispatchMode):
         if self.made and self.made[-1].values and self.made[-1].values[0].shape == tensor.shape:
             self.sites.setdefault(site, set()).add(len(self.made) - 1)
 
-    def _play(self, operator: Any, values: Sequence[Tensor]) -> None:
+    def _play(self, draw: Draw) -> bool:
+        """Replace what was drawn by what the earlier pass drew, and keep it; say whether it was replaced."""
         number = len(self.made)
-        if number >= len(self._earlier) or not self._earlier[number].is_like(operator, values):
-            return
-        place = self._places.get(number)
-        for value, before in zip(values, self._earlier[number].values, strict=True):
-            if place is not None and self._order is not None and place.fits(before.shape, len(self._order)):
-                value.copy_(place.permute(before, self._order.to(before.device)))
-            else:
-                value.copy_(before)
+        earlier = self._earlier[number] if number < len(self._earlier) else None
+        if earlier is not None and not earlier.is_like(draw):
+            earlier = None
+        if earlier is not None:
+            place, order = self._places.get(number), self._order
+            for value, before in zip(draw.values, earlier.values, strict=True):
+                if place is not None and order is not None and place.fits(before.shape, len(order)):
+                    value.copy_(place.permute(before, order.to(before.device)))
+                else:
+                    value.copy_(before)
+        self.made.append(Draw(draw.operator, [v.clone() for v in draw.values], [v.clone() for v in draw.inputs]))
+        return earlier is not None
+
+
+def _dense(leaves: Sequence[Any]) -> list[Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
 
 
 def arrange(
@@ -175,16 +215,16 @@ def arrange(
     options = {i: found for i, draw in enumerate(draws) if len(found := draw.options(n_samples)) > 1}
     chosen = {i: found[0] for i, found in options.items()}
     best = run(_placed(chosen))
-    unexplained, trials = count_unexplained(best), 0
-    for i, found in options.items():
-        for option in found[1:]:
-            if not unexplained or trials == most_trials:
-                break
-            trials += 1
-            other = {**chosen, i: option}
-            tried = run(_placed(other))
-            if (count := count_unexplained(tried)) < unexplained:
-                chosen, best, unexplained = other, tried, count
+    unexplained = count_unexplained(best)
+    others = [(i, option) for i, found in options.items() for option in found[1:]]
+    changes = [*((one,) for one in others), *itertools.combinations(others, 2)]  # two draws may meet in one tensor
+    for change in changes[:most_trials]:
+        if not unexplained:
+            break
+        other = {**chosen, **dict(change)}
+        tried = run(_placed(other))
+        if (count := count_unexplained(tried)) < unexplained:
+            chosen, best, unexplained = other, tried, count
     return _placed(chosen), best
 
 

@@ -156,7 +156,7 @@ class TapeEngine:
         Returns:
             The tape.
         """
-        aside = None if self.sharing.is_known else Tape(parameters, batch, n_samples, shared=EVERYWHERE)
+        aside = None if self.sharing.is_known(n_samples) else Tape(parameters, batch, n_samples, shared=EVERYWHERE)
         return Tape(parameters, batch, n_samples, shared=self.sharing.shared, aside=aside)
 
     def passes(self, tape: Any, loss: Tensor, n_samples: int) -> Passes | None:

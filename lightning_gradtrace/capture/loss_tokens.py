@@ -164,7 +164,7 @@ class TokenEngine(TapeEngine):
         self, parameters: Mapping[str, Tensor], batch: Any = None, n_samples: int | None = None, batch_axis: int = 0
     ) -> LossTape:
         of = (parameters, batch, n_samples or 0, batch_axis)
-        aside = None if self.sharing.is_known else LossTape(*of, shared=EVERYWHERE)
+        aside = None if self.sharing.is_known(n_samples) else LossTape(*of, shared=EVERYWHERE)
         return LossTape(*of, shared=self.sharing.shared, aside=aside)
 
     @override

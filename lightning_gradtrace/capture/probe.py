@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradtrace.capture.attributes import Attributes
 from lightning_gradtrace.capture.batch import permute_samples, sample_axis_of, tensors
 from lightning_gradtrace.capture.batch_axis import SampleAxis
 from lightning_gradtrace.capture.draws import EVERYWHERE, Draws, DrawSite, arrange
-from lightning_gradtrace.capture.random_state import RandomState
 from lightning_gradtrace.capture.settling import count_unexplained
-from lightning_gradtrace.capture.sharded import bring_to_rest, is_spread
+from lightning_gradtrace.capture.sharded import is_spread
 from lightning_gradtrace.capture.sharing import is_shared
+from lightning_gradtrace.capture.snapshot import undisturbed
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.capture.use import Use
 
@@ -40,6 +39,9 @@ def permutation(n_samples: int) -> Tensor:
     while any(torch.equal(regular[order], order[regular]) for regular in (identity.flip(0), identity.roll(1))):
         order = torch.randperm(n_samples, generator=generator)
     return order
+
+
+Uses = Callable[[Any, Draws], list[Use]]
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ class PermutationProbe:
             Uses of the run on the batch, uses of the run on the permuted batch, and the order of its samples.
         """
         order = permutation(self.n_samples)
-        draws = Draws()
-        first = self._uses(self.batch, draws)
-        _, second = self._arranged(first, draws, order)
+        with self._runs() as uses:
+            draws = Draws()
+            first = uses(self.batch, draws)
+            _, second = self._arranged(uses, first, draws, order)
         return first, second, order
 
     def sharing(self, sites: Container[DrawSite]) -> PermutationProbe:
@@ -101,28 +104,34 @@ class PermutationProbe:
             UnattributableError: all samples share a draw in one place and not in another.
         """
         probe = replace(self, shared=EVERYWHERE, training=True)
-        order = permutation(self.n_samples) if self.n_samples > 2 else torch.tensor([1, 0])
-        draws = Draws()
-        first = probe._uses(self.batch, draws)
-        places, moved = probe._arranged(first, draws, order)
+        order = torch.arange(self.n_samples).roll(1)
         found = {}
-        for site in sites:
-            others = {i: place for i, place in places.items() if i not in draws.sites.get(site, ())}
-            fixed = probe._uses(probe._permuted(order), Draws(draws.made, others, order))
-            found[site] = is_shared(site, first, fixed, moved, order)
+        with probe._runs() as uses:
+            draws = Draws()
+            first = uses(self.batch, draws)
+            places, moved = probe._arranged(uses, first, draws, order)
+            for site in sites:
+                numbers = draws.sites.get(site, ())
+                others = {i: place for i, place in places.items() if i not in numbers}
+                fixed = uses(probe._permuted(order), Draws(draws.made, others, order))
+                found[site] = is_shared(site, first, fixed, moved, order) if numbers else None
         return found
 
     def _permuted(self, order: Tensor) -> Any:
         return permute_samples(self.batch, order, self.n_samples, self.batch_axis)
 
-    def _arranged(self, first: Sequence[Use], draws: Draws, order: Tensor) -> tuple[dict[int, SampleAxis], list[Use]]:
+    def _arranged(
+        self, uses: Uses, first: Sequence[Use], draws: Draws, order: Tensor
+    ) -> tuple[dict[int, SampleAxis], list[Use]]:
         """Return where the samples are in the draws of a run, and the uses of the permuted run that shows it."""
         permuted = self._permuted(order)
 
         def run(places: Mapping[int, SampleAxis]) -> list[Use]:
-            return self._uses(permuted, Draws(draws.made, places, order))
+            return uses(permuted, Draws(draws.made, places, order))
 
-        return arrange(draws.made, self.n_samples, run, lambda uses: count_unexplained(first, uses, order), self.trials)
+        return arrange(
+            draws.made, self.n_samples, run, lambda found: count_unexplained(first, found, order), self.trials
+        )
 
     def own_axis(self, tensor: Tensor) -> int | None:
         """Return the axis of the samples in a tensor of the batch itself, None for all others."""
@@ -135,20 +144,30 @@ class PermutationProbe:
         """Record the uses of a second run on the batch, after a first one that leaves its state and random numbers."""
 
         def run(with_gradients: bool) -> list[Use]:
-            with undisturbed(self.module):
-                self._tape(self.batch, with_gradients=with_gradients)
-                return self._tape(self.batch, with_gradients=with_gradients).uses
+            self._tape(self.batch, with_gradients=with_gradients)
+            return self._tape(self.batch, with_gradients=with_gradients).uses
 
-        return self._with_gradients_if_needed(run)
+        with undisturbed(self.module):
+            return self._with_gradients_if_needed(run)
 
-    def _uses(self, data: Any, draws: Draws) -> list[Use]:
-        def run(with_gradients: bool) -> list[Use]:
-            draws.made.clear()
-            draws.sites.clear()
-            with undisturbed(self.module, self.training), draws:
-                return self._tape(data, draws, with_gradients=with_gradients).uses
+    @contextmanager
+    def _runs(self) -> Iterator[Uses]:
+        """Yield what runs the model on a batch and returns the uses; all runs begin alike."""
+        with undisturbed(self.module, self.training) as restore:
 
-        return self._with_gradients_if_needed(run)
+            def uses(data: Any, draws: Draws) -> list[Use]:
+                def run(with_gradients: bool) -> list[Use]:
+                    draws.made.clear()
+                    draws.sites.clear()
+                    try:
+                        with draws:
+                            return self._tape(data, draws, with_gradients=with_gradients).uses
+                    finally:
+                        restore()
+
+                return self._with_gradients_if_needed(run)
+
+            yield uses
 
     def _with_gradients_if_needed(self, run: Callable[[bool], list[Use]]) -> list[Use]:
         try:
@@ -163,68 +182,3 @@ class PermutationProbe:
         with torch.set_grad_enabled(with_gradients), tape:
             self.run(data)
         return tape
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A parameter and its gradient, which a forward pass may change: a teacher that follows, a constraint, SAM."""
-
-    parameter: nn.Parameter
-    value: Tensor
-    gradient: Tensor | None
-    held: Tensor | None
-
-    @classmethod
-    def of(cls, parameter: nn.Parameter) -> Weight:
-        """Keep the present values."""
-        gradient = parameter.grad
-        return cls(parameter, parameter.detach().clone(), gradient, None if gradient is None else gradient.clone())
-
-    def restore(self) -> None:
-        """Write the values back where they have changed; writing would count as a change in place."""
-        if not torch.equal(self.parameter, self.value):
-            self.parameter.copy_(self.value)
-        if self.parameter.grad is not self.gradient:
-            self.parameter.grad = self.gradient
-        if self.gradient is not None and self.held is not None and not _same(self.gradient, self.held):
-            self.gradient.copy_(self.held)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    if one.layout != torch.strided:
-        return one._nnz() == other._nnz() and torch.equal(one.to_dense(), other.to_dense())
-    return torch.equal(one, other)
-
-
-@contextmanager
-def undisturbed(module: nn.Module, training: bool = False) -> Iterator[None]:
-    """Put a module in evaluation mode and restore modes, weights, buffers, attributes and random states at the end.
-
-    Tensor attributes include the states of torchmetrics metrics. What a forward does outside the module - files,
-    global variables, objects of libraries - is not undone.
-
-    Args:
-        module: the module.
-        training: leave the mode as it is.
-    """
-    modes = {m: m.training for m in module.modules()}
-    buffers = {buffer: buffer.clone() for buffer in module.buffers()}
-    weights = [] if is_spread(module) else [Weight.of(parameter) for parameter in module.parameters()]
-    attributes = Attributes(module)
-    random_state = RandomState.now()
-    if not training:
-        module.eval()
-    try:
-        yield
-    finally:
-        for m, mode in modes.items():
-            m.training = mode
-        attributes.restore()
-        bring_to_rest(module)  # weights that were gathered for a run would be taken for those after the next step
-        random_state.restore()
-        with torch.no_grad():
-            for weight in weights:
-                weight.restore()
-            for buffer, value in buffers.items():
-                if not torch.equal(buffer, value):  # writing would count as a change in place
-                    buffer.copy_(value)

@@ -23,6 +23,8 @@ from lightning_gradtrace.capture.use import Use
 
 # How often the model is asked about a draw that has no influence yet, as before a layer that begins with zeros.
 MOST_QUESTIONS = 3
+# Passes over as many samples that are read in both ways after the last question; not every pass draws the same.
+CALM_PASSES = 3
 
 
 @dataclass
@@ -32,13 +34,18 @@ class Sharing:
     Attributes:
         own: where numbers are drawn that each sample has for itself.
         shared: where numbers are drawn that all samples share.
-        is_known: whether there was nothing left to ask at the last pass.
+        doubtful: where it could not be told at the last pass.
     """
 
     own: set[DrawSite] = field(default_factory=set)
     shared: set[DrawSite] = field(default_factory=set)
-    is_known: bool = False
+    doubtful: set[DrawSite] = field(default_factory=set)
     _asked: dict[DrawSite, int] = field(default_factory=dict, init=False)
+    _calm: dict[int, int] = field(default_factory=dict, init=False)
+
+    def is_known(self, n_samples: int | None) -> bool:
+        """Say whether a pass need not be read in both ways, given its number of samples: draws may be as many."""
+        return n_samples is None or n_samples < 2 or self._calm.get(n_samples, 0) == CALM_PASSES
 
     def unknown(self, tape: Tape) -> set[DrawSite]:
         """Return the draws that parameters met before they met the batch, and of which nothing is known."""
@@ -61,30 +68,31 @@ class Sharing:
         if n_samples < 2:
             return tape, probe
         unknown = self.unknown(tape)
-        doubtful = self._ask(unknown, probe) if unknown else set()
-        self.is_known = not doubtful
-        if not _drawn(tape) & (self.shared | doubtful):
+        self.doubtful = self._ask(unknown, probe) if unknown else set()
+        calm = self._calm.get(n_samples, 0)
+        self._calm[n_samples] = 0 if self.doubtful else min(calm + 1, CALM_PASSES)
+        if not _drawn(tape) & (self.shared | self.doubtful):
             return tape, probe.sharing(self.shared) if self.shared else probe
         if tape.aside is None:
-            raise UnattributableError(_late(_drawn(tape) & (self.shared | doubtful)))
+            raise UnattributableError(_late(_drawn(tape) & (self.shared | self.doubtful)))
         return tape.aside, probe.sharing(EVERYWHERE)
 
     def _ask(self, sites: Collection[DrawSite], probe: Probe) -> set[DrawSite]:
-        """Learn what draws are, and return those that have no influence so far; they count as shared in the end."""
+        """Learn what draws are, and return those of which it can't be told; they count as shared in the end."""
         try:
             found = probe.influence(sites)
         except Exception as error:
             raise UnattributableError(_not_told(sites, error)) from error
         doubtful = set()
         for site in sites:
-            is_shared = found.get(site, False)
-            if is_shared is None:
+            answer = found.get(site)
+            if answer is None:
                 self._asked[site] = self._asked.get(site, 0) + 1
-                is_shared = self._asked[site] == MOST_QUESTIONS or None
-            if is_shared is None:
+                answer = self._asked[site] == MOST_QUESTIONS or None
+            if answer is None:
                 doubtful.add(site)
             else:
-                (self.shared if is_shared else self.own).add(site)
+                (self.shared if answer else self.own).add(site)
         return doubtful
 
 
@@ -127,29 +135,38 @@ def is_shared(
         order: the order of its samples.
 
     Returns:
-        None if the draw has no influence on what samples meet.
+        None if it can't be told: the draw has no influence on what samples meet, or what comes of them does not change
+        places with them even if all draws do.
 
     Raises:
         UnattributableError: it is shared in one place and not in another.
     """
-    by_site = [{use.site: use for use in uses} for uses in (fixed, moved)]
-    clean = unclean = meets = False
+    then, later = ({use.site: use for use in uses} for uses in (fixed, moved))
+    votes = set[bool | None]()
     for use in first:
-        if not any(site in lineage.draws for lineage in use.lineages.values()):
-            continue
-        others = [uses.get(use.site) for uses in by_site]
-        for i, kept in enumerate(use.outputs):
-            after = [None if other is None else other.outputs[i] for other in others]
-            if kept is None or after[0] is None or not candidates(kept.tensor.shape, len(order)):
-                continue
-            meets = True
-            if not _is_permuted(kept.tensor, after[0].tensor, order):
-                unclean = True
-            elif after[1] is None or not same(after[0].tensor, after[1].tensor):
-                clean = True
-    if clean and unclean:
+        if any(site in lineage.draws for lineage in use.lineages.values()):
+            votes |= _votes(use, then.get(use.site), later.get(use.site), order)
+    if votes >= {True, False}:
         raise UnattributableError("they seem to be shared in one place, and the samples' own in another")
-    return clean if clean or unclean or not meets else None
+    if not votes:
+        return False  # no sample meets it, as no real image meets the latent codes of a generator
+    return next((vote for vote in votes if vote is not None), None)
+
+
+def _votes(use: Use, fixed: Use | None, moved: Use | None, order: Tensor) -> set[bool | None]:
+    """Say for every output with room for the samples whether it tells of a draw that all samples share."""
+    votes = set[bool | None]()
+    for i, kept in enumerate(use.outputs):
+        if kept is None or not candidates(kept.tensor.shape, len(order)):
+            continue
+        one, other = (None if found is None else found.outputs[i] for found in (fixed, moved))
+        if one is None or other is None:
+            votes.add(None)
+        elif _is_permuted(kept.tensor, one.tensor, order):
+            votes.add(None if same(one.tensor, other.tensor) else True)
+        else:
+            votes.add(False if _is_permuted(kept.tensor, other.tensor, order) else None)
+    return votes
 
 
 def _is_permuted(before: Tensor, after: Tensor, order: Tensor) -> bool:

@@ -14,7 +14,7 @@ tensor is noticed.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -24,6 +24,7 @@ from lightning_gradtrace.capture.draws import DrawSite
 from lightning_gradtrace.capture.functions import Facts
 
 _LEAVES_TORCH = frozenset(("numpy", "tolist", "item", "__array__"))
+_NOWHERE = frozenset[DrawSite]()
 
 
 class Taint:
@@ -43,7 +44,7 @@ class Taint:
         n_samples: int | None,
         tracked: Container[int] = (),
         shared: Container[DrawSite] = (),
-        note: Callable[[DrawSite, Tensor], None] = lambda site, tensor: None,
+        note: Callable[[DrawSite, Tensor], None] | None = None,
     ) -> None:
         self._tracked = tracked
         self.n_samples = n_samples
@@ -57,7 +58,7 @@ class Taint:
         for tensor in tensors(batch):
             self.add(tensor)
 
-    def add(self, value: Any, draws: frozenset[DrawSite] = frozenset()) -> None:
+    def add(self, value: Any, draws: frozenset[DrawSite] = _NOWHERE) -> None:
         """Take the tensors of a value for batched from now on.
 
         Args:
@@ -71,7 +72,7 @@ class Taint:
             for item in value:
                 self.add(item, draws)
 
-    def written(self, target: Tensor, draws: frozenset[DrawSite] = frozenset()) -> None:
+    def written(self, target: Tensor, draws: frozenset[DrawSite] = _NOWHERE) -> None:
         """Take the target of a function in place for batched, and the tensor that it is a view of."""
         self.add(target, draws)
         if target._base is not None:
@@ -94,7 +95,7 @@ class Taint:
     def draws(self, tensor: Tensor) -> frozenset[DrawSite]:
         """Return where the random numbers were drawn that a tensor is made of; nowhere if the batch is in it too."""
         known = self._drawn.get(id(tensor))
-        return known[1] if known is not None and known[0]() is tensor else frozenset()
+        return known[1] if known is not None and known[0]() is tensor else _NOWHERE
 
     def any(self, values: Iterable[Any]) -> bool:
         """Say whether any tensor among values, or in lists and tuples among them, is batched."""
@@ -120,46 +121,48 @@ class Taint:
             Whether the result is batched.
         """
         if not known.in_place and not isinstance(result, (Tensor, tuple, list)):
-            self._left_torch |= batched and known.name in _LEAVES_TORCH
-            return False
-        if known.fresh:
-            batched = False
-        elif batched and known.shape_only:
-            batched = self.any(args[:1])
-        if known.name in _LEAVES_TORCH and batched:
-            self._left_torch = True
+            self._left_torch |= batched and known.name in _LEAVES_TORCH and not self.draws(args[0])
             return False
         made = args[0] if known.in_place and args else result
-        draws = self._made_of((args, kwargs), batched) if self._drawn and not known.fresh else frozenset()
-        if not batched and isinstance(made, Tensor) and self.n_samples is not None and self.n_samples in made.shape:
-            if known.draws:
-                site = DrawSite.here(known.name, made.shape, self.n_samples)
+        has_room = isinstance(made, Tensor) and self.n_samples is not None and self.n_samples in made.shape
+        if known.fresh or (has_room and known.draws and known.name.endswith("_like")):
+            args, kwargs, batched = (), {}, False
+        elif known.shape_only:
+            args, kwargs = args[:1], {}
+            batched = batched and self.any(args)
+        if known.name in _LEAVES_TORCH and batched:
+            self._left_torch |= not self.draws(args[0])
+            return False
+        draws = self._made_of((*args, *kwargs.values()), batched) if self._drawn else _NOWHERE
+        if not batched and has_room and known.draws:
+            site = DrawSite.here(known.name, made.shape, self.n_samples or 0)
+            if self._note is not None:
                 self._note(site, made)
-                draws, batched = draws | {site}, site not in self._shared
-            else:
-                batched = known.from_data and self._left_torch
+            draws, batched = draws | {site}, site not in self._shared
+        elif not batched and has_room and known.from_data:
+            batched = self._left_torch
         if not batched:
             self._explain(result)
-            if draws:
-                self._mark(made, draws)
+            self._mark(made, draws)
         else:
             if known.in_place and isinstance(made, Tensor):
                 self.written(made, draws)
             self.add(result, draws)
         return batched
 
-    def _made_of(self, values: Any, batched: bool) -> frozenset[DrawSite]:
+    def _made_of(self, values: Iterable[Any], batched: bool) -> frozenset[DrawSite]:
         """Return where the tensors among values were drawn, nowhere if anything else is batched."""
-        found = [t for t in tensors(values) if not batched or self(t)]
+        found = [t for t in _flat(values) if not batched or self(t)]
         each = [self.draws(t) for t in found]
-        return frozenset() if batched and not all(each) else frozenset().union(*each)
+        return _NOWHERE if batched and not all(each) else _NOWHERE.union(*each)
 
     def _mark(self, value: Any, draws: frozenset[DrawSite]) -> None:
-        for tensor in tensors(value):
-            if draws:
-                self._drawn[id(tensor)] = weakref.ref(tensor), draws
-            elif self._drawn:
-                self._drawn.pop(id(tensor), None)
+        if draws or self._drawn:
+            for tensor in _flat((value,)):
+                if draws:
+                    self._drawn[id(tensor)] = weakref.ref(tensor), draws
+                else:
+                    self._drawn.pop(id(tensor), None)
 
     def _explain(self, result: Any) -> None:
         """Remember that a tensor with a ``grad_fn`` is a constant."""
@@ -169,3 +172,11 @@ class Taint:
         elif isinstance(result, (tuple, list)):
             for item in result:
                 self._explain(item)
+
+
+def _flat(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (tuple, list)):
+            yield from _flat(value)

@@ -72,10 +72,11 @@ class Tape(TorchFunctionMode):
         self._kept: list[Tensor] = []
         self._opened: set[tuple[Any, ...]] = set()  # calls of Python functions whose bodies are running
         self.aside = aside
-        noted = () if draws is None else (draws.note,)
-        self._taint = Taint(batch, n_samples, self._lineage, shared, *noted)
+        self._taint = Taint(batch, n_samples, self._lineage, shared, None if draws is None else draws.note)
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        if self.aside is not None and torch.compiler.is_compiling():
+            self.aside = None  # the compiler does not follow a tape into another
         return func(*args, **kwargs) if self.aside is None else self.aside.__torch_function__(func, (), args, kwargs)
 
     def meet(self, name: str, parameter: Tensor) -> None:

@@ -47,14 +47,17 @@ def capture(
 
 
 class Step(nn.Module):
-    """A training step: what it draws is known by its lines of code up to here."""
+    """Runs a training step: what it draws is known by its lines of code up to there."""
 
     def __init__(self, loss: Callable[[object], Tensor]) -> None:
         super().__init__()
         self.loss = loss
 
-    def forward(self, batch: object) -> Tensor:
+    def training_step(self, batch: object) -> Tensor:
         return self.loss(batch)
+
+    def forward(self, batch: object) -> Tensor:
+        return self.training_step(batch)
 
 
 class Net(nn.Module):

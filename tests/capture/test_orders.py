@@ -150,8 +150,16 @@ def test_noise_is_that_of_the_samples_also_beside_what_is_nobodys() -> None:
         torch.testing.assert_close(shares[name].dense(), g)
 
 
-def test_sorted_noise_is_named() -> None:
-    """Times of the samples that were drawn in order, or a grid of times for all of them: nobody knows which."""
+@pytest.mark.parametrize("shared", [False, True])
+def test_sorted_noise_is_that_of_the_samples_it_meets(shared: bool) -> None:
+    """Times of the samples that were drawn in order, or a grid of times for all of them."""
     m, x = Net(layer=nn.Linear(1, 3)).double(), torch.randn(4, 3).double()
-    with pytest.raises(UnattributableError, match=r"in use 0 .* no axis was found to hold the 4 samples"):
-        capture(m, x, lambda m, x: (m.layer(torch.rand(4, 1).double().sort(0).values) * x).square().sum())
+
+    def losses(m: nn.Module, x: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        times = m.layer(torch.rand(4, 1).double().sort(0).values)
+        return (x @ times.T).tanh().sum(1) if shared else (times * x).square().sum(1)
+
+    shares = capture(m, x, lambda m, x: losses(m, x).sum()).shares
+    for name, g in per_sample_gradients(lambda i: losses(m, x)[i], 4, dict(m.named_parameters())).items():
+        torch.testing.assert_close(shares[name].dense(), g)
