@@ -30,13 +30,15 @@ def permutation(n_samples: int) -> Tensor:
     """Return a fixed order of the samples, for the permuted batch; no global seed is touched.
 
     It does not commute with a shift or a reversal: a model that shifts or reverses the samples is told from one that
-    leaves them where they are. Of two samples the second is taken twice, because all orders of two commute.
+    leaves them where they are. Of two samples the second is taken twice, because all orders of two commute. Of more
+    than three, every one changes its place.
     """
     if n_samples < 3:
         return torch.full((n_samples,), n_samples - 1)
     generator = torch.Generator().manual_seed(0)
     order = identity = torch.arange(n_samples)
-    while any(torch.equal(regular[order], order[regular]) for regular in (identity.flip(0), identity.roll(1))):
+    regular = (identity.flip(0), identity.roll(1))
+    while any(torch.equal(one[order], order[one]) for one in regular) or (n_samples > 3 and (order == identity).any()):
         order = torch.randperm(n_samples, generator=generator)
     return order
 

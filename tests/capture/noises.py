@@ -142,6 +142,52 @@ def both(m: nn.Module, x: Tensor, n: int) -> Tensor:
     return (h @ m.table(torch.randint(n, (n,))).T).logsumexp(1)
 
 
+def scored(h: Tensor, words: Tensor) -> Tensor:
+    return (h @ words.T).logsumexp(1)
+
+
+def beside(disturb: Callable[[nn.Module, Tensor, int], Tensor]) -> Callable[[nn.Module, Tensor, int], Tensor]:
+    """Return a training with shared negatives, on what something else has disturbed."""
+
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        return scored(disturb(m, x, n), m.table(torch.randint(n, (n,))))
+
+    return run
+
+
+def two_in_one(m: nn.Module, x: Tensor, n: int) -> Tensor:
+    y = m.into(x)
+    return m.back(y * torch.rand(n) + torch.rand(n)).mean(1)
+
+
+def dropped_twice(m: nn.Module, x: Tensor, n: int) -> Tensor:
+    y = m.first(x).transpose(0, 1)
+    return (F.dropout(y, 0.2) + F.dropout(2 * y, 0.2)).tanh().mean(0)
+
+
+def summed_up(m: nn.Module, x: Tensor, n: int) -> Tensor:
+    h = m.first(x).mean(1)
+    return h + 0.1 * h.detach().cumsum(0)
+
+
+def attending(m: nn.Module, x: Tensor, n: int) -> Tensor:
+    q, k, v = m.first(x).view(len(x), LENGTH, 1, 2, 4).permute(2, 0, 3, 1, 4).expand(3, -1, -1, -1, -1)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=0.1).flatten(1)[:, :WIDTH]
+
+
+def grid_like(make: Callable[[Tensor, int], Tensor]) -> Callable[[nn.Module, Tensor, int], Tensor]:
+    """Return a training with a grid of times that takes its type or shape from the batch."""
+
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        return scored(m.first(x).mean(1), m.time(make(x, n))[:n])
+
+    return run
+
+
+def of_numbers(x: Tensor, n: int) -> Tensor:
+    return torch.tensor(torch.randint(9, (n,)).tolist(), dtype=x.dtype)[:, None]
+
+
 def layers(**more: nn.Module | tuple[int, ...]) -> dict[str, nn.Module | tuple[int, ...]]:
     return {"first": nn.Linear(WIDTH, WIDTH), **more}
 
@@ -151,6 +197,7 @@ def out() -> nn.Module:
 
 
 ORDINARY = [
+    Training("numbers", grid_like(of_numbers), lambda n: layers(time=net(1, 5, WIDTH))),
     Training("masked features", masked_features, lambda n: {"into": nn.Linear(WIDTH, n), "square": nn.Linear(n, n)}),
     Training("generated", generated, lambda n: {"generator": net(3, 5, WIDTH), "critic": net(WIDTH, 4, 1)}),
     Training("real and generated", real_and_generated, lambda n: {"generator": net(3, 5, 8), "critic": net(8, 4, 1)}),
@@ -175,5 +222,14 @@ SHARED = [
     Training("whole rows", whole_rows, lambda n: {"rows": (n, WIDTH), "out": out()}),
     Training("sampled codes", sampled_codes, lambda n: {"hyper": net(3, 5, WIDTH)}),
     Training("both", both, lambda n: layers(time=net(1, 5, WIDTH), table=nn.Embedding(n, WIDTH))),
+    Training(
+        "two in one",
+        beside(two_in_one),
+        lambda n: {"into": nn.Linear(WIDTH, n), "back": nn.Linear(n, WIDTH), "table": nn.Embedding(n, WIDTH)},
+    ),
+    Training("dropped twice", beside(dropped_twice), lambda n: layers(table=nn.Embedding(n, WIDTH))),
+    Training("attending", beside(attending), lambda n: layers(table=nn.Embedding(n, WIDTH))),
+    Training("type of x", grid_like(lambda x, n: torch.rand(n, 1).type_as(x)), lambda n: layers(time=net(1, 5, 8))),
+    Training("to x", grid_like(lambda x, n: torch.rand(n, 1).to(x)), lambda n: layers(time=net(1, 5, WIDTH))),
 ]
 """Parameters meet numbers that all samples share before they meet the batch."""

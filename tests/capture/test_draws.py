@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.engine import TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placement import UnattributableError
-from tests.capture.noises import LENGTH, ORDINARY, SHARED, WIDTH, Training, layers, net, out, squares
+from tests.capture.noises import LENGTH, ORDINARY, SHARED, WIDTH, Training, layers, net, out, scored, squares
 from tests.capture.test_attribution import Net, capture
 
 N = 4
@@ -165,6 +166,67 @@ def test_draws_in_training_only_are_asked_about_in_training() -> None:
     model = Net(rows=(N, WIDTH))
     compare(model, Training("training", run, layers), TapeEngine(), N, N, 0)
     assert model.training
+
+
+@pytest.mark.parametrize("caches", [False, True])
+def test_draws_that_the_probe_does_not_see_as_the_step_did(caches: bool) -> None:
+    """Beside NumPy's noise, which is not played again; or words that are drawn in the first step alone, and kept."""
+    torch.manual_seed(0)
+    model, engine, met = Net(**layers(table=nn.Embedding(N, WIDTH))), TapeEngine(), []
+
+    def losses(m: nn.Module, x: Tensor, noise: Tensor, words: Tensor) -> Tensor:
+        return scored(m.first(x * noise).mean(1), m.table(words))
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        noise = torch.ones(N, 1, 1) if caches else torch.from_numpy(np.random.rand(N, 1, 1))
+        if not caches:
+            words = torch.randint(N, (N,))
+        elif not hasattr(m, "words"):
+            words = m.words = torch.randint(N, (N,))
+        else:
+            words = m.words
+        met.append((noise, words))
+        return losses(m, x, noise, words).sum()
+
+    for _ in range(4):
+        x, n_met = torch.randn(N, 3, WIDTH), len(met)
+        shares = capture(model, x, loss, engine).shares
+        expected = per_sample_gradients(
+            lambda i: losses(model, x, *met[n_met])[i],  # noqa: B023
+            N,
+            dict(model.named_parameters()),
+        )
+        for name, wanted in expected.items():
+            torch.testing.assert_close(shares[name].dense(), wanted)
+
+
+def test_a_layer_that_draws_is_told_by_the_step_that_calls_it() -> None:
+    class Sampler(nn.Module):
+        def forward(self, n: int) -> Tensor:
+            return torch.rand(n, 1)
+
+    sampler = Sampler()
+
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        h = m.first(x).mean(1) + m.time(sampler(len(x)))
+        return scored(h, m.time(sampler(n)))
+
+    torch.manual_seed(0)
+    model, engine = Net(**layers(time=net(1, 5, WIDTH))), TapeEngine()
+    for seed in range(3):
+        compare(model, Training("sampler", run, layers), engine, N, N, seed)
+    assert len(engine.sharing.own) == len(engine.sharing.shared) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_what_is_compiled_beside_the_parameters_is_read_once() -> None:
+    @torch.compile(backend="eager")
+    def scaled(x: Tensor) -> Tensor:
+        return x * 2 + 1
+
+    model, engine = Net(**layers()), TapeEngine()
+    for seed in range(2):
+        compare(model, Training("compiled", lambda m, x, n: squares(m.first(scaled(x))), layers), engine, N, N, seed)
 
 
 class Seeds:
