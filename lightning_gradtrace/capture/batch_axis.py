@@ -8,6 +8,7 @@ running the model on the batch with its samples permuted (`probe.py`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,12 +23,14 @@ class SampleAxis:
 
     Attributes:
         axis: the axis that holds them.
-        factor: "whole" if the axis holds nothing else, "outer" or "inner" if samples and positions are merged in it;
-            "single" if the whole tensor belongs to the only sample.
+        factor: "whole" if the axis holds nothing else; "outer", "middle" or "inner" if samples and positions are merged
+            in it; "single" if the whole tensor belongs to the only sample.
+        run: for "middle", how many entries of a sample lie side by side.
     """
 
     axis: int
-    factor: Literal["whole", "outer", "inner", "single"] = "whole"
+    factor: Literal["whole", "outer", "middle", "inner", "single"] = "whole"
+    run: int = 1
 
     def fits(self, shape: Sequence[int], n_samples: int) -> bool:
         """Say whether a tensor of this shape can hold ``n_samples`` samples here."""
@@ -36,7 +39,13 @@ class SampleAxis:
         if self.axis >= len(shape):
             return False
         size = shape[self.axis]
-        return size == n_samples if self.factor == "whole" else size > 0 and size % n_samples == 0
+        return size == n_samples if self.factor == "whole" else size > 0 and size % (n_samples * self.run) == 0
+
+    def _sizes(self, size: int, n_samples: int) -> tuple[int, int, int]:
+        """Return the sizes of the three axes that are merged in this one; the samples are the middle one."""
+        rest = size // n_samples
+        run = rest if self.factor == "outer" else self.run
+        return rest // run, n_samples, run
 
     def samples_first(self, tensor: Tensor, n_samples: int) -> Tensor:
         """Return the tensor with the samples along axis 0 and every other axis in its old order."""
@@ -44,10 +53,8 @@ class SampleAxis:
             return tensor.unsqueeze(0)
         if self.factor == "whole":
             return tensor.movedim(self.axis, 0)
-        rest = tensor.shape[self.axis] // n_samples
-        sizes = (n_samples, rest) if self.factor == "outer" else (rest, n_samples)
-        axis = self.axis if self.factor == "outer" else self.axis + 1
-        return tensor.unflatten(self.axis, sizes).movedim(axis, 0)
+        apart = tensor.unflatten(self.axis, self._sizes(tensor.shape[self.axis], n_samples))
+        return apart.movedim(self.axis + 1, 0).flatten(self.axis + 1, self.axis + 2)
 
     def mark(self, weights: Tensor, shape: Sequence[int]) -> Tensor:
         """Lay out one weight per sample so that it multiplies what belongs to that sample.
@@ -63,11 +70,10 @@ class SampleAxis:
         sizes = [1] * len(shape)
         if self.factor == "single":
             return weights.reshape((*lead, *sizes))
-        rest = shape[self.axis] // n_samples
-        if self.factor == "outer":
-            weights = weights.repeat_interleave(rest, -1)
-        elif self.factor == "inner":
-            weights = torch.cat([weights] * rest, -1)
+        if self.factor != "whole":
+            repeats, _, run = self._sizes(shape[self.axis], n_samples)
+            weights = weights.repeat_interleave(run, -1) if run > 1 else weights
+            weights = torch.cat([weights] * repeats, -1) if repeats > 1 else weights
         sizes[self.axis] = shape[self.axis]
         return weights.reshape((*lead, *sizes))
 
@@ -77,11 +83,9 @@ class SampleAxis:
             return tensor
         if self.factor == "whole":
             return tensor.index_select(self.axis, order)
-        rest = tensor.shape[self.axis] // len(order)
-        positions = torch.arange(rest, device=order.device)
-        outer, inner = order[:, None] * rest + positions, positions[:, None] * len(order) + order
-        rows = outer if self.factor == "outer" else inner
-        return tensor.index_select(self.axis, rows.flatten())
+        repeats, n_samples, run = self._sizes(tensor.shape[self.axis], len(order))
+        rows = torch.arange(repeats * n_samples * run, device=order.device).view(repeats, n_samples, run)
+        return tensor.index_select(self.axis, rows.index_select(1, order).flatten())
 
 
 def candidates(shape: Sequence[int], n_samples: int, among: Collection[int] | None = None) -> list[SampleAxis]:
@@ -109,6 +113,15 @@ def candidates(shape: Sequence[int], n_samples: int, among: Collection[int] | No
     return found
 
 
+def in_the_middle(options: Collection[SampleAxis], shape: Sequence[int], n_samples: int) -> list[SampleAxis]:
+    """Return the places in the middle of axes that hold positions as well, according to other options."""
+    found = []
+    for axis in {option.axis for option in options if option.factor in ("outer", "inner")}:
+        rest = shape[axis] // n_samples
+        found += [SampleAxis(axis, "middle", run) for run in range(2, rest // 2 + 1) if rest % run == 0]
+    return found
+
+
 def shape_before_view(tensor: Tensor) -> tuple[int, ...] | None:
     """Return the shape that a tensor had before the view that made it, None if no view made it."""
     node = tensor.grad_fn
@@ -121,7 +134,7 @@ def shape_before_view(tensor: Tensor) -> tuple[int, ...] | None:
 def narrow(
     options: list[SampleAxis], shape: Sequence[int], before: Sequence[int] | None, n_samples: int
 ) -> list[SampleAxis]:
-    """Drop the places that the shape before the view rules out.
+    """Keep the places that the shape before the view allows, which may be in the middle of what was merged.
 
     Args:
         options: places from `candidates`.
@@ -132,20 +145,28 @@ def narrow(
     Returns:
         The places that remain; all of them if the earlier shape says nothing.
     """
-    if before is None or tuple(before) == tuple(shape):
+    if before is None or n_samples == 1 or tuple(before) == tuple(shape):
         return options
-    kept = []
+    kept: list[SampleAxis] = []
     for option in options:
-        merged = _merged_axes(shape, before, option.axis)
-        if merged is None or option.factor == "whole":
-            kept.append(option)
-            continue
-        first, last = merged
-        inside = [c for c in candidates(before, n_samples) if first <= c.axis <= last]
-        wanted = first if option.factor == "outer" else last
-        if any(c.axis == wanted and c.factor in ("whole", option.factor) for c in inside):
-            kept.append(option)
+        merged = None if option.factor == "whole" else _merged_axes(shape, before, option.axis)
+        for place in [option] if merged is None else _after_merging(option.axis, before, *merged, n_samples):
+            if place not in kept:
+                kept.append(place)
     return kept or options
+
+
+def _after_merging(axis: int, before: Sequence[int], first: int, last: int, n_samples: int) -> list[SampleAxis]:
+    """Return where in an axis the samples may be that was merged from the axes ``first`` to ``last`` of a tensor."""
+    found = []
+    for place in candidates(before, n_samples):
+        if first <= place.axis <= last:
+            repeats, _, run = place._sizes(before[place.axis], n_samples)
+            repeats *= math.prod(before[first : place.axis])
+            run *= math.prod(before[place.axis + 1 : last + 1])
+            factor: Literal["outer", "inner", "middle"] = "outer" if repeats == 1 else "inner" if run == 1 else "middle"
+            found.append(SampleAxis(axis, factor, run if factor == "middle" else 1))
+    return found
 
 
 def _merged_axes(shape: Sequence[int], before: Sequence[int], axis: int) -> tuple[int, int] | None:

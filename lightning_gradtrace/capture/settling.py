@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
+from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, in_the_middle
 from lightning_gradtrace.capture.derived import Operand
 from lightning_gradtrace.capture.draws import DrawSite
 from lightning_gradtrace.capture.rows import Route
@@ -170,6 +170,9 @@ def settle(first: Use, second: Use | None, options: Options, order: Tensor, stri
             continue
         order = order.to(before.device)
         fitting = [o for o in found if same(o.permute(before, order), after)]
+        if not fitting:
+            others = in_the_middle(found, before.shape, len(order))
+            fitting = [o for o in others if same(o.permute(before, order), after)]
         whole = [o for o in found if o.factor == "whole"]
         if not fitting and len(whole) > 1:  # samples against samples: it is split by the first of the two axes
             fitting = [

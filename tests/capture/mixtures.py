@@ -57,6 +57,25 @@ def heads_outside(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
     return (y @ m.w).unflatten(0, (s.heads, len(x))).transpose(0, 1)
 
 
+def in_the_middle(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
+    y = x.unflatten(2, (2, -1)).transpose(0, 1)  # position, sample, half, feature
+    return m.a(y.flatten(0, 2)).unflatten(0, y.shape[:3]).transpose(0, 1)
+
+
+def windows(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
+    y = x.unflatten(2, (2, -1)).transpose(1, 2).flatten(0, 1)
+    return m.a(y, y, y, need_weights=False)[0].unflatten(0, (len(x), 2))
+
+
+def attention_heads_first(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
+    q = m.a(x).unflatten(-1, (s.heads, -1)).permute(2, 0, 1, 3)
+    return m.b(F.scaled_dot_product_attention(q, q, q)).transpose(0, 1)
+
+
+def positions_first(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
+    return m.b(F.rrelu(m.a(x.transpose(0, 1)), training=False)).transpose(0, 1)
+
+
 def folded_bias(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
     q = m.a(x).unflatten(-1, (s.heads, -1)).transpose(1, 2).flatten(0, 1)
     scores = (q @ q.transpose(-1, -2)).unflatten(0, (-1, s.heads)) + m.bias
@@ -98,6 +117,14 @@ EXACT = [
         {"a": layer, "w": lambda s: (s.width // s.heads, s.width // s.heads)},
     ),
     Model("bias of folded heads", folded_bias, {"a": layer, "bias": lambda s: (s.heads, s.length, s.length)}),
+    Model("in the middle", in_the_middle, {"a": lambda s: nn.Linear(s.width // 2, s.width)}),
+    Model("windows", windows, {"a": lambda s: nn.MultiheadAttention(s.width // 2, 1, batch_first=True)}),
+    Model(
+        "attention with heads first",
+        attention_heads_first,
+        {"a": layer, "b": lambda s: nn.Linear(s.width // s.heads, 3)},
+    ),
+    Model("positions first", positions_first, {"a": layer, "b": layer}),
     Model("heads in the order of torch", torch_order, {"a": layer, "b": layer}),
     Model(
         "patches",
