@@ -200,7 +200,8 @@ def arrange(
 ) -> tuple[dict[int, SampleAxis], T]:
     """Find out where the samples are in the draws of a pass, by trying.
 
-    The options are tried draw by draw: what a model computes early depends on its early draws only.
+    The options are tried draw by draw, because what a model computes early depends on its early draws only; then those
+    of two draws at a time.
 
     Args:
         draws: the draws.
@@ -217,8 +218,8 @@ def arrange(
     best = run(_placed(chosen))
     unexplained = count_unexplained(best)
     others = [(i, option) for i, found in options.items() for option in found[1:]]
-    changes = [*((one,) for one in others), *itertools.combinations(others, 2)]  # two draws may meet in one tensor
-    for change in changes[:most_trials]:
+    pairs = itertools.combinations(others, 2)  # two draws may meet in one tensor
+    for change in itertools.islice(itertools.chain(((one,) for one in others), pairs), most_trials):
         if not unexplained:
             break
         other = {**chosen, **dict(change)}
