@@ -112,8 +112,8 @@ def _not_told(sites: Collection[DrawSite], error: Exception) -> str:
 
 def _late(sites: Collection[DrawSite]) -> str:
     return (
-        f"GradTrace: the random numbers of {_listed(sites)} are shared by all samples, as far as can be told, and there "
-        "are as many as there are samples. This was not known when the forward pass was recorded, because no captured "
+        f"GradTrace: the random numbers of {_listed(sites)} are shared by all samples, as far as can be told, and they "
+        "are as many. This was not known when the forward pass was recorded, because no captured "
         "step before drew them. Begin the trace at a step that draws them, or draw another number."
     )
 
