@@ -174,8 +174,8 @@ class Run:
             self._drop_tape()
 
     def _probe(self, rehearse: Rehearsal) -> PermutationProbe | None:
-        arrival, tracer = self._arrival, self.tracer
-        return None if arrival is None else arrival.probe(tracer.module, tracer.parameters(), rehearse)
+        arrival, of = self._arrival, (self.tracer.module, self.tracer.parameters(), rehearse)
+        return None if arrival is None else arrival.probe(*of, self._tape.state)
 
     def before_step(self, optimizer: Optimizer, step: int, epoch: int, rank: int = 0) -> None:
         """Keep what the division of the coming optimizer step needs; called before clipping.

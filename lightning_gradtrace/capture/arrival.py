@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.batch import count_samples, find_batch_axis
 from lightning_gradtrace.capture.inputs import InputFilter, InputSource
 from lightning_gradtrace.capture.probe import PermutationProbe
+from lightning_gradtrace.capture.random_state import RandomState
 from lightning_gradtrace.capture.sample_ids import IdSource
 
 
@@ -33,7 +34,11 @@ class Arrival:
     axis: int
 
     def probe(
-        self, module: nn.Module, parameters: Mapping[str, Tensor], rehearse: Callable[[int, Any], None]
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, Tensor],
+        rehearse: Callable[[int, Any], None],
+        state: RandomState | None,
     ) -> PermutationProbe:
         """Return a probe of the batch.
 
@@ -41,9 +46,10 @@ class Arrival:
             module: the model.
             parameters: tracked parameters by name.
             rehearse: runs the training step's forward pass on (index of the batch, batch).
+            state: random states when the real one began, None if they are not known.
         """
         run = functools.partial(rehearse, self.number)
-        return PermutationProbe(module, parameters, run, self.batch, len(self.ids), self.axis)
+        return PermutationProbe(module, parameters, run, self.batch, len(self.ids), self.axis, state)
 
 
 class BatchReader:

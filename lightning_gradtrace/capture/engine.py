@@ -17,6 +17,7 @@ from lightning_gradtrace.capture.draws import EVERYWHERE
 from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Placer, Probe, UnattributableError
 from lightning_gradtrace.capture.precision import coarsest_by_name
+from lightning_gradtrace.capture.random_state import RandomState
 from lightning_gradtrace.capture.settling import Doubt
 from lightning_gradtrace.capture.shares import Share, add_shares
 from lightning_gradtrace.capture.sharing import Sharing
@@ -64,7 +65,13 @@ class MicroBatch:
 
 
 class Recording(Protocol):
-    """What is entered around the forward pass of a micro-batch: a tape, or a note of the moment."""
+    """What is entered around the forward pass of a micro-batch: a tape, or a note of the moment.
+
+    Attributes:
+        state: random states when the forward pass began, None if they are not needed.
+    """
+
+    state: RandomState | None
 
     def __enter__(self) -> Any:
         """Begin to record."""

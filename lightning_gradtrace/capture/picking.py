@@ -90,6 +90,14 @@ def picks_samples(call: Call, n_samples: int) -> bool:
     return any(d is None or d % max(len(shape), 1) in hit for d in tree_leaves(dim, is_leaf=lambda one: one is None))
 
 
+def picks_by_batch(call: Call) -> bool:
+    """Say whether masks or counts of the batch tell how many rows are picked from something else."""
+    if call.name == "repeat_interleave":
+        return isinstance(call.argument(1, "repeats"), Tensor)
+    masks = (torch.bool, torch.uint8)
+    return call.name in ("__getitem__", "masked_select") and any(t.dtype in masks for t in call.batched)
+
+
 def _index_hits(index: Any, shape: Sequence[int], by_index: set[int], by_place: set[int]) -> bool:
     """Say whether an index in brackets selects along one of the axes."""
     parts = index if isinstance(index, tuple) else (index,)

@@ -9,7 +9,16 @@ from typing import Any
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, narrow, shape_before_view
 from lightning_gradtrace.capture.rows import CERTAIN, Fate, Rows
-from lightning_gradtrace.capture.settling import Options, Place, Probe, Questions, routes_of, settle, sources_of
+from lightning_gradtrace.capture.settling import (
+    Options,
+    Place,
+    Probe,
+    Questions,
+    are_alike,
+    routes_of,
+    settle,
+    sources_of,
+)
 from lightning_gradtrace.capture.use import BoundUse, Site, Use
 
 AnyAxis = SampleAxis | Rows
@@ -47,6 +56,20 @@ class Placement:
     outputs: Mapping[int, SampleAxis]
     sources: Mapping[Place, SampleAxis]
 
+    def lasts(self, use: Use, n_samples: int) -> bool:
+        """Say whether it serves for a later use, whose tensors may have been merged in another way.
+
+        Args:
+            use: a use of the site.
+            n_samples: number of samples.
+        """
+        for i, own in self.inputs.items():
+            if own.factor not in ("whole", "single") and i in use.operands:
+                shape, before = use.operands[i].tensor.shape, use.operands[i].before
+                if own not in narrow(candidates(shape, n_samples), shape, before, n_samples):
+                    return False
+        return bool(self.inputs) or all(own.factor != "middle" for own in self.outputs.values())
+
     def of(self, use: Use, n_samples: int) -> UsePlaces | None:
         """Return the places in the tensors of one use of the site; None if it has other shapes, or other parts."""
         inputs: dict[int, AnyAxis] = {}
@@ -78,6 +101,11 @@ class Placement:
         return UsePlaces(inputs, outputs)
 
 
+def _key(use: Use) -> tuple[Any, ...]:
+    """Return the site, what was picked from other tensors there, and whether the samples may be lost."""
+    return (use.site, frozenset(sources_of(use)), _may_be_lost(use)) if use.is_routed else (use.site,)
+
+
 def _followed(use: Use, sources: Mapping[Place, SampleAxis]) -> dict[Place, AnyAxis]:
     """Return what routes tell of places, given the places of the samples in their sources."""
     found = {place: route.place(sources.get(place.source, CERTAIN)) for place, route in routes_of(use).items()}
@@ -91,6 +119,10 @@ def _after(bound: BoundUse, axis: AnyAxis) -> Any:
     return replace(axis, axis=bound.axes[axis.axis]) if axis.axis in bound.axes else None
 
 
+# Batches in which the probe must find the samples where a function that can't be followed may have mixed them.
+CONFIRMATIONS = 3
+
+
 class UnattributableError(RuntimeError):
     """A parameter's gradient can't be split into samples; the message says which, why, and what to do."""
 
@@ -99,7 +131,8 @@ class Placer:
     """Remembers the placement of every site of a model; sizes propose, the probe confirms or chooses, once."""
 
     def __init__(self) -> None:
-        self._known: dict[Site, Placement] = {}
+        self._known: dict[tuple[Any, ...], Placement] = {}
+        self._confirmed: dict[Site, int] = {}  # how often the probe has, of sites whose samples may be lost
 
     def place(self, uses: Sequence[Use], n_samples: int, probe: Probe) -> list[UsePlaces]:
         """Return the places of the samples in the tensors of every use.
@@ -118,12 +151,15 @@ class Placer:
         found = {use.site: self._remembered(use, n_samples) for use in uses}
         options, lost, doubtful = self._unknown(uses, n_samples)
         if n_samples > 1 and (doubtful or (options and probe.coincides())):
-            options = self._confirm(options, probe, doubtful, lost)
+            options = self._confirm({use.site: use for use in uses}, options, probe, doubtful, lost)
         for use in uses:
             if use.site in options:
                 placement = _decide(use, options[use.site], n_samples)
-                if n_samples > 1:  # one sample fits everywhere and teaches nothing about later batches
-                    self._known[use.site] = placement
+                if use.site in lost:  # what one batch confirms may be chance
+                    self._confirmed[use.site] = self._confirmed.get(use.site, 0) + (n_samples > 1)
+                # One sample fits everywhere and teaches nothing about later batches.
+                if n_samples > 1 and (use.site not in lost or self._confirmed[use.site] >= CONFIRMATIONS):
+                    self._known[_key(use)] = placement
                 found[use.site] = placement.of(use, n_samples)
         return [_checked(use, found[use.site], n_samples) for use in uses]
 
@@ -141,11 +177,16 @@ class Placer:
         return options, lost, bool(lost) or several
 
     def _remembered(self, use: Use, n_samples: int) -> UsePlaces | None:
-        known = self._known.get(use.site)
-        return None if known is None else known.of(use, n_samples)
+        known = self._known.get(_key(use))
+        return known.of(use, n_samples) if known is not None and known.lasts(use, n_samples) else None
 
     def _confirm(
-        self, options: dict[Site, Options], probe: Probe, doubtful: bool, lost: Collection[Site]
+        self,
+        real: Mapping[Site, Use],
+        options: dict[Site, Options],
+        probe: Probe,
+        doubtful: bool,
+        lost: Collection[Site],
     ) -> dict[Site, Options]:
         """Let the probe choose where sizes leave doubt, and contradict them where they mislead."""
         try:
@@ -161,11 +202,11 @@ class Placer:
             return options
         permuted = {use.site: use for use in second}
         settled = dict(options)
-        ask = Questions(probe)
+        ask, alike = Questions(probe), are_alike(real, first)
         for use in first:
             if use.site in options:
                 strictly, other = use.site in lost, permuted.get(use.site)
-                settled[use.site] = settle(use, other, options[use.site], order, strictly, ask)
+                settled[use.site] = settle(real[use.site], use, other, options[use.site], order, strictly, alike, ask)
         return settled
 
 

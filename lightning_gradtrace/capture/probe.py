@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.batch import permute_samples, sample_axis_of, tensors
 from lightning_gradtrace.capture.batch_axis import SampleAxis
 from lightning_gradtrace.capture.draws import EVERYWHERE, Draws, DrawSite, arrange
+from lightning_gradtrace.capture.random_state import RandomState
 from lightning_gradtrace.capture.settling import count_unexplained
 from lightning_gradtrace.capture.sharded import is_spread
 from lightning_gradtrace.capture.sharing import is_shared
@@ -31,16 +32,23 @@ def permutation(n_samples: int) -> Tensor:
 
     It does not commute with a shift or a reversal: a model that shifts or reverses the samples is told from one that
     leaves them where they are. Of two samples the second is taken twice, because all orders of two commute. Of more
-    than three, every one changes its place.
+    than three, every one changes its place, and of more than four no two stay side by side.
     """
     if n_samples < 3:
         return torch.full((n_samples,), n_samples - 1)
     generator = torch.Generator().manual_seed(0)
-    order = identity = torch.arange(n_samples)
-    regular = (identity.flip(0), identity.roll(1))
-    while any(torch.equal(one[order], order[one]) for one in regular) or (n_samples > 3 and (order == identity).any()):
+    order = torch.arange(n_samples)
+    while not _is_irregular(order):
         order = torch.randperm(n_samples, generator=generator)
     return order
+
+
+def _is_irregular(order: Tensor) -> bool:
+    n_samples, identity = len(order), torch.arange(len(order))
+    if any(torch.equal(one[order], order[one]) for one in (identity.flip(0), identity.roll(1))):
+        return False
+    stays = n_samples > 3 and bool((order == identity).any())
+    return not stays and not (n_samples > 4 and bool((order.diff() == 1).any()))
 
 
 Uses = Callable[[Any, Draws], list[Use]]
@@ -57,6 +65,7 @@ class PermutationProbe:
         batch: the batch.
         n_samples: number of samples in it.
         batch_axis: axis of the samples in the batch's tensors.
+        state: random states when the real forward pass began; None for the present ones.
         shared: where random numbers are drawn that all samples share.
         training: run as in training, not in evaluation mode.
         trials: how many runs may be spent on the places of samples in random numbers.
@@ -68,6 +77,7 @@ class PermutationProbe:
     batch: Any
     n_samples: int
     batch_axis: int
+    state: RandomState | None = None
     shared: Container[DrawSite] = ()
     training: bool = False
     trials: int = 32
@@ -162,6 +172,8 @@ class PermutationProbe:
                     draws.made.clear()
                     draws.sites.clear()
                     try:
+                        if self.state is not None:
+                            self.state.restore()
                         with draws:
                             return self._tape(data, draws, with_gradients=with_gradients).uses
                     finally:

@@ -26,7 +26,7 @@ from lightning_gradtrace.capture.elements import LOSSES
 from lightning_gradtrace.capture.functions import Facts, names_of
 from lightning_gradtrace.capture.mixing import MIXERS, mixes_samples
 from lightning_gradtrace.capture.orders import GATHERS, PLACES, SORTS, gathered, placed, sorted_along
-from lightning_gradtrace.capture.picking import PICKS, Call, picks_samples, tensors
+from lightning_gradtrace.capture.picking import PICKS, Call, picks_by_batch, picks_samples, tensors
 from lightning_gradtrace.capture.rows import (
     CERTAIN,
     LOST,
@@ -95,6 +95,8 @@ class Routes:
     ) -> None:
         """Take note of the result of a function with batched arguments."""
         name = known.name.removeprefix("_VF.")
+        if name == "where" and len(args) + len(kwargs) == 1:
+            name = "nonzero"
         mixer = name in MIXERS
         if self._n == 1 or not (self._known or mixer or name in PICKS or name in WRITES or name in GATHERS):
             return
@@ -105,16 +107,7 @@ class Routes:
         batched = [t for t in tensors((*args, *kwargs.values())) if holds(t)]
         outputs = list(tensors(args[:1] if name == "__setitem__" else (result,)))
         is_noise = bool(args) and isinstance(args[0], Tensor) and bool(taint.draws(args[0]))
-        call = Call(
-            name,
-            known,
-            function,
-            args,
-            kwargs,
-            outputs,
-            batched,
-            is_noise,
-        )
+        call = Call(name, known, function, args, kwargs, outputs, batched, is_noise)
         try:
             routes = self._routes(call)
             if mixer and not any(routes) and mixes_samples(name, args, kwargs, result, holds, self._n):
@@ -136,6 +129,8 @@ class Routes:
         """Return the route of every output."""
         if not call.batched and any(self(t) is NOBODY for t in tensors((*call.args, *call.kwargs.values()))):
             return [NOBODY] * len(call.outputs)
+        if call.name == "repeat_interleave" and call.argument(1, "repeats") is None:  # numbers of rows, of counts alone
+            return [LOST] * len(call.outputs)
         if call.name in GATHERS:
             return gathered(call.name, call.args, call.kwargs, self(call.args[0]), len(call.outputs), self._n)
         first = call.args[0] if call.args else None
@@ -152,6 +147,8 @@ class Routes:
             options = [o for o in candidates(first.shape, self._n) if o.axis < max(first.dim() - 1, 1)]
             places = options
             arguments = [(first, Route(source, {o: laid_out(o, first, self._n) for o in options}))]
+        elif not call.picks_from_batch and picks_by_batch(call):
+            return [LOST] * len(call.outputs)
         elif call.name in WRITES:
             source, places, arguments = None, [CERTAIN], [(t, None) for t in call.batched]
         else:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, in_the_middle
+from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, in_the_middle, narrow
 from lightning_gradtrace.capture.derived import Operand
 from lightning_gradtrace.capture.draws import DrawSite
 from lightning_gradtrace.capture.rows import Route
@@ -142,7 +142,16 @@ class Questions:
         return before is not None and after is not None and not same(before, after)
 
 
-def settle(first: Use, second: Use | None, options: Options, order: Tensor, strictly: bool, ask: Questions) -> Options:
+def settle(
+    real: Use,
+    first: Use,
+    second: Use | None,
+    options: Options,
+    order: Tensor,
+    strictly: bool,
+    alike: bool,
+    ask: Questions,
+) -> Options:
     """Keep the places along which the permuted run's tensors are the first run's tensors, permuted.
 
     A place that size alone allows is kept as well if some entries are permuted and all others stay as they are, or if
@@ -151,11 +160,13 @@ def settle(first: Use, second: Use | None, options: Options, order: Tensor, stri
     any other way holds a mixture of samples, or other rows than theirs.
 
     Args:
-        first: a use in the run on the batch.
+        real: a use of the real pass.
+        first: the same in the run on the batch.
         second: the same on the permuted batch, None if it was not reached there.
         options: the places that sizes allow.
         order: which samples the permuted batch holds.
         strictly: keep only what is permuted.
+        alike: whether the run on the batch came to the sizes of the real pass.
         ask: answers further questions.
 
     Returns:
@@ -164,13 +175,15 @@ def settle(first: Use, second: Use | None, options: Options, order: Tensor, stri
     settled: Options = {}
     for place, found in options.items():
         before, after = _compared(first, place), None if second is None else _compared(second, place)
+        if before is not None:  # a run again may have come to other sizes
+            found = [o for o in found if o.fits(before.shape, len(order))]
         if not found or before is None or after is None or before.shape != after.shape:
             kept = found if before is None else ask.own(before, found)
             settled[place] = kept if len(kept) == 1 and not strictly else []
             continue
         order = order.to(before.device)
         fitting = [o for o in found if same(o.permute(before, order), after)]
-        if not fitting:
+        if not fitting and alike and _is_untold(real, place, len(order)):
             others = in_the_middle(found, before.shape, len(order))
             fitting = [o for o in others if same(o.permute(before, order), after)]
         whole = [o for o in found if o.factor == "whole"]
@@ -185,6 +198,27 @@ def settle(first: Use, second: Use | None, options: Options, order: Tensor, stri
             fitting = found if bool(stays.all()) or ask.differs_by_chance(first, place) else []
         settled[place] = ask.own(before, fitting)
     return settled
+
+
+def _is_untold(real: Use, place: Place, n_samples: int) -> bool:
+    """Say whether the shape of the real use's input before a view tells no factor of an axis."""
+    operand = real.operands.get(place.number) if place.is_input and not place.of_source else None
+    if operand is None:
+        return False
+    places = candidates(operand.tensor.shape, n_samples)
+    return narrow(places, operand.tensor.shape, operand.before, n_samples) == places
+
+
+def are_alike(real: Mapping[Site, Use], again: Sequence[Use]) -> bool:
+    """Say whether a pass that was run again came to the same sizes, not to other crops or another branch."""
+    return all(
+        one == other or other == 1  # large tensors are combined over some axes
+        for use in again
+        if use.site in real
+        for i, operand in use.operands.items()
+        if i in real[use.site].operands
+        for one, other in itertools.zip_longest(real[use.site].operands[i].tensor.shape, operand.tensor.shape)
+    )
 
 
 def count_unexplained(first: Sequence[Use], second: Sequence[Use], order: Tensor) -> int:

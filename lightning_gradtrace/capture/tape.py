@@ -25,6 +25,7 @@ from lightning_gradtrace.capture.draws import Draws, DrawSite
 from lightning_gradtrace.capture.elements import Elements, elements_of
 from lightning_gradtrace.capture.functions import METADATA, Facts, facts, without_running_statistics
 from lightning_gradtrace.capture.opening import opened
+from lightning_gradtrace.capture.random_state import RandomState
 from lightning_gradtrace.capture.replay import Surroundings, outputs_of
 from lightning_gradtrace.capture.routing import Routes
 from lightning_gradtrace.capture.rows import NOBODY
@@ -72,6 +73,8 @@ class Tape(TorchFunctionMode):
         self._kept: list[Tensor] = []
         self._opened: set[tuple[Any, ...]] = set()  # calls of Python functions whose bodies are running
         self.aside = aside
+        # Passes that are read once are known; the probe runs others again as they ran.
+        self.state = None if aside is None else RandomState.now()
         self._taint = Taint(batch, n_samples, self._lineage, shared, None if draws is None else draws.note)
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

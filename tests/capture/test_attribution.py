@@ -39,7 +39,7 @@ def capture(
         value = step(batch)
     tape.forget_backward()  # of gradients that the forward pass took
     value.backward()
-    micro_batch = engine.collect(tape, n, PermutationProbe(model, parameters, step, batch, n, 0))
+    micro_batch = engine.collect(tape, n, PermutationProbe(model, parameters, step, batch, n, 0, tape.state))
     gradients = {name: dense(p.grad) for name, p in parameters.items() if p.grad is not None}
     advice = functools.partial(engine.advice, [micro_batch], gradients)
     check_sums(sum_errors([micro_batch], gradients), gradients, advice=advice)

@@ -1,0 +1,162 @@
+"""A first batch proves nothing about later ones, which are picked, sorted, cropped and folded in other ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_gradtrace.capture.engine import TapeEngine
+from lightning_gradtrace.capture.oracle import per_sample_gradients
+from lightning_gradtrace.capture.placement import UnattributableError
+from tests.capture.test_attribution import Net, capture
+
+LENGTH, WIDTH = 7, 6
+Losses = Callable[[nn.Module, Tensor], Tensor]
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def layers() -> Net:
+    return Net(first=nn.Linear(WIDTH, 5), last=nn.Linear(5, 3), places=nn.Embedding(LENGTH, 5))
+
+
+def padded(lengths: Sequence[int]) -> Tensor:
+    """Return a batch of texts of these lengths; the first feature says where there is text."""
+    x = torch.randn(len(lengths), LENGTH, WIDTH)
+    x[..., 0] = torch.arange(LENGTH) < torch.tensor(lengths)[:, None]
+    return x
+
+
+def compare(model: nn.Module, engine: TapeEngine, losses: Losses, x: Tensor) -> None:
+    shares = capture(model, x, lambda m, data: losses(m, data).sum(), engine, len(x)).shares
+    used = {name: p for name, p in model.named_parameters() if name in shares}
+    assert len(used) >= 4
+    for name, wanted in per_sample_gradients(lambda i: losses(model, x)[i], len(x), used).items():
+        torch.testing.assert_close(shares[name].dense(), wanted, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def pooled(m: nn.Module, rows: Tensor, owners: Tensor, n: int) -> Tensor:
+    return torch.zeros(n).index_add(0, owners, m.last(rows.tanh()).square().mean(1))
+
+
+def by_mask(m: nn.Module, x: Tensor) -> Tensor:
+    mask = x[..., 0] > 0
+    return pooled(m, m.first(x)[mask], mask.nonzero()[:, 0], len(x))
+
+
+def by_number(m: nn.Module, x: Tensor) -> Tensor:
+    here = (x[..., 0] > 0).flatten().nonzero()[:, 0]
+    return pooled(m, m.first(x).flatten(0, 1)[here], here // LENGTH, len(x))
+
+
+def by_where(m: nn.Module, x: Tensor) -> Tensor:
+    rows, columns = torch.where(x[..., 0] > 0)
+    return pooled(m, m.first(x)[rows, columns] + m.places(columns), rows, len(x))
+
+
+def by_masked_places(m: nn.Module, x: Tensor) -> Tensor:
+    mask = x[..., 0] > 0
+    places = torch.arange(LENGTH).expand(mask.shape)[mask]
+    return pooled(m, m.first(x)[mask] + m.places(places), mask.nonzero()[:, 0], len(x))
+
+
+def by_counts(m: nn.Module, x: Tensor) -> Tensor:
+    mask = x[..., 0] > 0
+    owners = torch.arange(len(x)).repeat_interleave(mask.sum(1))
+    return pooled(m, m.first(x)[mask] + m.places(owners % LENGTH), owners, len(x))
+
+
+def in_order_of_score(m: nn.Module, x: Tensor) -> Tensor:
+    order = x[:, 0, 1].argsort(descending=True)
+    return m.last(m.first(x[order]).tanh())[order.argsort()].square().mean((1, 2))
+
+
+@pytest.mark.parametrize("losses", [by_mask, by_number, by_where])
+@pytest.mark.parametrize("later", [(7, 5, 3, 1), (2, 0, 1, 1), (4, 4, 2, 2), (1, 1, 1, 1)], ids=str)
+def test_texts_that_are_unpadded(losses: Losses, later: Sequence[int]) -> None:
+    model, engine = layers(), TapeEngine()
+    for lengths in ((7, 7, 7, 7), later, (7, 7, 7, 7), later[::-1]):
+        compare(model, engine, losses, padded(lengths))
+
+
+@pytest.mark.parametrize("losses", [by_masked_places, by_counts])
+@pytest.mark.parametrize("later", [(2, 0, 1, 1), (3, 1, 2, 2), (7, 5, 3, 1)], ids=str)
+def test_rows_of_something_else_that_the_batch_picks_are_never_split_wrongly(
+    losses: Losses, later: Sequence[int]
+) -> None:
+    model, engine = layers(), TapeEngine()
+    try:
+        for lengths in ((4, 2, 1, 2), later):
+            compare(model, engine, losses, padded(lengths))
+    except UnattributableError as error:
+        assert "`places.weight`" in str(error) or "`last.weight`" in str(error)
+
+
+def test_samples_that_are_sorted_and_first_came_in_order() -> None:
+    model, engine = layers(), TapeEngine()
+    for scores in ((5.0, 3.0, 2.0, 1.0), (1.0, 2.0, 3.0, 4.0), (2.0, 9.0, 1.0, 4.0)):
+        x = torch.randn(4, LENGTH, WIDTH)
+        x[:, 0, 1] = torch.tensor(scores)
+        compare(model, engine, in_order_of_score, x)
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_windows_of_other_numbers(need_weights: bool) -> None:
+    model, engine = Net(mix=nn.MultiheadAttention(8, 2, batch_first=True), last=nn.Linear(8, 3)), TapeEngine()
+
+    def losses(m: nn.Module, x: Tensor) -> Tensor:
+        y = x.flatten(0, 1)  # sample and window
+        return m.last(m.mix(y, y, y, need_weights=need_weights)[0]).unflatten(0, x.shape[:2]).square().mean((1, 2, 3))
+
+    for windows in (4, 2, 3, 2):
+        compare(model, engine, losses, torch.randn(4, windows, 5, 8))
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6])
+def test_crops_that_a_step_draws(n: int) -> None:
+    model, engine, drawn = layers(), TapeEngine(), list[int]()
+
+    def losses(m: nn.Module, x: Tensor) -> Tensor:
+        return m.last(m.first(x[:, : drawn[-1]]).tanh()).square().mean((1, 2))
+
+    for _ in range(4):
+        x, n_drawn = torch.randn(n, LENGTH, WIDTH), len(drawn)
+
+        def loss(m: nn.Module, data: Tensor) -> Tensor:
+            drawn.append(int(np.random.randint(2, LENGTH)))
+            return losses(m, data).sum()
+
+        shares = capture(model, x, loss, engine, n).shares
+        drawn[:] = drawn[: n_drawn + 1]
+        for name, wanted in per_sample_gradients(
+            lambda i: losses(model, x)[i],  # noqa: B023
+            n,
+            {name: p for name, p in model.named_parameters() if name in shares},
+        ).items():
+            torch.testing.assert_close(shares[name].dense(), wanted)
+
+
+def test_a_chance_of_one_batch_is_not_taken_for_a_rule() -> None:
+    """Rows that are lost, and in one batch happen to lie where the samples would."""
+    model, engine = layers(), TapeEngine()
+
+    def losses(m: nn.Module, x: Tensor) -> Tensor:
+        here = (x[..., 0] > 0).flatten().nonzero()[:, 0]
+        rows, columns = here // LENGTH, here % LENGTH
+        return pooled(m, m.first(x)[rows, columns] + m.places(columns), rows, len(x))
+
+    try:
+        for lengths in ((1, 1, 1, 1, 1, 1), (2, 0, 2, 1, 1, 0), (2, 0, 1, 1, 2, 0)):
+            compare(model, engine, losses, padded(lengths))
+    except UnattributableError as error:
+        assert "no axis was found to hold the 6 samples" in str(error)
