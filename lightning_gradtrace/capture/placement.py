@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, narrow, shape_before_view
-from lightning_gradtrace.capture.rows import CERTAIN, Fate, Rows
+from lightning_gradtrace.capture.rows import CERTAIN, Fate, Route, Rows
 from lightning_gradtrace.capture.settling import (
     Options,
     Place,
@@ -70,6 +70,15 @@ class Placement:
                     return False
         return bool(self.inputs) or all(own.factor != "middle" for own in self.outputs.values())
 
+    def is_possible(self, use: Use) -> bool:
+        """Say whether what was picked may hold the samples here all the same: three projections, three samples."""
+        for place, route in routes_of(use).items():
+            own = (self.inputs if place.is_input else self.outputs).get(place.number)
+            lost = route.source is None and Fate.LOST in route.owners.values()
+            if not lost and not any(owners in (Fate.ORDINARY, own) for owners in _known_axes(route)):
+                return False
+        return True
+
     def of(self, use: Use, n_samples: int) -> UsePlaces | None:
         """Return the places in the tensors of one use of the site; None if it has other shapes, or other parts."""
         inputs: dict[int, AnyAxis] = {}
@@ -101,6 +110,10 @@ class Placement:
         return UsePlaces(inputs, outputs)
 
 
+def _known_axes(route: Route) -> list[SampleAxis | Fate]:
+    return [owners for owners in route.owners.values() if isinstance(owners, (SampleAxis, Fate))]
+
+
 def _key(use: Use) -> tuple[Any, ...]:
     """Return the site, what was picked from other tensors there, and whether the samples may be lost."""
     return (use.site, frozenset(sources_of(use)), _may_be_lost(use)) if use.is_routed else (use.site,)
@@ -119,10 +132,6 @@ def _after(bound: BoundUse, axis: AnyAxis) -> Any:
     return replace(axis, axis=bound.axes[axis.axis]) if axis.axis in bound.axes else None
 
 
-# Batches in which the probe must find the samples where a function that can't be followed may have mixed them.
-CONFIRMATIONS = 3
-
-
 class UnattributableError(RuntimeError):
     """A parameter's gradient can't be split into samples; the message says which, why, and what to do."""
 
@@ -132,7 +141,6 @@ class Placer:
 
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], Placement] = {}
-        self._confirmed: dict[Site, int] = {}  # how often the probe has, of sites whose samples may be lost
 
     def place(self, uses: Sequence[Use], n_samples: int, probe: Probe) -> list[UsePlaces]:
         """Return the places of the samples in the tensors of every use.
@@ -155,10 +163,7 @@ class Placer:
         for use in uses:
             if use.site in options:
                 placement = _decide(use, options[use.site], n_samples)
-                if use.site in lost:  # what one batch confirms may be chance
-                    self._confirmed[use.site] = self._confirmed.get(use.site, 0) + (n_samples > 1)
-                # One sample fits everywhere and teaches nothing about later batches.
-                if n_samples > 1 and (use.site not in lost or self._confirmed[use.site] >= CONFIRMATIONS):
+                if n_samples > 1:  # one sample fits everywhere and teaches nothing about later batches
                     self._known[_key(use)] = placement
                 found[use.site] = placement.of(use, n_samples)
         return [_checked(use, found[use.site], n_samples) for use in uses]
@@ -178,6 +183,9 @@ class Placer:
 
     def _remembered(self, use: Use, n_samples: int) -> UsePlaces | None:
         known = self._known.get(_key(use))
+        if known is None and use.is_routed:
+            plain = self._known.get((use.site,))
+            known = plain if plain is not None and plain.is_possible(use) else None
         return known.of(use, n_samples) if known is not None and known.lasts(use, n_samples) else None
 
     def _confirm(

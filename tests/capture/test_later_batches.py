@@ -144,19 +144,3 @@ def test_crops_that_a_step_draws(n: int) -> None:
             {name: p for name, p in model.named_parameters() if name in shares},
         ).items():
             torch.testing.assert_close(shares[name].dense(), wanted)
-
-
-def test_a_chance_of_one_batch_is_not_taken_for_a_rule() -> None:
-    """Rows that are lost, and in one batch happen to lie where the samples would."""
-    model, engine = layers(), TapeEngine()
-
-    def losses(m: nn.Module, x: Tensor) -> Tensor:
-        here = (x[..., 0] > 0).flatten().nonzero()[:, 0]
-        rows, columns = here // LENGTH, here % LENGTH
-        return pooled(m, m.first(x)[rows, columns] + m.places(columns), rows, len(x))
-
-    try:
-        for lengths in ((1, 1, 1, 1, 1, 1), (2, 0, 2, 1, 1, 0), (2, 0, 1, 1, 2, 0)):
-            compare(model, engine, losses, padded(lengths))
-    except UnattributableError as error:
-        assert "no axis was found to hold the 6 samples" in str(error)
