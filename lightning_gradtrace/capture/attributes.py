@@ -8,7 +8,7 @@ import sys
 from argparse import Namespace
 from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,15 +63,9 @@ class Attributes:
         Raises:
             Exception: something could not be put back, after everything else was.
         """
-        errors: list[Exception] = []
-        with torch.no_grad():
+        with torch.no_grad(), ExitStack() as stack:
             for restore in self._restorers:
-                try:
-                    restore()
-                except Exception as error:
-                    errors.append(error)
-        if errors:
-            raise errors[0]
+                stack.callback(restore)
 
 
 def _own(module: nn.Module) -> dict[str, Any]:

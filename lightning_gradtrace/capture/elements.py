@@ -83,9 +83,7 @@ def _factor_of_mean(name: str, given: Mapping[str, Any], value: Tensor) -> float
     Classes that are ignored don't count, others by their weights. Probabilities of the classes count alike.
     """
     target = given.get("target")
-    if (
-        name not in _OVER_CLASSES or target is None or target.is_floating_point()
-    ):  # probabilities of the classes count alike
+    if name not in _OVER_CLASSES or target is None or target.is_floating_point():
         return 1 / max(value.numel(), 1)
     counted = target != given.get("ignore_index", _IGNORED)
     weight = given.get("weight")

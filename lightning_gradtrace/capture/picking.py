@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_gradtrace.capture.batch_axis import candidates
-from lightning_gradtrace.capture.functions import Facts, names_of
+from lightning_gradtrace.capture.functions import Facts, names_of, tensors_among
 from lightning_gradtrace.capture.orders import PLACES, SORTS
 
 # Functions that pick along one axis: place of the axis among the arguments, and its default (None: all axes).
@@ -23,6 +23,7 @@ _BY_PLACE = {
     **{"flip": (1, None), "roll": (2, None)},
 }
 _ANYWHERE = names_of("masked_select _pack_padded_sequence") | PLACES
+_MASKS = (torch.bool, torch.uint8)
 PICKS = {"__getitem__", *_BY_INDEX, *_BY_PLACE, *_ANYWHERE}
 
 
@@ -61,7 +62,7 @@ class Call:
 
     def on(self, first: Any) -> list[Tensor | None]:
         """Call the function with another first argument, and return its tensors."""
-        moved = tensors((self.function(first, *self.args[1:], **self.kwargs),))
+        moved = list(tensors_among((self.function(first, *self.args[1:], **self.kwargs),)))
         return [*moved, *[None] * (len(self.outputs) - len(moved))]
 
 
@@ -94,16 +95,14 @@ def picks_by_batch(call: Call) -> bool:
     """Say whether masks or counts of the batch tell how many rows are picked from something else."""
     if call.name == "repeat_interleave":
         return isinstance(call.argument(1, "repeats"), Tensor)
-    masks = (torch.bool, torch.uint8)
-    return call.name in ("__getitem__", "masked_select") and any(t.dtype in masks for t in call.batched)
+    return call.name in ("__getitem__", "masked_select") and any(t.dtype in _MASKS for t in call.batched)
 
 
 def _index_hits(index: Any, shape: Sequence[int], by_index: set[int], by_place: set[int]) -> bool:
     """Say whether an index in brackets selects along one of the axes."""
     parts = index if isinstance(index, tuple) else (index,)
-    masks = (torch.bool, torch.uint8)
     n_used = sum(
-        part.dim() if isinstance(part, Tensor) and part.dtype in masks else part is not None
+        part.dim() if isinstance(part, Tensor) and part.dtype in _MASKS else part is not None
         for part in parts
         if part is not Ellipsis
     )
@@ -111,7 +110,7 @@ def _index_hits(index: Any, shape: Sequence[int], by_index: set[int], by_place: 
     for part in parts:
         if part is Ellipsis:
             axis += len(shape) - n_used
-        elif isinstance(part, Tensor) and part.dtype in masks:
+        elif isinstance(part, Tensor) and part.dtype in _MASKS:
             if any(a in by_index for a in range(axis, axis + max(part.dim(), 1))):
                 return True
             axis += part.dim()
@@ -122,14 +121,3 @@ def _index_hits(index: Any, shape: Sequence[int], by_index: set[int], by_place: 
                 return True
             axis += 1
     return False
-
-
-def tensors(values: Sequence[Any]) -> list[Tensor]:
-    """Return the tensors among values and in lists and tuples among them."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (tuple, list)):
-            found += tensors(value)
-    return found

@@ -7,8 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates, narrow, shape_before_view
-from lightning_gradtrace.capture.rows import CERTAIN, Fate, Route, Rows
+from lightning_gradtrace.capture.rows import CERTAIN, Fate, Rows
 from lightning_gradtrace.capture.settling import (
     Options,
     Place,
@@ -75,7 +77,8 @@ class Placement:
         for place, route in routes_of(use).items():
             own = (self.inputs if place.is_input else self.outputs).get(place.number)
             lost = route.source is None and Fate.LOST in route.owners.values()
-            if not lost and not any(owners in (Fate.ORDINARY, own) for owners in _known_axes(route)):
+            axes = [owners for owners in route.owners.values() if not isinstance(owners, Tensor)]
+            if not lost and Fate.ORDINARY not in axes and own not in axes:
                 return False
         return True
 
@@ -108,10 +111,6 @@ class Placement:
                 return None
             outputs[i] = found
         return UsePlaces(inputs, outputs)
-
-
-def _known_axes(route: Route) -> list[SampleAxis | Fate]:
-    return [owners for owners in route.owners.values() if isinstance(owners, (SampleAxis, Fate))]
 
 
 def _key(use: Use) -> tuple[Any, ...]:
@@ -157,7 +156,7 @@ class Placer:
             UnattributableError: the samples of a use can't be found.
         """
         found = {use.site: self._remembered(use, n_samples) for use in uses}
-        options, lost, doubtful = self._unknown(uses, n_samples)
+        options, lost, doubtful = _unknown([use for use in uses if found[use.site] is None], n_samples)
         if n_samples > 1 and (doubtful or (options and probe.coincides())):
             options = self._confirm({use.site: use for use in uses}, options, probe, doubtful, lost)
         for use in uses:
@@ -171,15 +170,8 @@ class Placer:
     def asks(self, uses: Sequence[Use], probe: Probe) -> bool:
         """Say whether `place` would run the probe."""
         n_samples = probe.n_samples
-        options, _, doubtful = self._unknown(uses, n_samples)
+        options, _, doubtful = _unknown([u for u in uses if self._remembered(u, n_samples) is None], n_samples)
         return n_samples > 1 and (doubtful or bool(options and probe.coincides()))
-
-    def _unknown(self, uses: Sequence[Use], n_samples: int) -> tuple[dict[Site, Options], set[Site], bool]:
-        """Return what sizes allow at sites that are not known, those that may be lost, and whether there is doubt."""
-        options = {use.site: _options(use, n_samples) for use in uses if self._remembered(use, n_samples) is None}
-        lost = {use.site for use in uses if use.site in options and _may_be_lost(use)}
-        several = any(len(axes) > 1 for by_place in options.values() for axes in by_place.values())
-        return options, lost, bool(lost) or several
 
     def _remembered(self, use: Use, n_samples: int) -> UsePlaces | None:
         known = self._known.get(_key(use))
@@ -222,6 +214,14 @@ def _checked(use: Use, places: UsePlaces | None, n_samples: int) -> UsePlaces:
     if places is None:  # several uses of one site with unlike shapes, or an output that its own axis can't describe
         raise UnattributableError(_complaint(use, Place(False, next(iter(use.cotangents))), [], n_samples))
     return places
+
+
+def _unknown(uses: Sequence[Use], n_samples: int) -> tuple[dict[Site, Options], set[Site], bool]:
+    """Return what sizes allow at sites that are not known, those that may be lost, and whether there is doubt."""
+    options = {use.site: _options(use, n_samples) for use in uses}
+    lost = {use.site for use in uses if _may_be_lost(use)}
+    several = any(len(axes) > 1 for by_place in options.values() for axes in by_place.values())
+    return options, lost, bool(lost) or several
 
 
 def _may_be_lost(use: Use) -> bool:

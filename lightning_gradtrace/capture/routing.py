@@ -23,10 +23,10 @@ from torch import Tensor
 from lightning_gradtrace.capture.batch import pieces
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
 from lightning_gradtrace.capture.elements import LOSSES
-from lightning_gradtrace.capture.functions import Facts, names_of
+from lightning_gradtrace.capture.functions import Facts, names_of, tensors_among
 from lightning_gradtrace.capture.mixing import MIXERS, mixes_samples
 from lightning_gradtrace.capture.orders import GATHERS, PLACES, SORTS, gathered, placed, sorted_along
-from lightning_gradtrace.capture.picking import PICKS, Call, picks_by_batch, picks_samples, tensors
+from lightning_gradtrace.capture.picking import PICKS, Call, picks_by_batch, picks_samples
 from lightning_gradtrace.capture.rows import (
     CERTAIN,
     LOST,
@@ -104,8 +104,8 @@ class Routes:
         def holds(tensor: Tensor) -> bool:
             return taint(tensor) and self(tensor) is not NOBODY
 
-        batched = [t for t in tensors((*args, *kwargs.values())) if holds(t)]
-        outputs = list(tensors(args[:1] if name == "__setitem__" else (result,)))
+        batched = [t for t in tensors_among((*args, *kwargs.values())) if holds(t)]
+        outputs = list(tensors_among(args[:1] if name == "__setitem__" else (result,)))
         is_noise = bool(args) and isinstance(args[0], Tensor) and bool(taint.draws(args[0]))
         call = Call(name, known, function, args, kwargs, outputs, batched, is_noise)
         try:
@@ -127,7 +127,7 @@ class Routes:
 
     def _routes(self, call: Call) -> list[Route | None]:
         """Return the route of every output."""
-        if not call.batched and any(self(t) is NOBODY for t in tensors((*call.args, *call.kwargs.values()))):
+        if not call.batched and any(self(t) is NOBODY for t in tensors_among((*call.args, *call.kwargs.values()))):
             return [NOBODY] * len(call.outputs)
         if call.name == "repeat_interleave" and call.argument(1, "repeats") is None:  # numbers of rows, of counts alone
             return [LOST] * len(call.outputs)
@@ -193,7 +193,7 @@ class Routes:
         return _through(call, own)
 
     def _joined(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
-        parts = [of.get(id(t), Fate.LOST) for t in tensors((call.argument(0, "tensors"),))]
+        parts = [of.get(id(t), Fate.LOST) for t in tensors_among((call.argument(0, "tensors"),))]
         owners = [part for part in parts if isinstance(part, Tensor)]
         if len(owners) < len(parts):
             return Fate.LOST

@@ -242,8 +242,14 @@ def _is_explained(first: Use, second: Use | None, place: Place, order: Tensor) -
     before, after = _compared(first, place), None if second is None else _compared(second, place)
     if before is None or after is None or before.shape != after.shape or same(before, after):
         return before is None or (after is not None and before.shape == after.shape)
+    return is_permuted(before, after, order)
+
+
+def is_permuted(before: Tensor, after: Tensor, order: Tensor) -> bool:
+    """Say whether a tensor is another one with its samples in an order, wherever sizes allow them."""
     order = order.to(before.device)
-    return any(same(o.permute(before, order), after) for o in candidates(before.shape, len(order)))
+    ways = candidates(before.shape, len(order))
+    return before.shape == after.shape and any(same(way.permute(before, order), after) for way in ways)
 
 
 def _compared(use: Use, place: Place) -> Tensor | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_gradtrace.capture.batch_axis import candidates
 from lightning_gradtrace.capture.draws import EVERYWHERE, DrawSite
 from lightning_gradtrace.capture.placement import Probe, UnattributableError
-from lightning_gradtrace.capture.settling import same
+from lightning_gradtrace.capture.settling import is_permuted, same
 from lightning_gradtrace.capture.tape import Tape
 from lightning_gradtrace.capture.use import Use
 
@@ -162,14 +162,8 @@ def _votes(use: Use, fixed: Use | None, moved: Use | None, order: Tensor) -> set
         one, other = (None if found is None else found.outputs[i] for found in (fixed, moved))
         if one is None or other is None:
             votes.add(None)
-        elif _is_permuted(kept.tensor, one.tensor, order):
+        elif is_permuted(kept.tensor, one.tensor, order):
             votes.add(None if same(one.tensor, other.tensor) else True)
         else:
-            votes.add(False if _is_permuted(kept.tensor, other.tensor, order) else None)
+            votes.add(False if is_permuted(kept.tensor, other.tensor, order) else None)
     return votes
-
-
-def _is_permuted(before: Tensor, after: Tensor, order: Tensor) -> bool:
-    order = order.to(before.device)
-    ways = candidates(before.shape, len(order))
-    return before.shape == after.shape and any(same(way.permute(before, order), after) for way in ways)

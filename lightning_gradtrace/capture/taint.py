@@ -14,14 +14,14 @@ tensor is noticed.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from lightning_gradtrace.capture.batch import holds_only_tensors, tensors
 from lightning_gradtrace.capture.draws import DrawSite
-from lightning_gradtrace.capture.functions import Facts
+from lightning_gradtrace.capture.functions import Facts, tensors_among
 
 _LEAVES_TORCH = frozenset(("numpy", "tolist", "item", "__array__"))
 _NOWHERE = frozenset[DrawSite]()
@@ -152,13 +152,13 @@ class Taint:
 
     def _made_of(self, values: Iterable[Any], batched: bool) -> frozenset[DrawSite]:
         """Return where the tensors among values were drawn, nowhere if anything else is batched."""
-        found = [t for t in _flat(values) if not batched or self(t)]
+        found = [t for t in tensors_among(values) if not batched or self(t)]
         each = [self.draws(t) for t in found]
         return _NOWHERE if batched and not all(each) else _NOWHERE.union(*each)
 
     def _mark(self, value: Any, draws: frozenset[DrawSite]) -> None:
         if draws or self._drawn:
-            for tensor in _flat((value,)):
+            for tensor in tensors_among((value,)):
                 if draws:
                     self._drawn[id(tensor)] = weakref.ref(tensor), draws
                 else:
@@ -172,11 +172,3 @@ class Taint:
         elif isinstance(result, (tuple, list)):
             for item in result:
                 self._explain(item)
-
-
-def _flat(values: Iterable[Any]) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (tuple, list)):
-            yield from _flat(value)

@@ -41,6 +41,24 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.2)
 
 
+class Manual(Net):
+    """Manual optimization, with room for what a step does to its gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        self.change()
+        optimizer.step()
+
+    def change(self) -> None:
+        """Change nothing."""
+
+
 def fit(model: pl.LightningModule, *callbacks: pl.Callback, loader: Any = None, **options: Any) -> pl.Trainer:
     trainer = pl.Trainer(
         accelerator="cpu",

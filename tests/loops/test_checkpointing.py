@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from tests.loops.models import Net, run
-from tests.loops.test_manual import Manual
+from tests.loops.models import Manual, Net, run
 
 
 class Checkpointed(Net):

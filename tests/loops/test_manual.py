@@ -13,19 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
 from lightning_gradtrace.capture.placement import UnattributableError
-from tests.loops.models import WIDTH, Net, data, fit, run
-
-
-class Manual(Net):
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, batch_idx))
-        optimizer.step()
+from tests.loops.models import WIDTH, Manual, Net, data, fit, run
 
 
 class ZeroAfter(Manual):

@@ -21,8 +21,8 @@ from lightning_gradtrace.capture.placement import UnattributableError
 from lightning_gradtrace.capture.precision import HALF
 from lightning_gradtrace.capture.shares import DenseShare
 from tests.cases import NoProbe
-from tests.loops.models import WIDTH, Net, check_nothing_left, data, fit, run
-from tests.loops.test_manual import Gan, Manual
+from tests.loops.models import WIDTH, Manual, Net, check_nothing_left, data, fit, run
+from tests.loops.test_manual import Gan
 
 
 def scaled(scale: float = 2.0**10) -> MixedPrecision:

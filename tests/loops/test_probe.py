@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
-from tests.loops.models import WIDTH, Net, check_nothing_left, fit
+from tests.loops.models import WIDTH, Manual, Net, check_nothing_left, fit
 
 BATCH = 4
 
@@ -51,19 +51,8 @@ class Bounded(Doubtful):
         return super().training_step(batch, batch_idx)
 
 
-class Clipping(Doubtful):
+class Clipping(Manual, Doubtful):
     """Manual optimization that clips by itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch, batch_idx):
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(super().training_step(batch, batch_idx))
-        self.change()
-        optimizer.step()
 
     def change(self) -> None:
         nn.utils.clip_grad_norm_(self.parameters(), 0.1)
