@@ -76,6 +76,7 @@ def fit(make: Maker, setting: Setting) -> float:
         max_epochs=1,
         gradient_clip_val=workload.clip if model.automatic_optimization else None,
         accelerator=setting.device,
+        precision=setting.precision,  # type: ignore[arg-type]  # any of Lightning's names
         devices=1,
         logger=False,
         enable_checkpointing=False,

@@ -1,4 +1,4 @@
-"""What is trained in the benchmarks: the reference experiment (A), two wide blocks (B), and B in other sizes."""
+"""What is trained in the benchmarks: the reference experiment (A), two wide blocks (B), twelve of them for GPUs (C)."""
 
 from __future__ import annotations
 
@@ -102,6 +102,7 @@ class Setting:
         workload: what is trained.
         optimizer: by which optimizer.
         device: "cpu" or "cuda".
+        precision: as the Trainer takes it.
         text: text of the batches; None for Zipf-distributed tokens.
         steps: steps per block.
         k: entries kept per sample.
@@ -110,6 +111,7 @@ class Setting:
     workload: Workload
     optimizer: Optimizer = "sgd"
     device: str = "cpu"
+    precision: str = "32-true"
     text: Path | None = None
     steps: int = 25
     k: int = 1000
@@ -122,8 +124,9 @@ class Setting:
 
 A = Workload("A", 20, 35, 28_782, 200, 200, 3, 4, reference=True, clip=0.5)
 B = Workload("B", 8, 128, 1_000, 768, 3072, 2, 12)
+C = Workload("C", 8, 512, 10_000, 768, 3072, 12, 12)
 TINY = Workload("tiny", 3, 5, 50, 8, 12, 2, 2)
-WORKLOADS = {"A": A, "B": B, "tiny": TINY}
+WORKLOADS = {"A": A, "B": B, "C": C, "tiny": TINY}
 
 
 class Columns(Dataset[tuple[Tensor, Tensor]]):

@@ -121,7 +121,7 @@ def _attempts(use: Use, placement: UsePlaces, n_samples: int) -> Iterator[tuple[
 def _agrees(use: Use, placement: UsePlaces, shares: Shares, n_samples: int) -> bool:
     """Check every share at once: weighted in the same way, shares and cotangents give the same sum."""
     device = next(iter(use.cotangents.values())).device
-    numbers = torch.arange(1, n_samples + 1, dtype=torch.float64)
+    numbers = torch.arange(1, n_samples + 1, dtype=torch.float64, device="cpu")
     weights = brought_to(device, 0.5 + torch.frac(numbers * 0.6180339887498949))
     try:
         wanted = weighted_sums(use, placement.outputs, weights)
@@ -142,8 +142,11 @@ def _agrees(use: Use, placement: UsePlaces, shares: Shares, n_samples: int) -> b
 def _without_cancellation(use: Use, placement: UsePlaces, weights: Tensor) -> dict[Lineage, Tensor]:
     """Return sums of terms with random signs: what rounding is to be compared with where the true sum vanishes."""
     generator = torch.Generator().manual_seed(0)
-    signs = {i: torch.randint(2, c.shape, generator=generator).mul_(2).sub_(1).to(c) for i, c in use.cotangents.items()}
-    signed = replace(use, cotangents={i: c * signs[i] for i, c in use.cotangents.items()})
+
+    def signs(like: Tensor) -> Tensor:
+        return torch.randint(2, like.shape, generator=generator, device="cpu").mul_(2).sub_(1).to(like)
+
+    signed = replace(use, cotangents={i: c * signs(c) for i, c in use.cotangents.items()})
     return weighted_sums(signed, placement.outputs, weights)
 
 

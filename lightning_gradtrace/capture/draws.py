@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
@@ -189,6 +190,18 @@ class Draws(TorchDispatchMode):
 
 def _dense(leaves: Sequence[Any]) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.layout is torch.strided]
+
+
+def call_open(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call a function so that its random numbers are drawn by operators, not inside a kernel of its own.
+
+    That is attention with dropout on a GPU, which then takes the memory of all attention weights.
+    """
+    if function is torch.nn.functional.scaled_dot_product_attention:
+        if kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0):
+            with sdpa_kernel(SDPBackend.MATH):
+                return function(*args, **kwargs)
+    return function(*args, **kwargs)
 
 
 def arrange(

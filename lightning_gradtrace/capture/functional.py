@@ -183,8 +183,8 @@ class FunctionalEngine:
         One backward pass tells: it differs unless every single share is right (with probability one).
         """
         n, names = len(losses), list(wanted)
-        signs = torch.randn(n, generator=torch.Generator().manual_seed(self._count), dtype=torch.float64)
-        signs = signs.to(losses.device, losses.dtype)
+        generator = torch.Generator().manual_seed(self._count)
+        signs = torch.randn(n, generator=generator, dtype=torch.float64, device="cpu").to(losses.device, losses.dtype)
         found = torch.autograd.grad((losses * signs).sum(), list(wanted.values()), allow_unused=True)
         combined = {name: torch.zeros_like(p) for name, p in wanted.items()}
         sizes = dict.fromkeys(names, 0.0)

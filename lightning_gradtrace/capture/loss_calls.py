@@ -127,7 +127,7 @@ def place_of_samples(
         UnattributableError: no arrangement does that.
     """
     options = candidates(call.row_shape, n_samples)
-    order = torch.randperm(n_samples, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(n_samples, generator=torch.Generator().manual_seed(0), device="cpu")
     weights = brought_to(cotangent.device, torch.pow(2.0, (order % 8).double()))
     whole = yield cotangent
     for place in options:

@@ -35,16 +35,16 @@ def permutation(n_samples: int) -> Tensor:
     than three, every one changes its place, and of more than four no two stay side by side.
     """
     if n_samples < 3:
-        return torch.full((n_samples,), n_samples - 1)
+        return torch.full((n_samples,), n_samples - 1, device="cpu")
     generator = torch.Generator().manual_seed(0)
-    order = torch.arange(n_samples)
+    order = torch.arange(n_samples, device="cpu")
     while not _is_irregular(order):
-        order = torch.randperm(n_samples, generator=generator)
+        order = torch.randperm(n_samples, generator=generator, device="cpu")
     return order
 
 
 def _is_irregular(order: Tensor) -> bool:
-    n_samples, identity = len(order), torch.arange(len(order))
+    n_samples, identity = len(order), torch.arange(len(order), device="cpu")
     if any(torch.equal(one[order], order[one]) for one in (identity.flip(0), identity.roll(1))):
         return False
     stays = n_samples > 3 and bool((order == identity).any())
@@ -116,7 +116,7 @@ class PermutationProbe:
             UnattributableError: all samples share a draw in one place and not in another.
         """
         probe = replace(self, shared=EVERYWHERE, training=True)
-        order = torch.arange(self.n_samples).roll(1)
+        order = torch.arange(self.n_samples, device="cpu").roll(1)
         found = {}
         with probe._runs() as uses:
             draws = Draws()

@@ -129,7 +129,7 @@ class OuterShare(Share):
             rows: row of each entry.
             columns: column of each entry.
         """
-        found = torch.empty(len(samples), dtype=self.dtype)
+        found = torch.empty(len(samples), dtype=self.dtype, device="cpu")
         edges = np.searchsorted(samples, np.arange(self.n_samples + 1))
         at_once = max(1, PICKED // max(1, self.left.shape[1]))
         for sample, (first, last) in enumerate(itertools.pairwise(edges)):

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
 from lightning_gradtrace.capture.derived import Derived, Lineage, Operand, Root, flatten_call
-from lightning_gradtrace.capture.draws import Draws, DrawSite
+from lightning_gradtrace.capture.draws import Draws, DrawSite, call_open
 from lightning_gradtrace.capture.elements import Elements, elements_of
 from lightning_gradtrace.capture.functions import METADATA, Facts, facts, without_running_statistics
 from lightning_gradtrace.capture.opening import opened
@@ -78,9 +78,10 @@ class Tape(TorchFunctionMode):
         self._taint = Taint(batch, n_samples, self._lineage, shared, None if draws is None else draws.note)
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if self.aside is not None and torch.compiler.is_compiling():
-            self.aside = None  # the compiler does not follow a tape into another
-        return func(*args, **kwargs) if self.aside is None else self.aside.__torch_function__(func, (), args, kwargs)
+        if self.aside is not None and not torch.compiler.is_compiling():
+            return self.aside.__torch_function__(func, (), args, kwargs)
+        self.aside = None  # the compiler does not follow a tape into another
+        return call_open(func, args, kwargs) if self._probing else func(*args, **kwargs)
 
     def meet(self, name: str, parameter: Tensor) -> None:
         """Take a tensor for a parameter as well: FSDP2 swaps parameters while a module runs, and frees them after it.

@@ -63,7 +63,7 @@ class Ranks:
         Raises:
             RankError: another rank failed; the message holds its error. On a rank that failed, its own error.
         """
-        message = torch.tensor([float(failure is not None), *numbers], dtype=torch.float64)
+        message = torch.tensor([float(failure is not None), *numbers], dtype=torch.float64, device="cpu")
         dist.all_reduce(message, group=self.group)
         failed, *sums = message.tolist()
         if failed:
@@ -124,7 +124,7 @@ class Ranks:
                 except Exception as error:
                     failure = error
             # The last number says whether the rank that sent it has failed.
-            message = torch.zeros(size.numel() + 1, dtype=dtype)
+            message = torch.zeros(size.numel() + 1, dtype=dtype, device="cpu")
             if mine is not None:
                 message[:-1] = mine.detach().flatten()
             message[-1] = float(failure is not None)

@@ -79,7 +79,8 @@ def compare_over_ranks(
 def _precision_anywhere(ranks: Ranks, step: Step | None, names: list[str]) -> dict[str, torch.dtype]:
     """Return the coarsest dtype that the gradient of each parameter passed on any rank."""
     own = {} if step is None else step.precision
-    mine = torch.tensor([[float(own.get(name) is dtype) for name in names] for dtype in FINE_TO_COARSE])
+    coarse = [[float(own.get(name) is dtype) for name in names] for dtype in FINE_TO_COARSE]
+    mine = torch.tensor(coarse, device="cpu")
     found: dict[str, torch.dtype] = {}
 
     def use(_: str, total: Tensor) -> None:
@@ -93,7 +94,8 @@ def _precision_anywhere(ranks: Ranks, step: Step | None, names: list[str]) -> di
 def _add_pieces(ranks: Ranks, names: list[str], squares: dict[str, tuple[float, float]], ledger: Ledger | None) -> None:
     """Add up squares over the pieces of spread parameters, in one message."""
     book = [0.0, 0.0, 0.0] if ledger is None else [ledger.missing, ledger.change, ledger.unit]
-    mine = torch.tensor([*(x for name in names for x in squares.get(name, (0.0, 0.0))), *book], dtype=torch.float64)
+    pieces = [x for name in names for x in squares.get(name, (0.0, 0.0))]
+    mine = torch.tensor([*pieces, *book], dtype=torch.float64, device="cpu")
 
     def use(_: str, total: Tensor) -> None:
         numbers = total.tolist()

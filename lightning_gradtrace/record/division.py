@@ -114,7 +114,7 @@ def along_path(param: str) -> str:
 
 
 def _basis(name: str, basis: Any) -> Tensor:
-    found = torch.as_tensor(basis, dtype=torch.float64).detach().cpu()
+    found = torch.as_tensor(basis, dtype=torch.float64, device="cpu").detach()
     if found.dim() != 2 or not found.numel() or not found.isfinite().all():
         raise ValueError(
             f"`Division(bases=...)`: the basis for `{name}` has shape {tuple(found.shape)}; expected a matrix "

@@ -129,7 +129,7 @@ class SideStreams:
             self._streams[device] = self._cuda.Stream(device)
         side = self._streams[device]
         source = tensor.contiguous()  # on the current stream, as all that makes it
-        target = torch.empty(source.shape, dtype=source.dtype, pin_memory=self._pinned)
+        target = torch.empty(source.shape, dtype=source.dtype, device="cpu", pin_memory=self._pinned)
         side.wait_stream(self._cuda.current_stream(device))
         with self._cuda.stream(side):
             target.copy_(source, non_blocking=True)

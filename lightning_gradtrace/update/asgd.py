@@ -40,7 +40,7 @@ class ASGDRule(UpdateRule):
         # Without a state before it, the first step takes the learning rate, rounded to the state's dtype.
         eta = memory["eta"]
         if eta is None:
-            eta = number(torch.tensor(number(group["lr"]), dtype=state["eta"].dtype))
+            eta = number(torch.tensor(number(group["lr"]), dtype=state["eta"].dtype, device="cpu"))
         split = divide(group, eta, before)
         if before is not None:
             shrunk = wide(before) * (-number(group["lambd"]) * eta)

@@ -119,10 +119,11 @@ class StepDivision:
 
     def keep_gradients(self) -> None:
         """Copy the gradients that the step may write into; called when it is about to use them, after clipping."""
+        scale = getattr(self.optimizer, "grad_scale", None)  # of fp16 AMP, for fused optimizers to divide by
         for p in self._parameters.values():
             grad = p.tensor.grad
             if p.kept is None and grad is not None and self._rule.overwrites_gradient(p.group):
-                p.kept = dense(grad).clone()
+                p.kept = dense(grad).clone() if scale is None else dense(grad) / scale
 
     @property
     def gradients(self) -> dict[str, Tensor]:

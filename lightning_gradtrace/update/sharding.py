@@ -66,7 +66,7 @@ class Piece:
 
     def place(self, piece: float | Tensor, dtype: torch.dtype) -> Tensor:
         """Return a whole tensor, on the CPU, that is zero outside of the piece; those of all ranks add up to it."""
-        whole = torch.zeros(self.shape, dtype=dtype)
+        whole = torch.zeros(self.shape, dtype=dtype, device="cpu")
         whole[self.region] = piece.detach().to("cpu", dtype) if isinstance(piece, Tensor) else piece
         return whole
 

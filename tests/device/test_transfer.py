@@ -11,7 +11,7 @@ import torch
 from lightning_gradtrace import Dense, Factored, Norms, Sketch
 from lightning_gradtrace.record.transfer import Copy, HostCopies, SideStreams
 from tests.device.devices import CUDA
-from tests.device.test_training import record
+from tests.device.test_training import Optimizer, adamw, record, sgd
 
 
 @pytest.mark.parametrize("under_way", [1, 1 << 24, 1 << 40])
@@ -47,12 +47,14 @@ def test_putting_waits_for_nothing() -> None:
     assert len(found) == 11
 
 
-@pytest.mark.parametrize("adam", [False, True], ids=["sgd", "adamw"])
-def test_the_trace_is_that_of_plain_copies(adam: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("optimizer", [sgd, adamw])
+def test_the_trace_is_that_of_plain_copies(
+    optimizer: Optimizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     records = [Dense(), Factored(), Sketch(16), Norms()]
-    beside = record(tmp_path / "a.zarr", CUDA.trainer, records, adam=adam)
+    beside = record(tmp_path / "a.zarr", CUDA.trainer, records, optimizer=optimizer)
     monkeypatch.setattr(SideStreams, "__call__", lambda self, tensor: Copy(tensor, tensor.cpu()))
-    plain = record(tmp_path / "b.zarr", CUDA.trainer, records, adam=adam)
+    plain = record(tmp_path / "b.zarr", CUDA.trainer, records, optimizer=optimizer)
     assert beside.norms.frame().equals(plain.norms.frame())
     for name in plain.params["param"]:
         np.testing.assert_array_equal(beside.dense[name][:], plain.dense[name][:])

@@ -93,6 +93,20 @@ def test_a_fused_optimizer_undoes_the_scale_itself(tmp_path: Path) -> None:
     np.testing.assert_allclose(kept["clip_factor"], 1, rtol=1e-3)
 
 
+def test_gradients_kept_from_a_fused_optimizer_are_freed_of_the_scale(tmp_path: Path) -> None:
+    """Nesterov's momentum may overwrite gradients, so they are copied before the step, scaled as they are then."""
+
+    class Nesterov(Overflowing):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.5, nesterov=True, fused=True)
+
+    pl.seed_everything(3, verbose=False)
+    fit(Nesterov(), GradTrace(tmp_path / "a.zarr", TopK(5), ledger_every_n_steps=1), plugins=scaled())
+    kept = open_trace(tmp_path / "a.zarr").steps.query("~skipped")
+    assert len(kept) == 6 and (kept["residual"] < 5e-3).all()
+    np.testing.assert_allclose(kept["clip_factor"], 1, rtol=1e-3)
+
+
 def test_a_scaler_of_the_users_own_is_measured(tmp_path: Path) -> None:
     class Own(Net):
         def __init__(self) -> None:

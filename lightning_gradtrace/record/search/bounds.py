@@ -82,7 +82,7 @@ class OuterExtents:
         if isinstance(scale, Tensor):
             typical, largest = scale.square().mean().sqrt(), scale.abs().amax(1)
         else:
-            typical = largest = torch.tensor(abs(scale), dtype=share.dtype)
+            typical = largest = torch.tensor(abs(scale), dtype=share.dtype, device="cpu")
         whole = norm(rows * typical, dim=1), norm(columns, dim=1)
         peak = columns.amax(1)
         extents = torch.stack([*whole, (rows * largest).amax(1), peak, rows.amax(1) * peak])

@@ -55,7 +55,7 @@ def is_fast() -> bool:
 
 def _adds_in_float32() -> bool:
     """Say whether a sum of small and large numbers comes out as in float32; in bfloat16 ones add up to 256 at most."""
-    ones = torch.ones(1, 1024, 64, dtype=torch.bfloat16)
+    ones = torch.ones(1, 1024, 64, dtype=torch.bfloat16, device="cpu")
     return bool((torch.bmm(ones.transpose(1, 2), ones) == 1024).all())
 
 
@@ -109,7 +109,7 @@ class Sieve:
         if not fit.any():
             return None
         weights = np.where(fit, 1 / np.where(fit, threshold, 1), 0)
-        divided = torch.empty(right.shape, dtype=torch.bfloat16)
+        divided = torch.empty(right.shape, dtype=torch.bfloat16, device="cpu")
         torch.mul(right, torch.from_numpy(weights.astype(np.float32))[:, None, None], out=divided)
         rows, columns = np.where(fit[:, None], rows, 0), np.where(fit[:, None], columns, 0) * weights[:, None]
         flushed = _FLUSHED * (2 * positions + positions**0.5 * (rows.max(1, initial=0) + columns.max(1, initial=0)))
