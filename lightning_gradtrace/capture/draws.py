@@ -197,10 +197,10 @@ def call_open(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping
 
     That is attention with dropout on a GPU, which then takes the memory of all attention weights.
     """
-    if function is torch.nn.functional.scaled_dot_product_attention:
-        if kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0):
-            with sdpa_kernel(SDPBackend.MATH):
-                return function(*args, **kwargs)
+    attends = function is torch.nn.functional.scaled_dot_product_attention
+    if attends and kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0):
+        with sdpa_kernel(SDPBackend.MATH):
+            return function(*args, **kwargs)
     return function(*args, **kwargs)
 
 
