@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK
-from lightning_gradtrace.record.search import comparison, forming, gathering
+from lightning_gradtrace.record.search import comparison, forming, gathering, queued
 from tests.record.steps import searched
 
 SHAPES = {"outer": (5, 4), "bias": (7,), "scaled": (6, 3), "embedding": (9, 2), "heads": (2, 3, 4), "kernel": (4, 2, 3)}
@@ -75,7 +77,7 @@ def sorted_per_step(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray,
     return order // values.shape[1], order % values.shape[1], values.ravel()[order]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     k=st.integers(1, N_ENTRIES),
@@ -87,15 +89,23 @@ def sorted_per_step(values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray,
     parts=st.sampled_from([1, 3]),
     many=st.sampled_from([0, comparison.MANY]),
     on_device=st.booleans(),
+    device_workspace=st.sampled_from([1, 50, 1 << 18]),
+    room=st.sampled_from([0, 1, queued.ROOM]),
+    leaders=st.sampled_from([0, 1, queued.LEADERS]),
     sieved=st.booleans(),
 )
 def test_selection_equals_sorting_over_consecutive_steps(
-    seed, k, sizes, whole, prune, per, workspace, parts, many, on_device, sieved
+    seed, k, sizes, whole, prune, per, workspace, parts, many, on_device, device_workspace, room, leaders, sieved
 ) -> None:
     record = TopK(k, per=per, prune=prune)
     record.specs(make_infos())
     record._searcher.on_device, record._searcher.sieved = on_device, sieved
-    with searched(workspace, parts, many):
+    there = [
+        mock.patch.object(queued, "ROOM", room),
+        mock.patch.object(queued, "LEADERS", leaders),
+        mock.patch.object(forming, "DEVICE_WORKSPACE", device_workspace),
+    ]
+    with searched(workspace, parts, many), there[0], there[1], there[2]:
         for number, rate in enumerate((1.0, 0.5, 0.0, 2.0)):  # a rate of zero makes every shift a tie
             step = make_step(seed + number, sizes, 1 + number, whole, rate)
             rows = record.reduce(step, first_occurrence=100)
@@ -113,13 +123,17 @@ def test_selection_equals_sorting_over_consecutive_steps(
                 assert (rows["topk_step/occurrence"][0, m:] == -1).all()
 
 
+@pytest.mark.parametrize("on_device", [True, False])
 @pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("trim", [1, 4])
-def test_selection_equals_sorting_at_the_size_of_a_real_layer(prune: bool, trim: int, monkeypatch) -> None:
+def test_selection_equals_sorting_at_the_size_of_a_real_layer(
+    prune: bool, trim: int, on_device: bool, monkeypatch
+) -> None:
     monkeypatch.setattr(gathering, "TRIM", trim)
     infos = [ParameterInfo("a", (96, 64), 0), ParameterInfo("b", (64, 128), 96 * 64)]
     record = TopK(50, prune=prune)
     record.specs(infos)
+    record._searcher.on_device = on_device
     torch.manual_seed(0)
     for _ in range(4):
         shares = [OuterShare(torch.randn(6, 9, i.shape[0]) ** 3, torch.randn(6, 9, i.shape[1]) ** 3) for i in infos]
@@ -147,12 +161,32 @@ def test_pruning_leaves_out_most_entries_when_few_rows_matter(monkeypatch) -> No
     assert sum(formed) < 0.1 * 4 * info.numel
 
 
+def test_on_a_device_little_more_than_is_kept_leaves_it(monkeypatch) -> None:
+    """Thresholds rise on the device, from the very first step on, and every share finds room for its entries."""
+    fetched = []
+    original = queued.to_host
+    monkeypatch.setattr(queued, "to_host", lambda tensors: fetched.append(tensors) or original(tensors))
+    infos = [ParameterInfo(name, (96, 64), i * 96 * 64) for i, name in enumerate("abcdef")]
+    record = TopK(50)
+    record.specs(infos)
+    record._searcher.on_device = True
+    torch.manual_seed(0)
+    for _ in range(3):
+        fetched.clear()
+        shares = [OuterShare(torch.randn(4, 9, 96) ** 3, torch.randn(4, 9, 64) ** 3) for _ in infos]
+        record.reduce(StepShifts([4], [ParameterShifts(i, -0.1, [s]) for i, s in zip(infos, shares, strict=True)]), 0)
+        ((of, position, shift),) = fetched
+        assert len(of) == len(position) == len(shift) == 4 * 50
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("per", ["sample", "step"])
-def test_shifts_that_are_not_finite_are_kept_first(bad: float, prune: bool, per: str) -> None:
+@pytest.mark.parametrize("on_device", [True, False])
+def test_shifts_that_are_not_finite_are_kept_first(bad: float, prune: bool, per: str, on_device: bool) -> None:
     record = TopK(6, per=per, prune=prune)
     record.specs(make_infos())
+    record._searcher.on_device = on_device
     for number in range(2):
         step = make_step(number, [3], 2, whole=False, rate=1.0)
         step.parameters[0].shares[0].left[1, 0, 2] = bad

@@ -63,41 +63,48 @@ class OuterExtents:
     """What an outer-product share reaches at most, in few calls on the device that it is on.
 
     Attributes:
-        extents: norm of all cotangents times the typical scale, norm of all inputs, largest norm over positions of a
-            row's cotangents times the row's largest scale, and of a column's inputs, and a bound of the entries before
-            scaling, infinite where they may overflow; shape (5, sample).
+        extents: of the rows' cotangents and of the columns' inputs the norm of all and the largest norm over positions,
+            shape (4, sample). Where every entry has a scale, the largest norm of a row times its largest scale as
+            well, and the typical scale: shape (6, sample).
+        scale: the scale, if there is one for all.
         positions: number of positions.
+        dtype: in which entries are formed.
         slack: see `OuterBounds`.
     """
 
     extents: Tensor
+    scale: float
     positions: int
+    dtype: torch.dtype
     slack: float
 
     @classmethod
     def of(cls, share: OuterShare, scale: float | Tensor) -> OuterExtents:
         """Measure a share whose shifts are ``scale * g``."""
         norm = torch.linalg.vector_norm
-        rows, columns = (norm(f, dim=1, dtype=share.dtype) + _lost(f, share.dtype) for f in (share.left, share.right))
+        rows, columns = (norm(factor, dim=1, dtype=share.dtype) for factor in (share.left, share.right))
+        extents = [part for norms in (rows, columns) for part in (norm(norms, dim=1), norms.amax(1))]
         if isinstance(scale, Tensor):
-            typical, largest = scale.square().mean().sqrt(), scale.abs().amax(1)
-        else:
-            typical = largest = torch.tensor(abs(scale), dtype=share.dtype, device="cpu")
-        whole = norm(rows * typical, dim=1), norm(columns, dim=1)
-        peak = columns.amax(1)
-        extents = torch.stack([*whole, (rows * largest).amax(1), peak, rows.amax(1) * peak])
-        return cls(extents, share.left.shape[1], _slack(share))
+            scaled = (rows + _lost(share.left, share.dtype)) * norm(scale, torch.inf, dim=1)
+            extents += [scaled.amax(1), (norm(scale) / scale.numel() ** 0.5).expand(len(scaled))]
+        number = 1.0 if isinstance(scale, Tensor) else abs(scale)
+        return cls(torch.stack(extents), number, share.left.shape[1], share.dtype, _slack(share))
 
     def summary(self) -> Tensor:
-        """Return the extents, shape (5, sample)."""
+        """Return the extents."""
         return self.extents
 
     def per_sample(self, summary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the squared sizes and a bound of all entries of every sample, NaN where there is none."""
-        left, right, row, column, unscaled = summary.astype(np.float64)
-        with np.errstate(invalid="ignore", over="ignore"):
-            peaks = np.where(np.isfinite(unscaled), row * column * self.slack, np.inf)
-            return np.square(left * right) / self.positions, peaks
+        """Return the squared sizes and a bound of all entries of every sample, infinite where there is none."""
+        with np.errstate(all="ignore"):
+            left, row, right, column, *scaled = summary.astype(np.float64)
+            lost = (self.positions * torch.finfo(self.dtype).tiny) ** 0.5
+            row, column = row + lost, column + lost
+            largest, typical = scaled or (row * self.scale, self.scale)
+            finite = row * column <= torch.finfo(self.dtype).max  # entries may overflow before they are scaled
+            return np.square(left * right * typical) / self.positions, np.where(
+                finite, largest * column * self.slack, np.inf
+            )
 
 
 @dataclass

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_gradtrace.record.search.candidates import kth_largest
+
+T = TypeVar("T", np.ndarray, Tensor)
 
 _HOST = torch.device("cpu")
 # With more words of eight that hold an entry than this times k, a row's own k-th largest is taken for a limit.
@@ -51,15 +53,26 @@ def at_least(
     Returns:
         Flat positions, ascending, and the shifts there. A few below the limit may be among them.
     """
-    # Compared before scaling, one pass less. Scaling rounds, so what is a little smaller may tie with a limit; beyond
-    # the range of normal numbers, what is much smaller. With a learning rate of zero all shifts are zero, or NaN.
-    kind = torch.finfo(values.dtype)
-    slack, size = 1 - 4 * kind.eps, np.abs(np.float64(factor))
+    kind, slack, size = torch.finfo(values.dtype), _slack(values.dtype), np.abs(np.float64(factor))
     search = _with_torch if on_device else _with_numpy
     with np.errstate(all="ignore"):
         normal = Range(float(kind.tiny / size), float(kind.max * slack / size))
-        position, found = search(values, limit * slack / size, k, normal, slack)
+        position, found = search(values, before_scaling(limit, factor, values.dtype), k, normal, slack)
         return position, found * found.dtype.type(factor)
+
+
+def before_scaling(limit: T, factor: float, dtype: torch.dtype) -> T:
+    """Return what values have to reach that are still to be multiplied by a factor: one pass less than scaling them.
+
+    Scaling rounds, so what is a little smaller may tie with a limit; beyond the range of normal numbers, what is much
+    smaller. With a learning rate of zero all shifts are zero, or NaN.
+    """
+    with np.errstate(all="ignore"):
+        return limit * float(_slack(dtype) / np.abs(np.float64(factor)))
+
+
+def _slack(dtype: torch.dtype) -> float:
+    return 1 - 4 * torch.finfo(dtype).eps
 
 
 class Range(NamedTuple):
@@ -112,10 +125,48 @@ def _with_torch(
     return position.cpu().numpy(), values.flatten()[position].cpu().numpy()
 
 
+def raised(limit: Tensor, values: Tensor, factor: float, k: int) -> Tensor:
+    """Raise limits to the k-th largest shifts of their rows; waits for nothing.
+
+    Args:
+        limit: what shifts have to reach, one per row, or one for all.
+        values: shape (n, numel), contiguous.
+        factor: a number by which the values are still to be multiplied.
+        k: number of entries of a row, or of all rows if there is one limit for all.
+    """
+    rows = values.view(len(limit), -1)
+    if k > rows.shape[1]:
+        return limit
+    least = rows.abs().topk(k, dim=1).values[:, -1].to(limit.dtype) * abs(factor)
+    kind = torch.finfo(values.dtype)
+    normal = Range(kind.tiny, kind.max * _slack(values.dtype))
+    return torch.where(normal.holds(least), torch.maximum(limit, least), limit)
+
+
+def first_positions(values: Tensor, factor: float, limit: Tensor, room: int) -> Tensor:
+    """Return the first flat positions of shifts that reach the limit of their row or are NaN; waits for nothing.
+
+    Args:
+        values: shape (n, numel), contiguous.
+        factor: a number by which the values are still to be multiplied.
+        limit: one per row, or one for all.
+        room: number of positions to return.
+
+    Returns:
+        Positions, ascending, shape (room,); filled up with -1. A few below the limit may be among them.
+    """
+    reach = _reach(values, before_scaling(limit, factor, values.dtype).to(values.dtype))
+    return torch.nonzero_static(reach, size=room, fill_value=-1).squeeze(1)
+
+
 def _positions(values: Tensor, limit: Tensor) -> Tensor:
     """Return the flat positions of values that reach the limit of their row or are NaN; waits for the device."""
-    within = (values < limit[:, None]).logical_and_(values > -limit[:, None])
-    return within.logical_not_().flatten().nonzero().squeeze(1)
+    return _reach(values, limit).nonzero().squeeze(1)
+
+
+def _reach(values: Tensor, limit: Tensor) -> Tensor:
+    """Say which values reach the limit of their row or are NaN, flat."""
+    return (values.abs() < limit[:, None]).logical_not_().flatten()
 
 
 class _Memory(threading.local):

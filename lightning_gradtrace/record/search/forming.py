@@ -100,11 +100,7 @@ class Task:
         Yields:
             Candidates, sorted by occurrence.
         """
-        own = threshold[self.samples]
-        wanted = np.isfinite(own)
-        if self.prune:
-            wanted &= ~(peaks < own)
-        samples = np.flatnonzero(wanted)
+        own, samples = threshold[self.samples], self.wanted(threshold, peaks)
         if not len(samples):
             return
         if not isinstance(self.reach, OuterBounds):
@@ -123,6 +119,14 @@ class Task:
         if left_out:
             yield from self._everything(np.concatenate(left_out), threshold, k)
 
+    def wanted(self, threshold: np.ndarray, peaks: np.ndarray) -> np.ndarray:
+        """Return the samples that may reach the threshold of their occurrence; for the arguments see `search`."""
+        own = threshold[self.samples]
+        wanted = np.isfinite(own)
+        if self.prune:
+            wanted &= ~(peaks < own)
+        return np.flatnonzero(wanted)
+
     def _is_worth(self, stairs: Stairs, limit: np.ndarray) -> bool:
         """Say whether to form what is on the stairs rather than everything."""
         assert isinstance(self.share, OuterShare)
@@ -136,6 +140,19 @@ class Task:
 
     def _written_out(self, samples: np.ndarray, threshold: np.ndarray, k: int) -> Iterator[Candidates]:
         """Write out whole samples."""
+        for run, values, factor in self.written_out(samples):
+            position, shift = at_least(values, factor, threshold[self.samples][run], self.on_device, k)
+            yield self.candidates(run, position, shift)
+
+    def written_out(self, samples: np.ndarray) -> Iterator[tuple[np.ndarray, Tensor, float]]:
+        """Write out whole samples, as many at a time as there is room for.
+
+        Args:
+            samples: numbers of samples, ascending.
+
+        Yields:
+            Neighbouring samples, their entries, shape (sample, entry), and a factor that these lack.
+        """
         numel, scale = self.parameter.info.numel, self.parameter.scale
         for part in chunks(samples, (DEVICE_WORKSPACE if self.on_device else WORKSPACE) // max(1, numel)):
             for run in np.split(part, np.flatnonzero(np.diff(part) > 1) + 1):
@@ -147,9 +164,12 @@ class Task:
                     values = values * scale.flatten()
                 else:  # products that were formed for this
                     values.mul_(scale.flatten())
-                position, shift = at_least(values, factor, threshold[self.samples][run], self.on_device, k)
-                sample, entry = np.divmod(position, numel)
-                yield self._candidates(run[sample], entry, shift)
+                yield run, values, factor
+
+    def candidates(self, run: np.ndarray, position: np.ndarray, shift: np.ndarray) -> Candidates:
+        """Return shifts at flat positions of samples that were written out."""
+        sample, entry = np.divmod(position, self.parameter.info.numel)
+        return self._candidates(run[sample], entry, shift)
 
     def _everything(self, samples: np.ndarray, threshold: np.ndarray, k: int) -> Iterator[Candidates]:
         """Form outer products block by block, the same block of all samples one after the other."""

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import torch
 
 from lightning_gradtrace.record._base import StepShifts
 from lightning_gradtrace.record.search.candidates import Candidates, Known, kth_largest
 from lightning_gradtrace.record.search.forming import Task
 from lightning_gradtrace.record.search.gathering import Gathering
 from lightning_gradtrace.record.search.pieces import parts_of
+from lightning_gradtrace.record.search.queued import can_queue, search_queued, to_host
 from lightning_gradtrace.record.search.side_by_side import call_all, n_threads
 
 # A guess aims below last step's smallest k-th value (relative to the occurrence's size) by this factor. Too low costs
@@ -51,7 +51,8 @@ class _Work:
                 if share is not None and share.shape.numel():
                     tasks.append(Task.of(parameter, share, samples, prune, on_device, sieved))
         total, peaks, promise = np.zeros(step.n_occurrences), [], []
-        for task, (squares, peak) in zip(tasks, _on_host(tasks), strict=True):
+        for task, summary in zip(tasks, to_host([task.reach.summary() for task in tasks]), strict=True):
+            squares, peak = task.reach.per_sample(summary)
             total[task.samples] += squares
             peaks.append(peak)
             promise.append(squares.sum() / max(1, task.share.shape.numel()))
@@ -74,18 +75,6 @@ class _Work:
                 own = own[np.argsort(rough.occurrence[own], kind="stable")]
                 shift[own] = task.exact(rough[own])
         return shift
-
-
-def _on_host(tasks: list[Task]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return squared sizes and peaks of all tasks, in one transfer for each device."""
-    summaries = [task.reach.summary() for task in tasks]
-    found: dict[int, np.ndarray] = {}
-    for device in {summary.device for summary in summaries}:
-        there = [i for i, summary in enumerate(summaries) if summary.device == device]
-        flat = torch.cat([summaries[i].flatten() for i in there]).cpu().numpy()
-        parts = np.split(flat, np.cumsum([summaries[i].numel() for i in there])[:-1])
-        found.update((i, part.reshape(summaries[i].shape)) for i, part in zip(there, parts, strict=True))
-    return [task.reach.per_sample(found[i]) for i, task in enumerate(tasks)]
 
 
 @dataclass
@@ -181,8 +170,12 @@ class Searcher:
             complete, entries = known.at_least(gathering.threshold)
             gathering.threshold[complete] = np.inf
             gathering.add(entries)
-        for task, peaks in zip(work.tasks, work.peaks, strict=True):
-            for found in task.search(gathering.threshold, peaks, self.k):
+        left = list(range(len(work.tasks)))
+        if all(map(can_queue, work.tasks)):
+            entries, left = search_queued(work.tasks, work.peaks, gathering.threshold, self.k, self.pool)
+            gathering.add(entries)
+        for i in left:
+            for found in work.tasks[i].search(gathering.threshold, work.peaks[i], self.k):
                 gathering.add(found)
         gathering.settle(work.exact)
 

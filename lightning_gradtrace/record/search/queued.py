@@ -1,0 +1,169 @@
+"""Searches shares on a device without waiting for it until all of them have been searched.
+
+Whatever the host decides by numbers on a device, it has to wait for, and meanwhile the device runs dry. So thresholds
+stay on the device here. The shares with the largest shifts come first and raise them to about their final value; then
+every piece of a share leaves the entries that reach them, as many as there is room for. A share for whose entries there
+was not enough is searched again in the usual way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gradtrace.capture import precision
+from lightning_gradtrace.record.search.candidates import Candidates
+from lightning_gradtrace.record.search.comparison import first_positions, raised
+from lightning_gradtrace.record.search.forming import Task
+
+# A piece has room for so many times k entries of every sample.
+ROOM = 2
+# So many shares raise thresholds: a k-th largest takes several passes over them.
+LEADERS = 2
+
+
+@dataclass
+class _Piece:
+    """Some samples of a share that were searched.
+
+    Attributes:
+        task: the share.
+        run: numbers of the samples, neighbours.
+        factor: by which values are still to be multiplied.
+        position: see `first_positions`.
+        value: the values there.
+    """
+
+    task: Task
+    run: np.ndarray
+    factor: float
+    position: Tensor
+    value: Tensor
+
+    def is_full(self, count: int) -> bool:
+        """Say whether there may be more entries than there was room for, given how many were found."""
+        return count == len(self.position) < len(self.run) * self.task.parameter.info.numel
+
+    def first(self, count: int) -> _Piece:
+        """Return the piece with so many entries."""
+        return _Piece(self.task, self.run, self.factor, self.position[:count], self.value[:count])
+
+
+def can_queue(task: Task) -> bool:
+    """Say whether a share is on a device that can be searched without waiting for it."""
+    return task.on_device and _finds_first(task.reach.summary().device.type)
+
+
+@cache
+def _finds_first(device: str) -> bool:
+    try:
+        first_positions(torch.zeros(1, 1, device=device), 1.0, torch.zeros(1, device=device), 1)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def search_queued(
+    tasks: Sequence[Task], peaks: Sequence[np.ndarray], threshold: np.ndarray, k: int, pool: bool
+) -> tuple[Candidates, list[int]]:
+    """Search shares without waiting for a device before the last one.
+
+    Args:
+        tasks: the shares, the most promising first.
+        peaks: for each the bound of all entries of every sample.
+        threshold: one per occurrence of the step, inf for those that are not searched.
+        k: number of entries to select.
+        pool: whether to select them among all occurrences instead of for each.
+
+    Returns:
+        Of shares of every dtype and device the k largest entries, and ties, that reach the threshold of their
+        occurrence, sorted by occurrence; and the numbers of tasks that are left out for lack of room.
+    """
+    limits = dict[torch.device, Tensor]()
+    pieces: list[list[_Piece]] = []
+    for task, bound in zip(tasks, peaks, strict=True):
+        pieces.append([])
+        for run, values, factor in task.written_out(task.wanted(threshold, bound)):
+            device, first = values.device, task.samples.start + int(run[0])
+            if device not in limits:
+                limits[device] = _beside(device, threshold.copy())
+            limit = limits[device][first : first + len(run)]
+            if len(pieces) <= LEADERS:
+                higher = raised(limit.amax(0, True) if pool else limit, values, factor, k)
+                (limits[device] if pool else limit).copy_(higher)
+            position = first_positions(values, factor, limit, min(values.numel(), ROOM * k * len(run)))
+            pieces[-1].append(_Piece(task, run, factor, position, values.flatten()[position]))
+    counts = iter(_counts([piece.position for own in pieces for piece in own]))
+    kept, full = dict[tuple[torch.device, torch.dtype], list[_Piece]](), []
+    for number, own in enumerate(pieces):
+        found = [(piece, next(counts)) for piece in own]
+        if any(piece.is_full(count) for piece, count in found):
+            full.append(number)
+            continue
+        for piece, count in found:
+            if count:
+                kept.setdefault((piece.value.device, piece.value.dtype), []).append(piece.first(count))
+    n_groups = 1 if pool else len(threshold)
+    every = Candidates.join([part for alike in kept.values() for part in _largest(alike, k, n_groups)])
+    return every[np.argsort(every.occurrence, kind="stable")], full
+
+
+def _largest(pieces: Sequence[_Piece], k: int, n_groups: int) -> list[Candidates]:
+    """Return the k largest entries, and ties, of every group, piece by piece; the pieces are of one device and dtype.
+
+    Args:
+        pieces: the pieces.
+        k: number of entries.
+        n_groups: number of occurrences, each a group of its own, or 1.
+    """
+    position, value = (torch.cat([getattr(p, name) for p in pieces]) for name in ("position", "value"))
+    facts = np.array([(len(p.value), p.task.parameter.info.numel, p.task.samples.start + p.run[0]) for p in pieces])
+    counts, numel, first = _beside(value.device, facts.T.copy())
+    of = torch.repeat_interleave(torch.arange(len(pieces), device=value.device), counts, output_size=len(value))
+    shift = value * _beside(value.device, np.array([piece.factor for piece in pieces])).to(value.dtype)[of]
+    group = torch.zeros_like(of) if n_groups == 1 else first[of] + torch.div(position, numel[of], rounding_mode="floor")
+    size = torch.nan_to_num(shift.abs(), torch.inf, torch.inf)
+
+    order = size.argsort(descending=True)
+    order = order[group[order].argsort(stable=True)]
+    group, size = group[order], size[order]
+    numbers = torch.arange(n_groups, device=value.device)
+    start, stop = torch.searchsorted(group, numbers), torch.searchsorted(group, numbers, right=True)
+    least = size[torch.minimum(start + k, stop).sub_(1).clamp_(min=0)]
+    order = order[size >= least[group]]
+
+    owner, where, what = to_host([of[order], position[order], shift[order]])
+    by_piece = np.argsort(owner, kind="stable")
+    parts = np.split(by_piece, np.searchsorted(owner[by_piece], np.arange(1, len(pieces))))
+    return [piece.task.candidates(piece.run, where[p], what[p]) for piece, p in zip(pieces, parts, strict=True)]
+
+
+def _beside(device: torch.device, numbers: np.ndarray) -> Tensor:
+    """Bring numbers to a device, in float32 if they have no dtype there."""
+    narrow = device.type in precision.WITHOUT_FLOAT64 and numbers.dtype == np.float64
+    return torch.from_numpy(numbers.astype(np.float32) if narrow else numbers).to(device, non_blocking=True)
+
+
+def _counts(positions: Sequence[Tensor]) -> list[int]:
+    """Return how many positions were found in each of some pieces."""
+    if len({position.device for position in positions}) != 1:
+        return [int(count) for count in to_host([(position >= 0).sum() for position in positions])]
+    edges = _beside(positions[0].device, np.cumsum([0, *map(len, positions)]))
+    found = torch.nn.functional.pad((torch.cat(list(positions)) >= 0).cumsum(0), (1, 0))[edges]
+    return np.diff(found.cpu().numpy()).tolist()
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+    """Copy tensors to the host, in one transfer for each device and dtype."""
+    found: dict[int, np.ndarray] = {}
+    for kind in {(tensor.device, tensor.dtype) for tensor in tensors}:
+        there = [i for i, tensor in enumerate(tensors) if (tensor.device, tensor.dtype) == kind]
+        flat = torch.cat([tensors[i].flatten() for i in there]).cpu().numpy()
+        parts = np.split(flat, np.cumsum([tensors[i].numel() for i in there])[:-1])
+        found.update((i, part.reshape(tensors[i].shape)) for i, part in zip(there, parts, strict=True))
+    return [found[i] for i in range(len(tensors))]
