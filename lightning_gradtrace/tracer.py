@@ -23,6 +23,7 @@ from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.precision import double
 from lightning_gradtrace.capture.sharded import waiting_gradients
+from lightning_gradtrace.capture.use import part_from_gradients
 from lightning_gradtrace.ranks.meeting import Ranks
 from lightning_gradtrace.ranks.sums import compare_over_ranks, gather_factors, gather_weights
 from lightning_gradtrace.record import Record, StepShifts
@@ -130,6 +131,7 @@ class Tracer:
             optimizers: all optimizers of the training.
             factor: what the user's loss was multiplied by before the backward pass.
         """
+        part_from_gradients(tape, self.module.parameters())
         micro_batch = self.engine.collect(tape, len(sample_ids), probe, factor)
         micro_batch.sample_ids = sample_ids
         self.accumulation.end_pass(batch, micro_batch, loss, self._held(optimizers), list(map(id, optimizers)))
@@ -167,12 +169,10 @@ class Tracer:
         if not record or not micro_batches or not (tracked or alone):
             return
         check_known(unknown)
-        if id(optimizer) not in self._rules:
-            self._rules[id(optimizer)] = explain(optimizer, self.sharded)
         every, last = self.ledger_every_n_steps, self._last_ledger.get(id(optimizer))
         scheduled = every is not None and (last is None or position.step - last >= every)
         ledger = scheduled or any(record.wants_ledger and record.due(position.step) for record in self.records)
-        rule = self._rules[id(optimizer)]
+        rule = self._rules[id(optimizer)] = self._rules.get(id(optimizer)) or explain(optimizer, self.sharded)
         division = StepDivision.begin(optimizer, rule, tracked, ledger, loss_scale * self.ranks.size, reference)
         self._step = Step(position, division, micro_batches, losses, loss_scale)
         # Fused optimizers are handed scaled gradients and divide by the scale in their own kernel.
