@@ -175,6 +175,15 @@ class Accumulation:
                 losses.append(p.loss)
         return [_merge(found) for found in batches.values()], losses
 
+    def not_captured(self, parameters: Mapping[str, Tensor]) -> list[str]:
+        """Return the parameters whose gradients hold something that no captured pass left, or that a step has used up.
+
+        Args:
+            parameters: tracked parameters by name.
+        """
+        grads = {name: p.grad for name, p in parameters.items() if name in self.unknown}
+        return [name for name, grad in grads.items() if grad is not None and _any(grad)]
+
     def spend(self, optimizer: int, names: Collection[str]) -> None:
         """Take note of a step: what its parameters hold is used up, though still there."""
         self._forget(names)
