@@ -142,7 +142,7 @@ class Run:
             make_alone(self.tracer.module, passes(probe), probe)
         self.tracer.begin_pass(self.optimizers)
         self._tape.forget_backward()  # `torch.autograd.grad` in the forward pass leaves nothing in `.grad`
-        self._loss = loss.detach()
+        self._loss = loss.detach() / loss_scale(self.scaler)  # which another optimizer's step may change before its own
         self._resume()
 
     def after_backward(self, rehearse: Rehearsal, factor: float = 1.0) -> None:

@@ -124,7 +124,7 @@ class Tracer:
 
         Args:
             tape: the tape that was active in its forward pass.
-            loss: the loss that was back-propagated.
+            loss: the loss that was back-propagated, without the loss scale.
             sample_ids: int64, shape (sample,), in slot order.
             probe: runs the model on the batch and on the batch permuted, see `capture.probe.PermutationProbe`.
             batch: running number of the batch; passes of one batch are one micro-batch of a step.
@@ -176,7 +176,7 @@ class Tracer:
         ledger = scheduled or any(record.wants_ledger and record.due(position.step) for record in self.records)
         rule = self._rules[id(optimizer)] = self._rules.get(id(optimizer)) or explain(optimizer, self.sharded)
         division = StepDivision.begin(optimizer, rule, tracked, ledger, loss_scale * self.ranks.size, reference)
-        self._step = Step(position, division, micro_batches, losses, loss_scale)
+        self._step = Step(position, division, micro_batches, losses)
         self._step.norm = gradient_norm(optimizer) / held_scale
         if id(optimizer) not in self._met:
             self._met.add(id(optimizer))
@@ -246,7 +246,7 @@ class Tracer:
             "step": position.step,
             "epoch": position.epoch,
             "optimizer": position.optimizer,
-            "loss": float(torch.stack([double(loss) for loss in step.losses]).sum()) / step.loss_scale,
+            "loss": float(torch.stack([double(loss) for loss in step.losses]).sum()),
             "lr": self._by_group([setting(group.get("lr")) for group in division.optimizer.param_groups]),
             "momentum": self._by_group([first_momentum(group) for group in division.optimizer.param_groups]),
             "grad_norm": step.norm,

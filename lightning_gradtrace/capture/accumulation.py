@@ -38,7 +38,7 @@ class BackwardPass:
     Attributes:
         batch: running number of the batch; several passes may belong to one batch.
         micro_batch: its shares; those that no gradient holds any more are removed.
-        loss: what was back-propagated, times the loss scale.
+        loss: what was back-propagated, without the loss scale.
         held_by: parameters whose gradients it changed and that still hold it.
         waiting: parameters for whose gradients it left something that waits.
         idle: whether it reached no tracked parameter at all.

@@ -98,6 +98,26 @@ def test_a_skipped_step_hides_nothing_of_what_comes_after_it_in_the_batch(fused:
     assert (trace.steps["residual"].dropna() < 5e-3).all()
 
 
+def test_a_loss_is_freed_of_the_scale_that_it_had(tmp_path: Path) -> None:
+    """The step of one optimizer may change the scale before that of another, which uses the same backward pass."""
+
+    class Two(Manual):
+        def training_step(self, batch, batch_idx):
+            optimizers = self.optimizers()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            self.manual_backward(Net.training_step(self, batch, batch_idx))
+            for optimizer in optimizers:
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=0.2) for part in (self.first, self.last)]
+
+    trace, _ = run(Two, tmp_path / "a.zarr", plugins=scaled, bound=5e-3)
+    losses = trace.steps["loss"].to_numpy()
+    np.testing.assert_array_equal(losses[::2], losses[1::2])
+
+
 def test_a_fused_optimizer_undoes_the_scale_itself(tmp_path: Path) -> None:
     class Fused(Overflowing):
         def configure_optimizers(self):
