@@ -55,13 +55,12 @@ from lightning_gradtrace.record.parameters import parameter_infos, parameter_tab
 from lightning_gradtrace.record.schedule import as_schedule
 from lightning_gradtrace.run import Run
 from lightning_gradtrace.tracer import Tracer
-from lightning_gradtrace.update.nesting import in_outermost_step
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
 
 
 def _thawing(trainer: pl.Trainer) -> int:
-    """Return the number of callbacks that will unfreeze parameters."""
+    """Return the number of callbacks that will unfreeze parameters, which adds a group of them."""
     return sum(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
@@ -182,8 +181,7 @@ class GradTrace(Callback):
         engine = make_engine(pl_module, choices, self.per_sample_loss, context, coarse)
         infos = parameter_infos(tracked)
         self._announce(trainer, infos)
-        n_groups = max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1)
-        n_groups += _thawing(trainer)  # unfreezing adds a group of parameters
+        n_groups = _thawing(trainer) + max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1)
         writer = open_writer(
             ranks,
             self.path,
@@ -197,10 +195,9 @@ class GradTrace(Callback):
         )
         every = self.ledger_every_n_steps
         tracer = Tracer(pl_module, tracked, self.records, writer, self.quantity, every, coarse, n_groups, engine, ranks)
-        reader = BatchReader(self._id_source(), self.batch_axis, self.inputs)
         self._run = Run(
             tracer,
-            reader,
+            BatchReader(self._id_source(), self.batch_axis, self.inputs),
             trainer.optimizers,
             manual=not pl_module.automatic_optimization,
             scaler=getattr(trainer.precision_plugin, "scaler", None),
@@ -209,7 +206,7 @@ class GradTrace(Callback):
         )
         if resume:
             self._run.restore(resume)
-        self._run.watch(functools.partial(self._step_begins, trainer), self._step_ended)
+        self._run.watch(functools.partial(self._step_begins, trainer), self._step_made, self._step_ended)
 
     def _announce(self, trainer: pl.Trainer, infos: Sequence[ParameterInfo]) -> None:
         """Say what the run is going to write, and warn if it is more than there is room for."""
@@ -280,10 +277,14 @@ class GradTrace(Callback):
         self._run.step_begins(optimizer, kwargs, announce)
 
     @guarded
-    def _step_ended(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _step_made(self, optimizer: Optimizer) -> None:
         assert self._run is not None
-        if in_outermost_step(optimizer):
-            self._run.step_ended(optimizer)
+        self._run.step_made(optimizer)
+
+    @guarded
+    def _step_ended(self, optimizer: Optimizer) -> None:
+        assert self._run is not None
+        self._run.step_ended(optimizer)
 
     @override
     @guarded
@@ -300,8 +301,7 @@ class GradTrace(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        if self._run is not None:
-            self._take_state()
+        self._take_state()
         return dict(self._state)
 
     @guarded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import NoReturn
 
 from torch import Tensor
@@ -56,4 +57,14 @@ def refuse_unseen_gradients() -> NoReturn:
         "GradTrace: gradients were computed that Lightning does not know of, by `loss.backward()` or "
         "`torch.autograd.grad` in `training_step`. Call `self.manual_backward(loss)` instead of "
         "`loss.backward()`; take other gradients before the backward pass that they belong to."
+    )
+
+
+def warn_of_no_step() -> None:
+    """Warn of a training at whose end no optimizer had made a step that could be seen."""
+    warnings.warn(
+        "GradTrace: no optimizer step was seen in the whole training, so the trace holds none. Steps are seen of the "
+        "optimizers that `configure_optimizers` returned, when their `step` is called: not of an optimizer inside of "
+        "another one (SAM's `first_step` and `second_step`), and not of code that writes to the weights itself",
+        stacklevel=2,
     )

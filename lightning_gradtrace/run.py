@@ -29,10 +29,10 @@ from lightning_gradtrace.ranks.probing import probe_together
 from lightning_gradtrace.record import Schedule
 from lightning_gradtrace.step import Position
 from lightning_gradtrace.tracer import Tracer
-from lightning_gradtrace.update.nesting import after_closure
+from lightning_gradtrace.update.nesting import Moment, come_last, watch_steps
+from lightning_gradtrace.update.scaling import held_scale, loss_scale, overflowed
 
 Rehearsal = Callable[[int, Any], None]
-
 STATE_VERSION = 1  # of what a checkpoint holds of a run
 
 
@@ -71,6 +71,7 @@ class Run:
     _stepping: Optimizer | None = field(default=None, init=False)
     _announced: Optimizer | None = field(default=None, init=False)
     _recorded: bool = field(default=False, init=False)
+    _scale: float = field(default=1.0, init=False)
 
     @property
     def ranks(self) -> Ranks:
@@ -82,12 +83,10 @@ class Run:
         self.failure = error
         self._drop_tape()
 
-    def watch(self, before: Callable[..., None], after: Callable[..., None]) -> None:
-        """Register hooks around the steps of all optimizers, until `close`."""
+    def watch(self, before: Callable[..., None], made: Moment, after: Moment) -> None:
+        """Watch the steps of all optimizers, until `close`."""
         for optimizer in self.optimizers:
-            self._hooks.append(optimizer.register_step_pre_hook(before))
-            self._hooks.append(optimizer.register_step_pre_hook(after_closure(self.tracer.gradients_are_final)))
-            self._hooks.append(optimizer.register_step_post_hook(after))
+            self._hooks += watch_steps(optimizer, before, self.tracer.gradients_are_final, made, after)
         if self.tracer.sharded:
             self._hooks += watch_unsharding(self.tracer.module, [p.name for p in self.tracer.tracked])
 
@@ -100,6 +99,7 @@ class Run:
             step: number of the coming optimizer step.
         """
         self._settle()
+        come_last(self._hooks)
         self._taped = self.manual or not (step % self.every_n_steps or not self._due(step))
         self._tokens = any(record.wants_tokens and (self.manual or record.due(step)) for record in self.tracer.records)
         self._begin_batch(batch, number)
@@ -142,7 +142,7 @@ class Run:
             make_alone(self.tracer.module, passes(probe), probe)
         self.tracer.begin_pass(self.optimizers)
         self._tape.forget_backward()  # `torch.autograd.grad` in the forward pass leaves nothing in `.grad`
-        self._loss = loss.detach()
+        self._loss = loss.detach() / loss_scale(self.scaler)  # which another optimizer's step may change before its own
         self._resume()
 
     def after_backward(self, rehearse: Rehearsal, factor: float = 1.0) -> None:
@@ -168,10 +168,7 @@ class Run:
         assert arrival is not None and loss is not None
         self.tracer.end_pass(tape, loss, arrival.ids, probe, self._n_batches, self.optimizers, factor)
         self._loss = None
-        if self.manual:
-            self._resume()
-        else:
-            self._drop_tape()
+        (self._resume if self.manual else self._drop_tape)()
 
     def _probe(self, rehearse: Rehearsal) -> PermutationProbe | None:
         arrival, of = self._arrival, (self.tracer.module, self.tracer.parameters(), rehearse)
@@ -202,18 +199,16 @@ class Run:
         self._recorded = count % self.every_n_steps == 0 and self._due(number)
         self.store_weights(number)
         self._before_step(optimizer, number, epoch, rank)
+        if self._stepping is not optimizer:  # a GradScaler may skip the step, and what comes next is to be seen
+            self._resume()
 
     @held_back
     def _before_step(self, optimizer: Optimizer, number: int, epoch: int, rank: int) -> None:
         index = next((i for i, known in enumerate(self.optimizers) if known is optimizer), 0)
-        scale = float(self.scaler.get_scale()) if self.scaler is not None and self.scaler.is_enabled() else 1.0
-        self.tracer.before_step(
-            optimizer,
-            Position(number, epoch, rank, index),
-            record=self._recorded,
-            alone=len(self.optimizers) == 1,
-            loss_scale=scale,
-        )
+        position, self._scale = Position(number, epoch, rank, index), loss_scale(self.scaler)
+        options = {"record": self._recorded, "alone": len(self.optimizers) == 1}
+        held = held_scale(self.scaler, optimizer)
+        self.tracer.before_step(optimizer, position, **options, loss_scale=self._scale, held_scale=held)
 
     def step_begins(self, optimizer: Optimizer, kwargs: Mapping[str, Any], announce: Callable[[], None]) -> None:
         """Take note that an optimizer's `step` was called.
@@ -224,10 +219,15 @@ class Run:
             announce: calls `before_step`, for a step that Lightning does not know of: of the bare optimizer.
         """
         self._stepping = optimizer
-        if self.manual and self._announced is None and kwargs.get("closure") is None:
+        if self.manual and self._announced is not optimizer and kwargs.get("closure") is None:
             announce()
         if self._announced is not None:
             self._suspend()
+
+    def step_made(self, optimizer: Optimizer) -> None:
+        """Read off the step before other hooks after it, which may zero its gradients."""
+        if self._announced is not None:
+            self._complete_step(overflowed(optimizer))
 
     def step_ended(self, optimizer: Optimizer) -> None:
         """Record the optimizer step that was just made.
@@ -238,8 +238,7 @@ class Run:
         self._stepping = None
         if self.manual and self._tape is not None and self._announced is None:
             refusals.refuse_unannounced(optimizer)
-        overflow = getattr(optimizer, "found_inf", None)  # fused optimizers skip the step in their own kernel
-        self._finish(skipped=overflow is not None and bool(overflow))
+        self._finish(skipped=overflowed(optimizer))
         self._resume()
 
     def finish_batch(self) -> None:
@@ -280,8 +279,7 @@ class Run:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken; the writer has cut the trace back to it."""
-        counts = zip(self.optimizers, state["n_steps"], strict=True)
-        self._n_steps = {id(optimizer): n for optimizer, n in counts}
+        self._n_steps = {id(o): n for o, n in zip(self.optimizers, state["n_steps"], strict=True)}
         self._next_step = state["next_step"]
         self.reader.restore(state["reader"], self.tracer.writer.stored_samples)
         self.tracer.restore(state["tracer"], self.optimizers)
@@ -300,9 +298,10 @@ class Run:
     def close(self, *, complete: bool, reason: str | None) -> None:
         """Leave nothing behind: no mode, no hook, no open store."""
         self._drop_tape()
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        if complete and self._n_batches and not self._next_step:
+            refusals.warn_of_no_step()
+        while self._hooks:
+            self._hooks.pop().remove()
         self.tracer.writer.close(complete=complete, end_reason=reason)
 
     def _check_seen(self) -> None:
@@ -314,9 +313,9 @@ class Run:
         return any(record.due(step) for record in self.tracer.records)
 
     def _settle(self) -> None:
-        """Finish a step that was announced and whose end nobody saw: one that the GradScaler skipped."""
+        """Finish a step that was announced and whose end nobody saw; a GradScaler that skips one lowers its scale."""
         if self._announced is not None:
-            self._finish(skipped=self.scaler is not None)
+            self._finish(skipped=loss_scale(self.scaler) < self._scale)
 
     def _finish(self, *, skipped: bool) -> None:
         optimizer, self._announced = self._announced, None

@@ -23,6 +23,7 @@ from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placement import Probe
 from lightning_gradtrace.capture.precision import double
 from lightning_gradtrace.capture.sharded import waiting_gradients
+from lightning_gradtrace.capture.use import part_from_gradients
 from lightning_gradtrace.ranks.meeting import Ranks
 from lightning_gradtrace.ranks.sums import compare_over_ranks, gather_factors, gather_weights
 from lightning_gradtrace.record import Record, StepShifts
@@ -123,13 +124,14 @@ class Tracer:
 
         Args:
             tape: the tape that was active in its forward pass.
-            loss: the loss that was back-propagated.
+            loss: the loss that was back-propagated, without the loss scale.
             sample_ids: int64, shape (sample,), in slot order.
             probe: runs the model on the batch and on the batch permuted, see `capture.probe.PermutationProbe`.
             batch: running number of the batch; passes of one batch are one micro-batch of a step.
             optimizers: all optimizers of the training.
             factor: what the user's loss was multiplied by before the backward pass.
         """
+        part_from_gradients(tape, self.module.parameters())
         micro_batch = self.engine.collect(tape, len(sample_ids), probe, factor)
         micro_batch.sample_ids = sample_ids
         self.accumulation.end_pass(batch, micro_batch, loss, self._held(optimizers), list(map(id, optimizers)))
@@ -142,6 +144,7 @@ class Tracer:
         record: bool = True,
         alone: bool = True,
         loss_scale: float = 1.0,
+        held_scale: float = 1.0,
     ) -> None:
         """Keep what the division of the step needs; called before clipping.
 
@@ -152,6 +155,7 @@ class Tracer:
             alone: whether this is the training's only optimizer; the steps of one among several are recorded only if
                 it holds a tracked parameter.
             loss_scale: factor by which the losses were scaled (fp16 AMP); the gradients may be unscaled already.
+            held_scale: what is left of it in the gradients.
 
         Raises:
             UnattributableError: the shares of a parameter don't add up to its gradient, or its gradient holds
@@ -160,24 +164,20 @@ class Tracer:
         tracked = self._held([optimizer])
         micro_batches, losses = self.accumulation.of(id(optimizer), tracked)
         reference = {n: g / loss_scale if loss_scale != 1 else g for n, g in self.accumulation.reference.items()}
-        unknown = [name for name in tracked if name in self.accumulation.unknown and tracked[name].grad is not None]
+        unknown = self.accumulation.not_captured(tracked)
         self.accumulation.spend(id(optimizer), [name for name, p in tracked.items() if p.grad is not None])
         self._checked.difference_update(*(m.unlike for m in micro_batches))
         self._step = None
-        if not record or not micro_batches or not (tracked or alone):
+        if not record or not (micro_batches or unknown) or not (tracked or alone):
             return
-        check_known(unknown)
-        if id(optimizer) not in self._rules:
-            self._rules[id(optimizer)] = explain(optimizer, self.sharded)
+        check_known(unknown, bool(micro_batches))
         every, last = self.ledger_every_n_steps, self._last_ledger.get(id(optimizer))
         scheduled = every is not None and (last is None or position.step - last >= every)
         ledger = scheduled or any(record.wants_ledger and record.due(position.step) for record in self.records)
-        rule = self._rules[id(optimizer)]
+        rule = self._rules[id(optimizer)] = self._rules.get(id(optimizer)) or explain(optimizer, self.sharded)
         division = StepDivision.begin(optimizer, rule, tracked, ledger, loss_scale * self.ranks.size, reference)
-        self._step = Step(position, division, micro_batches, losses, loss_scale)
-        # Fused optimizers are handed scaled gradients and divide by the scale in their own kernel.
-        scaled = loss_scale if getattr(optimizer, "_step_supports_amp_scaling", False) else 1.0
-        self._step.norm = gradient_norm(optimizer) / scaled
+        self._step = Step(position, division, micro_batches, losses)
+        self._step.norm = gradient_norm(optimizer) / held_scale
         if id(optimizer) not in self._met:
             self._met.add(id(optimizer))
             used = {name for name, p in self.parameters().items() if p.grad is not None}
@@ -204,7 +204,7 @@ class Tracer:
             return
         if skipped:
             self._last_ledger.pop(id(step.division.optimizer), None)
-        else:
+        elif not step.division.is_complete:
             step.division.complete(forget=self.ranks.size == 1)
             if step.division.unexplained and not self._edited:
                 self._edited = True
@@ -246,7 +246,7 @@ class Tracer:
             "step": position.step,
             "epoch": position.epoch,
             "optimizer": position.optimizer,
-            "loss": float(torch.stack([double(loss) for loss in step.losses]).sum()) / step.loss_scale,
+            "loss": float(torch.stack([double(loss) for loss in step.losses]).sum()),
             "lr": self._by_group([setting(group.get("lr")) for group in division.optimizer.param_groups]),
             "momentum": self._by_group([first_momentum(group) for group in division.optimizer.param_groups]),
             "grad_norm": step.norm,

@@ -38,7 +38,7 @@ class BackwardPass:
     Attributes:
         batch: running number of the batch; several passes may belong to one batch.
         micro_batch: its shares; those that no gradient holds any more are removed.
-        loss: what was back-propagated, times the loss scale.
+        loss: what was back-propagated, without the loss scale.
         held_by: parameters whose gradients it changed and that still hold it.
         waiting: parameters for whose gradients it left something that waits.
         idle: whether it reached no tracked parameter at all.
@@ -174,6 +174,15 @@ class Accumulation:
                 batches.setdefault(p.batch, []).append(dataclasses.replace(p.micro_batch, shares=shares))
                 losses.append(p.loss)
         return [_merge(found) for found in batches.values()], losses
+
+    def not_captured(self, parameters: Mapping[str, Tensor]) -> list[str]:
+        """Return the parameters whose gradients hold something that no captured pass left, or that a step has used up.
+
+        Args:
+            parameters: tracked parameters by name.
+        """
+        grads = {name: p.grad for name, p in parameters.items() if name in self.unknown}
+        return [name for name, grad in grads.items() if grad is not None and _any(grad)]
 
     def spend(self, optimizer: int, names: Collection[str]) -> None:
         """Take note of a step: what its parameters hold is used up, though still there."""

@@ -7,7 +7,7 @@ import random
 import sys
 from argparse import Namespace
 from collections import OrderedDict, UserDict, UserList, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +38,7 @@ class Attributes:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self._left_alone: tuple[type, ...] = _LEFT_ALONE
         parts = list(module.modules())
         # By identity, which lasts as long as the object is held.
         self._met: dict[int, Any] = {id(one): one for one in (*parts, *module.parameters(), *module.buffers())}
@@ -47,13 +48,16 @@ class Attributes:
             own = _own(part)
             self._restorers.append(functools.partial(_put_back, part, own))
             pending += own.values()
+        self._note(pending)
+
+    def _note(self, pending: list[Any]) -> None:
         while pending:
             value = pending.pop()
             if isinstance(value, _PLAIN) or id(value) in self._met:
                 continue
             self._met[id(value)] = value
             with suppress(Exception):  # an object of a class that does not let itself be looked at
-                restorers, inside = _look_into(value)
+                restorers, inside = _look_into(value, self._left_alone)
                 self._restorers += restorers
                 pending += inside
 
@@ -66,6 +70,21 @@ class Attributes:
         with torch.no_grad(), ExitStack() as stack:
             for restore in self._restorers:
                 stack.callback(restore)
+
+
+class OptimizerStates(Attributes):
+    """The same of optimizers of a user's own, and of those in them, whose methods may do more than steps.
+
+    Args:
+        optimizers: optimizers; those of torch are left alone.
+        module: the module; its parameters are none of the optimizers' state.
+    """
+
+    def __init__(self, optimizers: Iterable[Optimizer], module: nn.Module) -> None:
+        self._left_alone = tuple(kind for kind in _LEFT_ALONE if kind is not Optimizer)
+        self._met = {id(p): p for p in module.parameters()}
+        self._restorers = []
+        self._note([one for one in optimizers if type(one).__module__.partition(".")[0] != "torch"])
 
 
 def _own(module: nn.Module) -> dict[str, Any]:
@@ -88,9 +107,9 @@ def _is_users(value: Any) -> bool:
     return roots[0] not in _LIBRARIES and _TRAINERS.isdisjoint(roots)
 
 
-def _look_into(value: Any) -> tuple[list[Callable[[], Any]], list[Any]]:
+def _look_into(value: Any, left_alone: tuple[type, ...] = _LEFT_ALONE) -> tuple[list[Callable[[], Any]], list[Any]]:
     """Return what puts the present content of an object back, and the objects in it."""
-    if isinstance(value, _LEFT_ALONE):
+    if isinstance(value, left_alone):
         return [], []
     if isinstance(value, Tensor):
         return ([] if value.is_meta else [functools.partial(_refill_tensor, value, value.detach().clone())]), []
@@ -113,7 +132,7 @@ def _look_into(value: Any) -> tuple[list[Callable[[], Any]], list[Any]]:
         items = list(base.items(value) if issubclass(base, dict) else base.__iter__(value))
         restorers.append(functools.partial(_refill, base, value, items))
         inside += [item for _, item in items] if issubclass(base, dict) else items
-    if _is_users(value):
+    if _is_users(value) or isinstance(value, Optimizer):
         attributes = getattr(value, "__dict__", {})
         restorers.append(functools.partial(_refill, dict, attributes, list(attributes.items())))
         slots = {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)}

@@ -174,17 +174,25 @@ def warn_of_edits(names: Sequence[str]) -> None:
     )
 
 
-def check_known(unknown: Sequence[str]) -> None:
+def check_known(unknown: Sequence[str], fresh: bool = True) -> None:
     """Refuse a step whose gradients hold more than the recorded backward passes left.
 
     Args:
         unknown: parameters whose gradients were not zero when the first of these passes began.
+        fresh: whether there were such passes.
 
     Raises:
         UnattributableError: there are any.
     """
     if unknown:
         names = ", ".join(f"`{name}`" for name in unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        if not fresh:
+            raise UnattributableError(
+                f"GradTrace: a step used the gradients of {names}, which an earlier step had used already, and no "
+                "backward pass came between: their samples would count twice. Make one step with a gradient and then "
+                "call `optimizer.zero_grad()`, give each parameter to one optimizer only, or leave these parameters "
+                "out with `GradTrace(params=...)`."
+            )
         raise UnattributableError(
             f"GradTrace: the gradients of {names} were not zero when the step's first backward pass began: they still "
             "held what an earlier step had used, so the samples of this step don't account for it. Call "

@@ -7,11 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
+from lightning_gradtrace.capture.attributes import OptimizerStates
+
 
 def rehearse(trainer: Any, pl_module: Any, batch_idx: int, batch: Any) -> None:
     """Run `training_step` on a batch; what it logs goes nowhere.
 
-    With manual optimization its backward passes and optimizer steps do nothing either.
+    With manual optimization its backward passes and optimizer steps do nothing either, and what other methods of an
+    optimizer of the user's own do to it (SAM's ``first_step``) is undone. The weights are the caller's to put back.
 
     Args:
         trainer: Lightning's trainer, for the precision of its forward pass.
@@ -21,6 +24,7 @@ def rehearse(trainer: Any, pl_module: Any, batch_idx: int, batch: Any) -> None:
     """
     takes_index = len(inspect.signature(pl_module.training_step).parameters) > 1
     with ExitStack() as stack:
+        stack.callback(OptimizerStates(trainer.optimizers, pl_module).restore)
         stack.enter_context(_replaced(pl_module, _idle_methods(pl_module)))
         for optimizer in trainer.optimizers:  # which a step may ask for without `self.optimizers()`
             idle = IdleOptimizer(optimizer)

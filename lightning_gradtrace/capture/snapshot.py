@@ -19,6 +19,7 @@ class Weight:
     """A parameter and its gradient, which a forward pass may change: a teacher that follows, a constraint, SAM."""
 
     parameter: nn.Parameter
+    place: Tensor
     value: Tensor
     gradient: Tensor | None
     held: Tensor | None
@@ -27,10 +28,16 @@ class Weight:
     def of(cls, parameter: nn.Parameter) -> Weight:
         """Keep the present values."""
         gradient = parameter.grad
-        return cls(parameter, parameter.detach().clone(), gradient, None if gradient is None else gradient.clone())
+        held = None if gradient is None else gradient.clone()
+        return cls(parameter, parameter.data, parameter.detach().clone(), gradient, held)
 
     def restore(self) -> None:
-        """Write the values back where they have changed; writing would count as a change in place."""
+        """Write the values back where they have changed; writing would count as a change in place.
+
+        After ``p.data = kept`` a parameter lies where something else does, which must not be written to.
+        """
+        if self.parameter.data_ptr() != self.place.data_ptr():
+            self.parameter.data = self.place
         if not is_same_tensor(self.parameter, self.value):
             self.parameter.copy_(self.value)
         if self.parameter.grad is not self.gradient:

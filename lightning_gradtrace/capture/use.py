@@ -17,6 +17,7 @@ from lightning_gradtrace.capture.precision import coarsest, coarsest_by_name
 from lightning_gradtrace.capture.replay import Surroundings
 from lightning_gradtrace.capture.rows import Route
 from lightning_gradtrace.capture.rules import Rule
+from lightning_gradtrace.update.sharding import local
 
 
 @dataclass(frozen=True)
@@ -240,3 +241,28 @@ class Mixture:
 def operand(tensor: Tensor, batched: bool, route: Route | None = None) -> Operand:
     """Make the operand of a tensor as it is now."""
     return Operand(tensor.detach(), shape_before_view(tensor), tensor._version, batched, route)
+
+
+def part_from_gradients(tape: Any, parameters: Iterable[Tensor]) -> None:
+    """Copy cotangents that lie where a gradient does, because gradients are written to after the backward pass.
+
+    Autograd makes a cotangent the gradient itself where nothing has to be added up: of an offset of the shape of the
+    output, as with a single sample, or of the rows of a sparse embedding. Accumulation, clipping and GradScalers then
+    write into both.
+
+    Args:
+        tape: a tape, after the backward pass; one of another engine holds no cotangents.
+        parameters: all parameters, tracked or not.
+    """
+    taken = {_storage(local(p.grad)) for p in parameters if p.grad is not None}
+    uses = [use for one in (tape, getattr(tape, "aside", None)) for use in getattr(one, "uses", ())]
+    for use in uses:
+        for output, cotangent in use.cotangents.items():
+            if _storage(cotangent) in taken:
+                use.cotangents[output] = cotangent.clone()
+
+
+def _storage(tensor: Tensor) -> int | None:
+    """Return where a tensor lies; of a sparse one, where its rows do."""
+    tensor = tensor._values() if tensor.layout == torch.sparse_coo else tensor
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else None

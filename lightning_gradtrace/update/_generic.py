@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_gradtrace.update._base import Split, UpdateRule, number
+from lightning_gradtrace.update._base import Split, UpdateRule, setting
 
 
 class GenericRule(UpdateRule):
@@ -27,4 +27,4 @@ class GenericRule(UpdateRule):
         gradient: Tensor,
         before: Tensor | None,
     ) -> Split:
-        return Split(gain=-number(group.get("lr", 1.0)))
+        return Split(gain=-setting(group.get("lr", 1.0)))

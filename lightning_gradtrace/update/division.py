@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_gradtrace.capture.precision import HALF
 from lightning_gradtrace.capture.shares import Share, accumulation_dtype
-from lightning_gradtrace.update._base import Split, UpdateRule
+from lightning_gradtrace.update._base import Split, UpdateRule, setting
 from lightning_gradtrace.update._generic import GenericRule
 from lightning_gradtrace.update._registry import rule_for
 from lightning_gradtrace.update.clipping import clip_factors, copy_gradient, dense, projection
@@ -145,8 +145,16 @@ class StepDivision:
                 factor = projection(self.gradients[name], after)
             p.clip = factor.expand(after.shape) if isinstance(factor, Tensor) else factor
             p.split = self._split(p, None)
-            if forget and (p.kept is not None or p.tensor.grad is not None):
+            if p.kept is None and p.tensor.grad is not None:  # step hooks of others may zero it before the ledger
+                whole = self.ledger and not self._rule.elementwise
+                p.kept = p.seen.clone() if whole else p.seen
+            if forget and p.kept is not None:
                 p.gradient = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the step has been read off."""
+        return all(p.split is not None for p in self._parameters.values())
 
     @property
     def factors(self) -> dict[str, tuple[float | Tensor, float | Tensor]]:
@@ -255,10 +263,12 @@ def explain(optimizer: Optimizer, sharded: bool = False) -> UpdateRule:
             'holds only a piece of it. Use an optimizer that treats weights one by one, or `strategy="ddp"`.'
         )
     if rule is None:
+        rates = [setting(group.get("lr", 1.0)) for group in optimizer.param_groups]
+        hidden = "" if all(rate == rate for rate in rates) else " Its `lr` is no number, so that shifts are NaN."
         warnings.warn(
             f"GradTrace has no rule for the optimizer `{type(optimizer).__name__}`: shifts are taken as "
             "-lr * clipped gradient. The ledger's `residual` shows how much of the real step that misses; "
-            "`quantity='gradient'` records per-sample gradients, which don't depend on the optimizer.",
+            f"`quantity='gradient'` records per-sample gradients, which don't depend on the optimizer.{hidden}",
             stacklevel=2,
         )
         return GenericRule()

@@ -89,8 +89,8 @@ def hooks(model: nn.Module) -> list[Any]:
 def check_nothing_left(model: nn.Module, trainer: pl.Trainer) -> None:
     assert hooks(model) == []
     for optimizer in trainer.optimizers:
-        assert not optimizer._optimizer_step_pre_hooks
-        assert not optimizer._optimizer_step_post_hooks
+        assert not getattr(optimizer, "_optimizer_step_pre_hooks", ())
+        assert not getattr(optimizer, "_optimizer_step_post_hooks", ())
     assert "process_dataloader" not in trainer.strategy.__dict__
 
 

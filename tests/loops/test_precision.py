@@ -80,6 +80,44 @@ def test_manual_optimization_with_a_loss_scale(kind: type, tmp_path: Path) -> No
     assert (trace.steps["residual"] < 2e-2).all()
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_skipped_step_hides_nothing_of_what_comes_after_it_in_the_batch(fused: bool, tmp_path: Path) -> None:
+    class Two(Manual):
+        def training_step(self, batch, batch_idx):
+            for number, optimizer in enumerate(self.optimizers()):
+                optimizer.zero_grad()
+                loss = Net.training_step(self, batch, batch_idx)
+                self.manual_backward(loss * float("inf") if number == 0 and batch_idx == 1 else loss)
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=0.2, fused=fused) for part in (self.first, self.last)]
+
+    trace, _ = run(Two, tmp_path / "a.zarr", plugins=scaled, bound=5e-3)
+    assert np.flatnonzero(trace.steps["skipped"]).tolist() == [2, 10]
+    assert (trace.steps["residual"].dropna() < 5e-3).all()
+
+
+def test_a_loss_is_freed_of_the_scale_that_it_had(tmp_path: Path) -> None:
+    """The step of one optimizer may change the scale before that of another, which uses the same backward pass."""
+
+    class Two(Manual):
+        def training_step(self, batch, batch_idx):
+            optimizers = self.optimizers()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            self.manual_backward(Net.training_step(self, batch, batch_idx))
+            for optimizer in optimizers:
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters(), lr=0.2) for part in (self.first, self.last)]
+
+    trace, _ = run(Two, tmp_path / "a.zarr", plugins=scaled, bound=5e-3)
+    losses = trace.steps["loss"].to_numpy()
+    np.testing.assert_array_equal(losses[::2], losses[1::2])
+
+
 def test_a_fused_optimizer_undoes_the_scale_itself(tmp_path: Path) -> None:
     class Fused(Overflowing):
         def configure_optimizers(self):
@@ -105,6 +143,22 @@ def test_gradients_kept_from_a_fused_optimizer_are_freed_of_the_scale(tmp_path: 
     kept = open_trace(tmp_path / "a.zarr").steps.query("~skipped")
     assert len(kept) == 6 and (kept["residual"] < 5e-3).all()
     np.testing.assert_allclose(kept["clip_factor"], 1, rtol=1e-3)
+
+
+def test_gradients_that_were_unscaled_to_clip_them_have_their_own_norm(tmp_path: Path) -> None:
+    """Lightning leaves the gradients of fused optimizers scaled, so that who clips them by hand unscales them."""
+
+    class Clipped(Manual):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.2, fused=True)
+
+        def change(self) -> None:
+            self.trainer.precision_plugin.scaler.unscale_(self.optimizers(use_pl_optimizer=False))
+            nn.utils.clip_grad_norm_(self.parameters(), 0.1)
+
+    trace, _ = run(Clipped, tmp_path / "a.zarr", plugins=scaled, bound=5e-3)
+    np.testing.assert_allclose(trace.steps["grad_norm"], 0.1, rtol=1e-3)
+    assert (trace.steps["residual"] < 5e-3).all() and (trace.steps["clip_factor"] < 1).all()
 
 
 def test_a_scaler_of_the_users_own_is_measured(tmp_path: Path) -> None:
