@@ -58,7 +58,7 @@ class Features:
             result: what it returned.
             use: the use that the call was, None if it was none.
         """
-        if not isinstance(result, Tensor):
+        if not isinstance(result, Tensor) or result.is_nested:
             return
         if use is not None:
             if use.rule is not None:
@@ -92,8 +92,13 @@ class Features:
             sizes[axis] = made.shape[axis]
             marks = marks * made.shape[axis] + torch.arange(made.shape[axis], device="cpu").view(sizes)
         marks = marks.expand(made.shape)
-        for view in made.views:
-            marks = view(marks)
+        try:
+            for view in made.views:
+                marks = view(marks)
+        except RuntimeError:  # of numbers in another format
+            return frozenset()
+        if marks.shape != tensor.shape:
+            return frozenset()
         return frozenset(axis for axis in range(marks.dim()) if _n_along(marks, axis) * n_samples > marks.shape[axis])
 
 

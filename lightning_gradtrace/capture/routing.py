@@ -26,7 +26,16 @@ from lightning_gradtrace.capture.elements import LOSSES
 from lightning_gradtrace.capture.features import Features
 from lightning_gradtrace.capture.functions import Facts, names_of, tensors_among
 from lightning_gradtrace.capture.mixing import MIXERS, mixes_samples
-from lightning_gradtrace.capture.orders import GATHERS, PLACES, SORTS, gathered, placed, sorted_along
+from lightning_gradtrace.capture.orders import (
+    GATHERS,
+    PLACES,
+    SORTS,
+    STRINGS,
+    gathered,
+    placed,
+    sorted_along,
+    strings_numbers,
+)
 from lightning_gradtrace.capture.picking import PICKS, Call, picks_by_batch, picks_samples
 from lightning_gradtrace.capture.rows import (
     CERTAIN,
@@ -60,6 +69,7 @@ _IMAGES = names_of("conv1d conv2d conv3d max_pool1d max_pool2d avg_pool1d avg_po
 _RECURRENT = names_of("lstm gru rnn_tanh rnn_relu")
 _JOINS = names_of("cat concat stack")
 _CHOICES = names_of("where masked_fill masked_fill_ clamp") | LOSSES
+_FIRST = PICKS | WRITES | GATHERS | STRINGS  # after them there is something to follow
 
 
 class Routes:
@@ -104,7 +114,7 @@ class Routes:
         if name == "where" and len(args) + len(kwargs) == 1:
             name = "nonzero"
         mixer = name in MIXERS
-        if self._n == 1 or not (self._known or mixer or name in PICKS or name in WRITES or name in GATHERS):
+        if self._n == 1 or not (self._known or mixer or name in _FIRST):
             return
 
         def holds(tensor: Tensor) -> bool:
@@ -118,6 +128,8 @@ class Routes:
             if call.picks_from_batch:
                 call.features = self._features.axes(args[0], self._n)
             routes = self._routes(call)
+            if name in STRINGS and strings_numbers(args, kwargs, lambda t: holds(t) and not taint.draws(t), self._n):
+                routes = [NOBODY]
             if mixer and not any(routes) and mixes_samples(name, args, kwargs, result, holds, self._n):
                 routes = [LOST] * len(call.outputs)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
