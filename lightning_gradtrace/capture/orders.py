@@ -1,12 +1,13 @@
 """Whose the results of functions are that sort, count or number what the samples hold.
 
 What is sorted along the axis of the samples is followed by its order. The order itself, the distinct values and the
-counts of a batch are *nobody's* (`rows.py`): they hold no samples, whatever their size.
+counts of a batch are *nobody's* (`rows.py`): they hold no samples, whatever their size. So are whole numbers of the
+samples that are strung together with others, such as words and negatives: those are of no sample, or of all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +22,7 @@ PLACES = names_of("nonzero argwhere")
 _COUNTS = names_of("bincount histc histogram")
 _UNIQUE = names_of("unique _unique _unique2 unique_consecutive")
 GATHERS = _COUNTS | _UNIQUE
+STRINGS = names_of("cat concat concatenate")
 
 
 def gathered(
@@ -68,3 +70,21 @@ def placed(condition: Tensor, owners: Tensor, outputs: Sequence[Tensor]) -> list
     """Return the owners of the outputs of a function of `PLACES`, which say where something holds."""
     rows = owners[condition != 0]
     return [rows.unsqueeze(-1).expand(t.shape) if t.dim() == 2 else rows for t in outputs]
+
+
+def strings_numbers(args: Sequence[Any], kwargs: Mapping[str, Any], own: Callable[[Tensor], bool], n: int) -> bool:
+    """Say whether a function of `STRINGS` appends whole numbers to those of the samples, along the samples' axis.
+
+    Args:
+        args: its positional arguments.
+        kwargs: its named arguments.
+        own: says whether a tensor holds the samples' own numbers, not constants or what was drawn.
+        n: number of samples.
+    """
+    parts = args[0] if args else kwargs["tensors"]
+    axis = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    samples = [part for part in parts if own(part)]
+    if len(samples) in (0, len(parts)) or any(part.is_floating_point() or part.is_complex() for part in parts):
+        return False
+    shape = samples[0].shape
+    return [option.axis for option in candidates(shape, n) if option.factor == "whole"] == [axis % len(shape)]

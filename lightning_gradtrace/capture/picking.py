@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_gradtrace.capture.batch_axis import candidates
+from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
 from lightning_gradtrace.capture.functions import Facts, names_of, tensors_among
 from lightning_gradtrace.capture.orders import PLACES, SORTS
 
@@ -40,6 +40,7 @@ class Call:
         outputs: the tensors among its results.
         batched: the batched tensors among its arguments, but for those that hold no samples.
         is_noise: whether the first argument was drawn.
+        features: axes of the first argument that hold features and no samples, if it picks from a batched tensor.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Call:
     outputs: list[Tensor]
     batched: list[Tensor]
     is_noise: bool
+    features: frozenset[int] = frozenset()
 
     @property
     def picks_from_batch(self) -> bool:
@@ -59,6 +61,10 @@ class Call:
     def argument(self, place: int, name: str, default: Any = None) -> Any:
         """Return an argument, wherever it stands."""
         return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
+
+    def places(self, n_samples: int) -> list[SampleAxis]:
+        """Return where the first argument may hold the samples."""
+        return [place for place in candidates(self.args[0].shape, n_samples) if place.axis not in self.features]
 
     def on(self, first: Any) -> list[Tensor | None]:
         """Call the function with another first argument, and return its tensors."""
@@ -78,7 +84,7 @@ def picks_samples(call: Call, n_samples: int) -> bool:
     if name in _ANYWHERE:
         return True
     shape = call.args[0].shape
-    options = candidates(shape, n_samples)
+    options = call.places(n_samples)
     by_index = {option.axis for option in options}
     by_place = {option.axis for option in options if option.factor == "whole"} or by_index
     if name == "__getitem__":

@@ -72,13 +72,22 @@ class Placement:
                     return False
         return bool(self.inputs) or all(own.factor != "middle" for own in self.outputs.values())
 
-    def is_possible(self, use: Use) -> bool:
-        """Say whether what was picked may hold the samples here all the same: three projections, three samples."""
+    def is_lost(self, use: Use) -> bool:
+        """Say whether nobody knows here whose the entries of a tensor are, if the samples of sources are as they were.
+
+        Such a placement holds for one batch: the next one may have been picked in another way.
+        """
+        return any(
+            route.owners.get(self.sources.get(place.source, CERTAIN), Fate.LOST) is Fate.LOST
+            for place, route in routes_of(use).items()
+        )
+
+    def agrees(self, use: Use) -> bool:
+        """Say whether what was picked holds the samples here, wherever its source holds them."""
         for place, route in routes_of(use).items():
             own = (self.inputs if place.is_input else self.outputs).get(place.number)
-            lost = route.source is None and Fate.LOST in route.owners.values()
-            axes = [owners for owners in route.owners.values() if not isinstance(owners, Tensor)]
-            if not lost and Fate.ORDINARY not in axes and own not in axes:
+            found = route.owners.values()
+            if any(isinstance(owners, Tensor) or owners not in (Fate.ORDINARY, own) for owners in found):
                 return False
         return True
 
@@ -162,7 +171,8 @@ class Placer:
         for use in uses:
             if use.site in options:
                 placement = _decide(use, options[use.site], n_samples)
-                if n_samples > 1:  # one sample fits everywhere and teaches nothing about later batches
+                # One sample fits everywhere and teaches nothing about later batches.
+                if n_samples > 1 and not placement.is_lost(use):
                     self._known[_key(use)] = placement
                 found[use.site] = placement.of(use, n_samples)
         return [_checked(use, found[use.site], n_samples) for use in uses]
@@ -175,9 +185,11 @@ class Placer:
 
     def _remembered(self, use: Use, n_samples: int) -> UsePlaces | None:
         known = self._known.get(_key(use))
+        if known is not None and known.is_lost(use):
+            return None
         if known is None and use.is_routed:
             plain = self._known.get((use.site,))
-            known = plain if plain is not None and plain.is_possible(use) else None
+            known = plain if plain is not None and plain.agrees(use) else None
         return known.of(use, n_samples) if known is not None and known.lasts(use, n_samples) else None
 
     def _confirm(

@@ -32,7 +32,9 @@ def permutation(n_samples: int) -> Tensor:
 
     It does not commute with a shift or a reversal: a model that shifts or reverses the samples is told from one that
     leaves them where they are. Of two samples the second is taken twice, because all orders of two commute. Of more
-    than three, every one changes its place, and of more than four no two stay side by side.
+    than three, no two stay side by side and no first ones stay the first: rows of one sample, or of a group of samples,
+    that happen to be as many as the samples are told from one row of each. Of more than four, every one changes its
+    place.
     """
     if n_samples < 3:
         return torch.full((n_samples,), n_samples - 1, device="cpu")
@@ -47,8 +49,9 @@ def _is_irregular(order: Tensor) -> bool:
     n_samples, identity = len(order), torch.arange(len(order), device="cpu")
     if any(torch.equal(one[order], order[one]) for one in (identity.flip(0), identity.roll(1))):
         return False
-    stays = n_samples > 3 and bool((order == identity).any())
-    return not stays and not (n_samples > 4 and bool((order.diff() == 1).any()))
+    if n_samples > 3 and bool((order.diff() == 1).any() | (order.cummax(0).values == identity)[:-1].any()):
+        return False
+    return n_samples < 5 or not bool((order == identity).any())
 
 
 Uses = Callable[[Any, Draws], list[Use]]

@@ -23,9 +23,19 @@ from torch import Tensor
 from lightning_gradtrace.capture.batch import pieces
 from lightning_gradtrace.capture.batch_axis import SampleAxis, candidates
 from lightning_gradtrace.capture.elements import LOSSES
+from lightning_gradtrace.capture.features import Features
 from lightning_gradtrace.capture.functions import Facts, names_of, tensors_among
 from lightning_gradtrace.capture.mixing import MIXERS, mixes_samples
-from lightning_gradtrace.capture.orders import GATHERS, PLACES, SORTS, gathered, placed, sorted_along
+from lightning_gradtrace.capture.orders import (
+    GATHERS,
+    PLACES,
+    SORTS,
+    STRINGS,
+    gathered,
+    placed,
+    sorted_along,
+    strings_numbers,
+)
 from lightning_gradtrace.capture.picking import PICKS, Call, picks_by_batch, picks_samples
 from lightning_gradtrace.capture.rows import (
     CERTAIN,
@@ -41,6 +51,7 @@ from lightning_gradtrace.capture.rows import (
     sole_owner,
 )
 from lightning_gradtrace.capture.taint import Taint
+from lightning_gradtrace.capture.use import Use
 from lightning_gradtrace.capture.writing import WRITES, written
 
 _MOVES = names_of(
@@ -58,6 +69,7 @@ _IMAGES = names_of("conv1d conv2d conv3d max_pool1d max_pool2d avg_pool1d avg_po
 _RECURRENT = names_of("lstm gru rnn_tanh rnn_relu")
 _JOINS = names_of("cat concat stack")
 _CHOICES = names_of("where masked_fill masked_fill_ clamp") | LOSSES
+_FIRST = PICKS | WRITES | GATHERS | STRINGS  # after them there is something to follow
 
 
 class Routes:
@@ -70,6 +82,7 @@ class Routes:
 
     def __init__(self, batch: Any, n_samples: int | None) -> None:
         self._n = n_samples or 1
+        self._features = Features()
         self._known: dict[int, tuple[Callable[[], Tensor | None], Route]] = {}
         for sample, tensor in pieces(batch, self._n):
             self._set(tensor, Route(None, {CERTAIN: belonging_to(sample, tensor)}))
@@ -92,13 +105,16 @@ class Routes:
         kwargs: Mapping[str, Any],
         result: Any,
         taint: Taint,
+        use: Use | None = None,
     ) -> None:
-        """Take note of the result of a function with batched arguments."""
+        """Take note of the result of a function with batched arguments, and of the use that it was."""
         name = known.name.removeprefix("_VF.")
+        if self._n > 1:
+            self._features.after(name, function, args, kwargs, result, use)
         if name == "where" and len(args) + len(kwargs) == 1:
             name = "nonzero"
         mixer = name in MIXERS
-        if self._n == 1 or not (self._known or mixer or name in PICKS or name in WRITES or name in GATHERS):
+        if self._n == 1 or not (self._known or mixer or name in _FIRST):
             return
 
         def holds(tensor: Tensor) -> bool:
@@ -109,7 +125,11 @@ class Routes:
         is_noise = bool(args) and isinstance(args[0], Tensor) and bool(taint.draws(args[0]))
         call = Call(name, known, function, args, kwargs, outputs, batched, is_noise)
         try:
+            if call.picks_from_batch:
+                call.features = self._features.axes(args[0], self._n)
             routes = self._routes(call)
+            if name in STRINGS and strings_numbers(args, kwargs, lambda t: holds(t) and not taint.draws(t), self._n):
+                routes = [NOBODY]
             if mixer and not any(routes) and mixes_samples(name, args, kwargs, result, holds, self._n):
                 routes = [LOST] * len(call.outputs)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
@@ -144,7 +164,7 @@ class Routes:
         elif isinstance(first, Tensor) and call.picks_from_batch and picks_samples(call, self._n):
             # A table of parameters or constants has rows, not samples, however many there are.
             source = first.detach()
-            options = [o for o in candidates(first.shape, self._n) if o.axis < max(first.dim() - 1, 1)]
+            options = [o for o in call.places(self._n) if o.axis < max(first.dim() - 1, 1)]
             places = options
             arguments = [(first, Route(source, {o: laid_out(o, first, self._n) for o in options}))]
         elif not call.picks_from_batch and picks_by_batch(call):
@@ -234,7 +254,7 @@ def _at(route: Route | None, place: SampleAxis, tensor: Tensor, call: Call, n_sa
     if isinstance(owners, SampleAxis):
         return laid_out(owners, tensor, n_samples) if call.name in PICKS | _MOVES | _JOINS else Fate.ORDINARY
     if owners is Fate.ORDINARY and tensor is call.args[0] and picks_samples(call, n_samples):
-        ways = candidates(tensor.shape, n_samples)
+        ways = call.places(n_samples)
         return laid_out(ways[0], tensor, n_samples) if len(ways) == 1 else Fate.LOST
     return owners
 

@@ -180,7 +180,7 @@ class Tape(TorchFunctionMode):
             elements = elements_of(func, args, kwargs) if self._is_batched(args, kwargs) else None
             use = self._record(func, rule, leaves, structure, around, outputs, elements)
             if use is not None:
-                self._routes.after(known, func, args, kwargs, result, self._taint)
+                self._routes.after(known, func, args, kwargs, result, self._taint, use)
                 if elements is not None:
                     self._routes.after(known, func, elements.args, elements.kwargs, elements.value, self._taint)
                 use.routes = self._routes.of(outputs if elements is None else [elements.value])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.engine import TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.probe import PermutationProbe, permutation
 from tests.capture.test_attribution import Net, capture
 
 LENGTH, WIDTH = 7, 6
@@ -109,6 +110,77 @@ def test_samples_that_are_sorted_and_first_came_in_order() -> None:
         x = torch.randn(4, LENGTH, WIDTH)
         x[:, 0, 1] = torch.tensor(scores)
         assert n_equal(model, engine, in_order_of_score, x) >= 4
+
+
+def by_fourier(m: nn.Module, x: Tensor) -> Tensor:
+    """Rows of which nobody knows the owners any more."""
+    mask = x[..., 0] > 0
+    rows = torch.fft.rfft(m.first(x)[mask]).real
+    return pooled(m, torch.cat([rows, rows[:, :2]], 1), mask.nonzero()[:, 0], len(x))
+
+
+def by_groups(m: nn.Module, x: Tensor) -> Tensor:
+    mask = x[..., 0] > 0
+    rows = nn.functional.group_norm(m.first(x)[mask], 1)
+    return pooled(m, rows, mask.nonzero()[:, 0], len(x))
+
+
+@pytest.mark.parametrize("losses", [by_fourier, by_groups])
+@pytest.mark.parametrize(
+    "batches",
+    [[(1, 1, 1, 1), (2, 0, 1, 1)], [(1, 1, 1), (0, 1, 2)], [(1,) * 6, (2, 0, 2, 1, 1, 0)], [(2, 0, 1, 1)]],
+    ids=str,
+)
+def test_rows_that_are_lost_are_never_split_wrongly(losses: Losses, batches: Sequence[Sequence[int]]) -> None:
+    model, engine = layers(), TapeEngine()
+    with pytest.raises(UnattributableError, match=r"`last.weight`.*no axis was found"):
+        for lengths in batches:
+            assert n_equal(model, engine, losses, padded(lengths)) >= 4
+
+
+@pytest.mark.parametrize("losses", [by_fourier, by_groups])
+def test_rows_that_are_lost_are_confirmed_in_every_batch(losses: Losses) -> None:
+    model, engine = layers(), TapeEngine()
+    for n in (4, 4, 3, 5, 4):
+        assert n_equal(model, engine, losses, padded((1,) * n)) >= 4
+
+
+@pytest.mark.parametrize("n", range(4, 40))
+def test_the_probe_keeps_no_samples_together(n: int) -> None:
+    order = permutation(n)
+    assert torch.equal(order.sort().values, torch.arange(n))
+    assert not (order.diff() == 1).any()
+    assert not any(order[:k].max() < k for k in range(1, n))
+
+
+def test_samples_that_are_sorted_by_a_batch_as_long_as_the_texts() -> None:
+    model, engine = layers(), TapeEngine()
+    for scores in (torch.arange(4.0, 0.0, -1), torch.randn(LENGTH)):
+        x = torch.randn(len(scores), LENGTH, WIDTH)
+        x[:, 0, 1] = scores
+        assert n_equal(model, engine, in_order_of_score, x) >= 4
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_three_projections_are_no_three_samples(batch_first: bool) -> None:
+    """Nobody follows them as parts of a batch of three, which leaves no doubt about places that are known."""
+    model = Net(mix=nn.MultiheadAttention(8, 2, batch_first=batch_first), last=nn.Linear(8, 3))
+    engine = TapeEngine()
+
+    def losses(m: nn.Module, x: Tensor) -> Tensor:
+        y = x if batch_first else x.transpose(0, 1)
+        y = m.last(m.mix(y, y, y, need_weights=False)[0])
+        return (y if batch_first else y.transpose(0, 1)).square().mean((1, 2))
+
+    n_equal(model, engine, losses, torch.randn(4, 5, 8))
+    x = torch.randn(3, 5, 8)
+    parameters = dict(model.named_parameters())
+    with engine.tape(parameters, x, 3) as tape:
+        loss = losses(model, x).sum()
+    loss.backward()
+    assert not any(use.is_routed for use in tape.uses)
+    assert not engine.asks(tape, PermutationProbe(model, parameters, lambda b: losses(model, b), x, 3, 0))
+    n_equal(model, engine, losses, x)
 
 
 @pytest.mark.parametrize("need_weights", [False, True])

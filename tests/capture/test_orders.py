@@ -92,10 +92,38 @@ def shared_patches(m: nn.Module, b: Batch) -> Tensor:
     return (m.table(b[0])[:, kept] + m.places[kept]).square().sum((1, 2))
 
 
+def against(m: nn.Module, b: Batch, negatives: Tensor) -> Tensor:
+    """Look up words and negatives at once; the negatives are all samples'."""
+    found = m.table(torch.cat([b[0][:, 0], negatives]))
+    words, others = found[: len(b[0])], found[len(b[0]) :]
+    x = m.scalar(b[1][:, None])
+    return (x @ others.T).logsumexp(1) - 2 * (x * words).sum(1)
+
+
+def with_negatives(m: nn.Module, b: Batch) -> Tensor:
+    return against(m, b, torch.arange(len(b[0])).clamp(max=N_ROWS - 1))
+
+
+def with_equal_negatives(m: nn.Module, b: Batch) -> Tensor:
+    return against(m, b, torch.ones(len(b[0]), dtype=torch.int64))
+
+
+def with_drawn_negatives(m: nn.Module, b: Batch) -> Tensor:
+    torch.manual_seed(1)
+    return against(m, b, torch.randint(N_ROWS, (len(b[0]),)))
+
+
+def with_negatives_of_its_own(m: nn.Module, b: Batch) -> Tensor:
+    torch.manual_seed(1)
+    found = m.table(torch.cat([b[0][:, 0], torch.randint(N_ROWS, (len(b[0]),))]))
+    return (m.scalar(b[1][:, None]) * found[: len(b[0])] * found[len(b[0]) :]).sum(1).sin()
+
+
 RUNS: list[Run] = [
     *(distinct, distinct_in_a_row, distinct_rows, weighted_by_frequency),
     *(sorted_values, hardest, numbered_by_rank, numbered_in_order, sorted_positions, where_a_mask_holds),
     *(shared_patches, packed),
+    *(with_negatives, with_equal_negatives, with_drawn_negatives, with_negatives_of_its_own),
 ]
 
 
@@ -129,6 +157,19 @@ def test_distinct_values_that_meet_no_samples_are_named() -> None:
     m, tokens = model(4), torch.tensor([[0, 1], [1, 2], [2, 3]])
     with pytest.raises(UnattributableError, match="the loss is computed from it by `embedding`"):
         capture(m, tokens, lambda m, x: m.table(torch.unique(x)).square().sum(), n=3)
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_words_that_meet_nothing_but_negatives_are_named(drawn: bool) -> None:
+    torch.manual_seed(0)
+    m, words, listed = model(4), torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        found = m.table(torch.cat([x, torch.randint(N_ROWS, (3,)) if drawn else listed]))
+        return (found[:3] @ found[3:].T).logsumexp(1).sum()
+
+    with pytest.raises(UnattributableError, match=r"`table.weight`: the loss is computed from it"):
+        capture(m, words, loss, n=3)
 
 
 def test_noise_is_that_of_the_samples_also_beside_what_is_nobodys() -> None:
