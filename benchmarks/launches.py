@@ -25,7 +25,7 @@ from benchmarks.workloads import WORKLOADS, Setting, Training
 from lightning_gradtrace import Dense, Factored, GradTrace, Norms, Sketch, TopK
 from tests.device import pretend
 
-STEPS = 14
+STEPS = 4
 """Of which the last one counts: uses have been checked by then, and the search has a threshold."""
 
 

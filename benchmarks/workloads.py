@@ -186,7 +186,8 @@ class Training(pl.LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        """Return SGD with the reference's learning rate (a small one for B), or AdamW."""
+        """Return SGD with the reference's learning rate (a small one for others, the deeper the smaller), or AdamW."""
         if self.optimizer == "adamw":
             return torch.optim.AdamW(self.parameters(), lr=1e-3)
-        return torch.optim.SGD(self.parameters(), lr=5.0 if self.workload.reference else 0.1)
+        rate = 5.0 if self.workload.reference else 0.1 if self.workload.depth < 8 else 0.01
+        return torch.optim.SGD(self.parameters(), lr=rate)

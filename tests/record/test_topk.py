@@ -14,6 +14,7 @@ from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK
 from lightning_gradtrace.record.search import comparison, forming, gathering, queued
+from lightning_gradtrace.record.search.candidates import Candidates
 from tests.record.steps import searched
 
 SHAPES = {"outer": (5, 4), "bias": (7,), "scaled": (6, 3), "embedding": (9, 2), "heads": (2, 3, 4), "kernel": (4, 2, 3)}
@@ -193,6 +194,49 @@ def test_shifts_that_are_not_finite_are_kept_first(bad: float, prune: bool, per:
         rows = record.reduce(step, 0)
         shift = rows["topk/shift"][1] if per == "sample" else rows["topk_step/shift"][0]
         assert (~np.isfinite(shift)).sum() == 4  # row 2 of a (5, 4) matrix
+
+
+@pytest.mark.parametrize("bad", [[0, 1, 2, 3, 4], [1, 3], [4]], ids=["all", "some", "one"])
+@pytest.mark.parametrize("per", ["sample", "step"])
+@pytest.mark.parametrize("on_device", [True, False])
+def test_of_a_training_that_has_diverged_only_what_is_kept_is_collected(
+    bad: list[int], per: str, on_device: bool, monkeypatch
+) -> None:
+    collected = []
+    original = gathering.Gathering.add
+    monkeypatch.setattr(gathering.Gathering, "add", lambda s, f: collected.append(len(f)) or original(s, f))
+    record = TopK(30, per=per)
+    record.specs(make_infos())
+    record._searcher.on_device = on_device
+    for number in range(3):
+        step = make_step(number, [2, 3], 2, whole=False, rate=1.0)
+        for parameter in step.parameters if number else ():  # the first step is a good one
+            for i, share in enumerate(parameter.shares):
+                own = [sample - 2 * i for sample in bad if sample // 2 == i or (i == 1 and sample == 4)]
+                part = share.matrix if isinstance(share, OuterView) else share
+                (part.left if isinstance(part, OuterShare) else part.values)[own] = torch.nan
+        collected.clear()
+        rows = record.reduce(step, 0)
+        values = np.where(np.isfinite(dense(step)), dense(step), np.inf)
+        if per == "sample":
+            np.testing.assert_array_equal(rows["topk/index"], sorted_per_sample(values, 30)[0])
+            assert not number or np.isnan(rows["topk/shift"][bad]).all()
+        else:
+            occurrence, index, _ = sorted_per_step(values, 30)
+            np.testing.assert_array_equal(rows["topk_step/occurrence"][0], occurrence)
+            np.testing.assert_array_equal(rows["topk_step/index"][0], index)
+        if number and (per == "step" or len(bad) == 5):
+            assert sum(collected) == 0
+
+
+def test_ties_that_come_too_late_are_dropped_before_all_are_held() -> None:
+    """Of equal shifts the lower entries are kept, in whatever order they are found."""
+    found = gathering.Gathering(3, np.zeros(1), pool=False)
+    order = np.random.default_rng(0).permutation(1000)
+    for entries in np.split(order, 100):
+        found.add(Candidates(np.zeros(10, int), entries, np.full(10, 0.5, np.float32), np.zeros(10)))
+        assert found.counts()[0] <= gathering.TRIM * 3 + 10
+    assert found.result().entry[:3].tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("on_device", [False, True])

@@ -45,9 +45,9 @@ class Gathering:
         """Keep the k largest, and ties, of a group."""
         every = Candidates.join(self._parts[group])
         least = kth_largest(every.least(), self.k)
-        kept = every[every.most() >= least]
+        kept = _without_late_ties(every[every.most() >= least], least, self.k)
         self._parts[group], self._counts[group] = [kept], len(kept)
-        self._trim_at[group] = max(TRIM * self.k, 2 * len(kept))  # ties can't be cut
+        self._trim_at[group] = max(TRIM * self.k, 2 * len(kept))
         if np.isfinite(least):
             owners = slice(None) if self.pool else slice(group, group + 1)
             searched = np.isfinite(self.threshold[owners])
@@ -89,3 +89,13 @@ class Gathering:
             if count > self.k:
                 self._trim(group)
         return Candidates.join([part for parts in self._parts for part in parts]).sorted()
+
+
+def _without_late_ties(found: Candidates, least: float, k: int) -> Candidates:
+    """Leave out what ties with the k-th largest and comes too late for a place, since ties go to the lower entry."""
+    if len(found) <= TRIM * k:
+        return found
+    tied = np.flatnonzero((found.error == 0) & (magnitude(found.shift) == least))
+    places = max(0, k - int((found.least() > least).sum()))
+    late = np.lexsort((found.entry[tied], found.occurrence[tied]))[places:]
+    return found[np.delete(np.arange(len(found)), tied[late])]

@@ -12,6 +12,7 @@ from lightning_gradtrace.record._base import StepShifts
 from lightning_gradtrace.record.search.candidates import Candidates, Known, kth_largest
 from lightning_gradtrace.record.search.forming import Task
 from lightning_gradtrace.record.search.gathering import Gathering
+from lightning_gradtrace.record.search.overflow import first_not_finite, suspicious
 from lightning_gradtrace.record.search.pieces import parts_of
 from lightning_gradtrace.record.search.queued import can_queue, search_queued, to_host
 from lightning_gradtrace.record.search.side_by_side import call_all, n_threads
@@ -126,8 +127,15 @@ class Searcher:
         if known is not None and known.floor(self.k):
             # The k-th largest of what is known, less its rounding, is no guess: the step has k entries above it.
             guess = np.maximum(guess, known.floor(self.k) * (1 - 1e-3))
+        odd, through, first = suspicious(work.squares), np.zeros(step.n_occurrences, bool), Candidates.join([])
+        if odd.any():
+            through, first = first_not_finite(step, odd, self.k, self.pool)
+            guess, floor = np.where(through, np.inf, guess), np.where(through, np.inf, floor)
         parts = parts_of(step.n_occurrences, work.n_parts(self.pool))
-        found = Candidates.join(call_all([partial(self._select, work, guess, floor, known, part) for part in parts]))
+        others = call_all([partial(self._select, work, guess, floor, known, part) for part in parts])
+        found = Candidates.join([first, *others])
+        if len(first):
+            found = found[np.argsort(found.occurrence, kind="stable")]
         self._learn(found, sizes)
         return found
 
@@ -148,7 +156,7 @@ class Searcher:
         gathering = Gathering(self.k, np.where(own, guess, np.inf), self.pool)
         self._gather(work, gathering, known)
         for lower in (guess * RETRY, floor):
-            short = own & (gathering.counts() < self.k) & (guess > floor)
+            short = own & (gathering.counts() < self.k) & (guess > floor) & np.isfinite(guess)
             if not short.any():
                 break
             gathering.drop(short)
