@@ -12,6 +12,10 @@ from torch.overrides import _get_current_function_mode_stack
 from lightning_gradtrace.capture.batch import tensors
 from lightning_gradtrace.capture.tape import Tape
 
+_SETTINGS = frozenset(
+    ("reduce_grads", "all_reduce_grads", "reshard_after_backward", "post_forward_mesh_info", "is_last_backward")
+)
+
 
 def bring_to_rest(module: nn.Module) -> None:
     """Let modules hold their pieces again; after a validation the outermost one still holds whole tensors."""
@@ -120,6 +124,25 @@ def set_apart(module: nn.Module) -> Iterator[None]:
             group.reduce_grads = reduce
         for order, entries in zip(orders, known, strict=True):
             order[:] = entries
+
+
+class GradientSettings:
+    """What FSDP2 is to do with gradients and weights in the passes to come, which a training step may set.
+
+    Args:
+        module: the model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        parts = [part for part in module.modules() if _is_fsdp(part)]
+        owners = [*(group for part in parts for group in _groups(part)), *(_state(part)._state_ctx for part in parts)]
+        self._kept = [(owner, {n: v for n, v in vars(owner).items() if n in _SETTINGS}) for owner in owners]
+
+    def restore(self) -> None:
+        """Put the settings back."""
+        for owner, values in self._kept:
+            for name, value in values.items():
+                setattr(owner, name, value)
 
 
 def _state(part: nn.Module) -> Any:

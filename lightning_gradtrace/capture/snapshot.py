@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_gradtrace.capture.attributes import Attributes, is_same_tensor
 from lightning_gradtrace.capture.random_state import RandomState
-from lightning_gradtrace.capture.sharded import bring_to_rest, is_spread
+from lightning_gradtrace.capture.sharded import GradientSettings, bring_to_rest, is_spread
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class Snapshot:
         self._weights = [] if is_spread(module) else [Weight.of(parameter) for parameter in module.parameters()]
         self._buffers = {buffer: buffer.clone() for buffer in module.buffers()}
         self._attributes = Attributes(module)
+        self._settings = GradientSettings(module)
         self._random = RandomState.now()
 
     def restore(self) -> None:
@@ -68,6 +69,7 @@ class Snapshot:
         with ExitStack() as stack:
             stack.callback(self._restore_tensors)
             stack.callback(self._random.restore)
+            stack.callback(self._settings.restore)
             # Weights that were gathered for a run would be taken for those after the next step.
             stack.callback(bring_to_rest, self._module)
             stack.callback(self._attributes.restore)

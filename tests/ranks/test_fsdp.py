@@ -47,6 +47,11 @@ N_ENTRIES = 896
 ALL_TOKENS = {"tokens": {"tokens": None, "slots": LENGTH, "k": N_ENTRIES}}
 UNEQUAL = [[[0, 1, 2, 3, 4, 5], [6, 7, 8]], [[9, 10, 11, 12], [13, 14, 15, 16, 17, 18]]]
 COLLECTED = {"trainer": {"gradient_clip_val": None}, "trace": {"params": "*"}}
+COLLECTED_UNEQUAL = {
+    "batches": UNEQUAL,
+    "trainer": {"use_distributed_sampler": False, "gradient_clip_val": None},
+    "trace": {"params": "*", "tokens": {"by": "input"}},
+}
 CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "sgd": (Sharded, Joint, {"trace": {"tokens": {}}}),
     "accumulated": (ShardedAdam, JointAdam, {"trainer": {"accumulate_grad_batches": 2}, "trace": {"params": "*"}}),
@@ -78,15 +83,8 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         {"trace": {"params": "branches.0.weight", "tokens": {}}},
     ),
     "collected": (ShardedCollecting, JointCollecting, COLLECTED),
-    "collected, unequal": (
-        SquareCollecting,
-        JointSquareCollecting,
-        {
-            "batches": UNEQUAL,
-            "trainer": {"use_distributed_sampler": False, "gradient_clip_val": None},
-            "trace": {"params": "*", "tokens": {"by": "input"}},
-        },
-    ),
+    "collected, unequal": (SquareCollecting, JointSquareCollecting, COLLECTED_UNEQUAL),
+    "collected, asked": (SquareCollecting, JointSquareCollecting, {**COLLECTED_UNEQUAL, "asks": True}),
     "collected, kept": (KeptCollecting, JointCollecting, COLLECTED),
     "collected in part": (PartlyCollecting, JointCollecting, COLLECTED),
     "kept": (Kept, Joint, {"trace": {"tokens": {"tokens": [3], "slots": LENGTH}}}),

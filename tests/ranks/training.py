@@ -7,8 +7,10 @@ import functools
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning.pytorch as pl
 import torch
@@ -21,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from lightning_gradtrace import Dense, Factored, GradTrace, Norms, Sketch, TokenGrads, TopK
+from lightning_gradtrace.capture.placement import Placer
 from lightning_gradtrace.record.gains import Gains
 from tests.test_callback import LENGTH, N_SAMPLES, VOCAB, Model, Sentences
 
@@ -416,9 +419,17 @@ def fsdp(folder: Path, name: str, kind: type[Model], options: dict[str, Any]) ->
     for callbacks in ([trace_callback(folder / f"{name}.zarr", **options.get("trace", {}))], []):
         model = make(kind, **options.get("model", {}))
         strategy = ModelParallelStrategy(n_ranks, 1, process_group_backend="gloo")
-        fit(
-            model, *callbacks, strategy=strategy, n_ranks=n_ranks, loader=_loader(options), **options.get("trainer", {})
-        )
+        # Without a memory the probe runs after every backward pass, between gradients that wait as well.
+        forgetful = mock.patch.object(Placer, "_remembered", lambda *_: None)
+        with forgetful if options.get("asks") else nullcontext():
+            fit(
+                model,
+                *callbacks,
+                strategy=strategy,
+                n_ranks=n_ranks,
+                loader=_loader(options),
+                **options.get("trainer", {}),
+            )
         found.append({name: w.full_tensor().numpy() for name, w in weights(model).items()})
     return found
 
