@@ -247,9 +247,16 @@ def explain(optimizer: Optimizer, sharded: bool = False) -> UpdateRule:
         The rule.
 
     Raises:
-        ValueError: the optimizer evaluates the loss several times in one step, or mixes the weights of a parameter of
-            which only a piece is here.
+        ValueError: the optimizer evaluates the loss several times in one step, holds a parameter twice, or mixes the
+            weights of a parameter of which only a piece is here.
     """
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    if len(set(held)) < len(held):
+        raise ValueError(
+            f"GradTrace can't divide the steps of `{type(optimizer).__name__}`: it holds {len(held) - len(set(held))} "
+            "of its parameters more than once, and every step moves these as often. Give it every parameter once, as "
+            "`model.parameters()` does."
+        )
     if isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
             f"GradTrace can't divide the steps of `{type(optimizer).__name__}`: it evaluates the loss several times in "

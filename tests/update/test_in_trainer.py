@@ -221,6 +221,15 @@ def test_lbfgs_is_refused(tmp_path: Path) -> None:
         fit(model, GradTrace(tmp_path / "a.zarr", TopK(5)), gradient_clip_val=None)
 
 
+def test_an_optimizer_that_holds_a_parameter_twice_is_refused(tmp_path: Path) -> None:
+    def twice(module: pl.LightningModule) -> torch.optim.Optimizer:
+        with pytest.warns(UserWarning, match="duplicate"):
+            return torch.optim.SGD([*module.parameters(), next(module.parameters())], lr=0.1)
+
+    with pytest.raises(ValueError, match=r"holds 1 of its parameters more than once.*Give it every parameter once"):
+        fit(model_with(twice), GradTrace(tmp_path / "a.zarr", TopK(5)), gradient_clip_val=None)
+
+
 def test_the_residual_is_in_the_progress_bar_when_asked_for(tmp_path: Path) -> None:
     seen = []
 
