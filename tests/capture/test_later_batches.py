@@ -217,3 +217,20 @@ def test_crops_that_a_step_draws(n: int) -> None:
             {name: p for name, p in model.named_parameters() if name in shares},
         ).items():
             torch.testing.assert_close(shares[name].dense(), wanted)
+
+
+@pytest.mark.parametrize("longer", [0, 1])
+def test_of_two_samples_the_longer_one_may_have_to_be_there(longer: int) -> None:
+    """The permuted batch holds one of the two twice; here it must not be the shorter one."""
+    x = torch.randn(2, WIDTH, WIDTH)
+    x[1 - longer, 3:] = 0
+
+    def losses(m: nn.Module, data: Tensor) -> Tensor:
+        lengths = (data != 0).any(2).sum(1)
+        if int(lengths.max()) < WIDTH:
+            raise ValueError("targets are as long as the longest text was")
+        return (m.last((m.first(data).flatten(0, 1) @ m.middle).tanh()).square().mean(1)).view(2, -1).mean(1)
+
+    torch.manual_seed(0)
+    model = Net(first=nn.Linear(WIDTH, 2), middle=(2, 2), last=nn.Linear(2, 2))
+    assert n_equal(model, TapeEngine(), losses, x) == 5
