@@ -263,6 +263,21 @@ def test_a_product_that_overflows_is_no_number_with_a_learning_rate_of_zero(on_d
     assert rows["topk/index"].tolist() == [[0, 1]] and np.isnan(rows["topk/shift"][0, 0])
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("per", ["sample", "step"])
+def test_zeros_tie_where_a_limit_before_scaling_is_zero(per: str, on_device: bool) -> None:
+    """Those of a parameter that was searched don't come before those of one that the loss didn't reach."""
+    infos = [ParameterInfo("unused", (4,), 0), ParameterInfo("used", (4,), 4)]
+    record = TopK(3, per=per)
+    record.specs(infos)
+    record._searcher.on_device = on_device
+    shares = [DenseShare(torch.tensor([[0.0, 0.0, 1.0, 0.0]]))]
+    step = StepShifts([1], [ParameterShifts(infos[0], 1e12, [None]), ParameterShifts(infos[1], 1e12, shares)])
+    rows = record.reduce(step, 0)
+    assert rows[f"{record.group}/index"].tolist() == [[0, 1, 6]]
+    np.testing.assert_allclose(rows[f"{record.group}/shift"], [[0, 0, 1e12]])
+
+
 def test_more_entries_than_there_are_keeps_all_with_a_warning() -> None:
     record = TopK(1000)
     with pytest.warns(
