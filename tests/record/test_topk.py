@@ -288,6 +288,16 @@ def test_more_entries_than_there_are_keeps_all_with_a_warning() -> None:
     np.testing.assert_array_equal(rows["topk/index"], np.tile(np.arange(N_ENTRIES), (2, 1)))
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_micro_batch_without_samples_has_no_occurrences(on_device: bool) -> None:
+    record = TopK(5)
+    record.specs(make_infos())
+    record._searcher.on_device = on_device
+    step = make_step(0, [2, 0, 1], 2, whole=False, rate=1.0)
+    rows = record.reduce(step, 0)
+    np.testing.assert_array_equal(rows["topk/index"], sorted_per_sample(dense(step), 5)[0])
+
+
 def test_a_step_with_fewer_entries_than_k_is_padded() -> None:
     record = TopK(N_ENTRIES + 37, per="step")
     record.specs(make_infos())
