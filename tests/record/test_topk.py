@@ -162,24 +162,6 @@ def test_pruning_leaves_out_most_entries_when_few_rows_matter(monkeypatch) -> No
     assert sum(formed) < 0.1 * 4 * info.numel
 
 
-def test_on_a_device_little_more_than_is_kept_leaves_it(monkeypatch) -> None:
-    """Thresholds rise on the device, from the very first step on, and every share finds room for its entries."""
-    fetched = []
-    original = queued.to_host
-    monkeypatch.setattr(queued, "to_host", lambda tensors: fetched.append(tensors) or original(tensors))
-    infos = [ParameterInfo(name, (96, 64), i * 96 * 64) for i, name in enumerate("abcdef")]
-    record = TopK(50)
-    record.specs(infos)
-    record._searcher.on_device = True
-    torch.manual_seed(0)
-    for _ in range(3):
-        fetched.clear()
-        shares = [OuterShare(torch.randn(4, 9, 96) ** 3, torch.randn(4, 9, 64) ** 3) for _ in infos]
-        record.reduce(StepShifts([4], [ParameterShifts(i, -0.1, [s]) for i, s in zip(infos, shares, strict=True)]), 0)
-        ((of, position, shift),) = fetched
-        assert len(of) == len(position) == len(shift) == 4 * 50
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("per", ["sample", "step"])
