@@ -3,7 +3,8 @@
 Whatever the host decides by numbers on a device, it has to wait for, and meanwhile the device runs dry. So thresholds
 stay on the device here. The shares with the largest shifts come first and raise them to about their final value; then
 every piece of a share leaves the entries that reach them, as many as there is room for. A share for whose entries there
-was not enough is searched again in the usual way.
+was not enough is searched again in the usual way. With a large k there is so much room that the host does wait now and
+then, and frees what was not needed.
 """
 
 from __future__ import annotations
