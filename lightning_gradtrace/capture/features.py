@@ -63,7 +63,7 @@ class Features:
         if use is not None:
             if use.rule is not None:
                 self._made[id(result)] = _Made(weakref.ref(result), weakref.ref(use), result.shape)
-        elif (name in _VIEWS or name in _COPIES) and (before := self._of(args[0])) is not None:
+        elif args and (name in _VIEWS or name in _COPIES) and (before := self._of(args[0])) is not None:
             views = before.views
             if name in _VIEWS:
                 views = (*views, lambda marks: function(marks, *args[1:], **kwargs))

@@ -82,7 +82,7 @@ def strings_numbers(args: Sequence[Any], kwargs: Mapping[str, Any], own: Callabl
         n: number of samples.
     """
     parts = args[0] if args else kwargs["tensors"]
-    axis = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    axis = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
     samples = [part for part in parts if own(part)]
     if len(samples) in (0, len(parts)) or any(part.is_floating_point() or part.is_complex() for part in parts):
         return False

@@ -183,6 +183,19 @@ def test_three_projections_are_no_three_samples(batch_first: bool) -> None:
     n_equal(model, engine, losses, x)
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda y: torch.flatten(input=y.unsqueeze(2), start_dim=2),
+        lambda y: torch.reshape(input=y, shape=y.shape),
+        lambda y: torch.clone(input=y),
+    ],
+)
+def test_views_of_an_argument_that_is_named(view: Callable[[Tensor], Tensor]) -> None:
+    model, engine = layers(), TapeEngine()
+    assert n_equal(model, engine, lambda m, x: m.last(view(m.first(x))).square().sum((1, 2)), padded((1, 2, 3))) == 4
+
+
 @pytest.mark.parametrize("need_weights", [False, True])
 def test_windows_of_other_numbers(need_weights: bool) -> None:
     model, engine = Net(mix=nn.MultiheadAttention(8, 2, batch_first=True), last=nn.Linear(8, 3)), TapeEngine()

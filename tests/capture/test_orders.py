@@ -159,6 +159,19 @@ def test_distinct_values_that_meet_no_samples_are_named() -> None:
         capture(m, tokens, lambda m, x: m.table(torch.unique(x)).square().sum(), n=3)
 
 
+def test_numbers_that_are_strung_along_the_axis_of_the_texts_are_the_samples() -> None:
+    m = model(8)
+    tokens, first = torch.randint(N_ROWS, (5, 7)), torch.zeros(5, 1, dtype=torch.int64)
+
+    def loss(m: nn.Module, x: Tensor) -> Tensor:
+        return m.table(torch.cat([first, x], axis=1)).square().sum()
+
+    shares = capture(m, tokens, loss, n=5).shares
+    parts = torch.cat([first, tokens], 1)
+    wanted = per_sample_gradients(lambda i: m.table(parts[i]).square().sum(), 5, {"": m.table.weight})
+    torch.testing.assert_close(shares["table.weight"].dense(), wanted[""])
+
+
 @pytest.mark.parametrize("drawn", [False, True])
 def test_words_that_meet_nothing_but_negatives_are_named(drawn: bool) -> None:
     torch.manual_seed(0)

@@ -162,24 +162,6 @@ def test_pruning_leaves_out_most_entries_when_few_rows_matter(monkeypatch) -> No
     assert sum(formed) < 0.1 * 4 * info.numel
 
 
-def test_on_a_device_little_more_than_is_kept_leaves_it(monkeypatch) -> None:
-    """Thresholds rise on the device, from the very first step on, and every share finds room for its entries."""
-    fetched = []
-    original = queued.to_host
-    monkeypatch.setattr(queued, "to_host", lambda tensors: fetched.append(tensors) or original(tensors))
-    infos = [ParameterInfo(name, (96, 64), i * 96 * 64) for i, name in enumerate("abcdef")]
-    record = TopK(50)
-    record.specs(infos)
-    record._searcher.on_device = True
-    torch.manual_seed(0)
-    for _ in range(3):
-        fetched.clear()
-        shares = [OuterShare(torch.randn(4, 9, 96) ** 3, torch.randn(4, 9, 64) ** 3) for _ in infos]
-        record.reduce(StepShifts([4], [ParameterShifts(i, -0.1, [s]) for i, s in zip(infos, shares, strict=True)]), 0)
-        ((of, position, shift),) = fetched
-        assert len(of) == len(position) == len(shift) == 4 * 50
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("per", ["sample", "step"])
@@ -263,6 +245,21 @@ def test_a_product_that_overflows_is_no_number_with_a_learning_rate_of_zero(on_d
     assert rows["topk/index"].tolist() == [[0, 1]] and np.isnan(rows["topk/shift"][0, 0])
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("per", ["sample", "step"])
+def test_zeros_tie_where_a_limit_before_scaling_is_zero(per: str, on_device: bool) -> None:
+    """Those of a parameter that was searched don't come before those of one that the loss didn't reach."""
+    infos = [ParameterInfo("unused", (4,), 0), ParameterInfo("used", (4,), 4)]
+    record = TopK(3, per=per)
+    record.specs(infos)
+    record._searcher.on_device = on_device
+    shares = [DenseShare(torch.tensor([[0.0, 0.0, 1.0, 0.0]]))]
+    step = StepShifts([1], [ParameterShifts(infos[0], 1e12, [None]), ParameterShifts(infos[1], 1e12, shares)])
+    rows = record.reduce(step, 0)
+    assert rows[f"{record.group}/index"].tolist() == [[0, 1, 6]]
+    np.testing.assert_allclose(rows[f"{record.group}/shift"], [[0, 0, 1e12]])
+
+
 def test_more_entries_than_there_are_keeps_all_with_a_warning() -> None:
     record = TopK(1000)
     with pytest.warns(
@@ -271,6 +268,16 @@ def test_more_entries_than_there_are_keeps_all_with_a_warning() -> None:
         record.specs(make_infos())
     rows = record.reduce(make_step(0, [2], 1, whole=False, rate=1.0), 0)
     np.testing.assert_array_equal(rows["topk/index"], np.tile(np.arange(N_ENTRIES), (2, 1)))
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_micro_batch_without_samples_has_no_occurrences(on_device: bool) -> None:
+    record = TopK(5)
+    record.specs(make_infos())
+    record._searcher.on_device = on_device
+    step = make_step(0, [2, 0, 1], 2, whole=False, rate=1.0)
+    rows = record.reduce(step, 0)
+    np.testing.assert_array_equal(rows["topk/index"], sorted_per_sample(dense(step), 5)[0])
 
 
 def test_a_step_with_fewer_entries_than_k_is_padded() -> None:

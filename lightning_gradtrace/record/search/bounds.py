@@ -121,7 +121,7 @@ class Sizes:
     def of(cls, share: Share, scale: float | Tensor) -> Sizes:
         """Measure a share whose shifts are ``scale * g``."""
         values = share.values if isinstance(share, DenseShare | RowShare) else share.total()[None]
-        norms = torch.linalg.vector_norm(values.reshape(len(values), -1).float(), dim=1)
+        norms = torch.linalg.vector_norm(values.reshape(len(values), values.shape[1:].numel()).float(), dim=1)
         return cls((norms.square() * _mean_square(scale)).expand(share.n_samples))
 
     def summary(self) -> Tensor:

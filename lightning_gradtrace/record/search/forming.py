@@ -250,10 +250,16 @@ class Task:
     def _candidates(
         self, sample: np.ndarray, entry: np.ndarray, shift: np.ndarray, error: np.ndarray | None = None
     ) -> Candidates:
-        """Give samples and entries of the share their numbers in the step and in the model."""
+        """Give samples and entries of the share their numbers in the step and in the model.
+
+        Zeros are no candidates: all that there are tie, not only those that were found. They are found where a limit
+        before scaling is too small for its dtype, or for a device that takes numbers below the normal ones for zero.
+        """
         entry = entry if self.view is None else self.view.index(entry)
         error = np.zeros(len(shift)) if error is None else error
-        return Candidates(sample + self.samples.start, entry + self.parameter.info.offset, shift, error)
+        found = Candidates(sample + self.samples.start, entry + self.parameter.info.offset, shift, error)
+        other = (shift != 0) | (error != 0)
+        return found if other.all() else found[other]
 
 
 def _height(n_samples: int, n_columns: int) -> int:

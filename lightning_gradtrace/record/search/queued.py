@@ -3,13 +3,14 @@
 Whatever the host decides by numbers on a device, it has to wait for, and meanwhile the device runs dry. So thresholds
 stay on the device here. The shares with the largest shifts come first and raise them to about their final value; then
 every piece of a share leaves the entries that reach them, as many as there is room for. A share for whose entries there
-was not enough is searched again in the usual way.
+was not enough is searched again in the usual way. With a large k there is so much room that the host does wait now and
+then, and frees what was not needed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -25,6 +26,8 @@ from lightning_gradtrace.record.search.forming import Task
 ROOM = 2
 # So many shares raise thresholds: a k-th largest takes several passes over them.
 LEADERS = 2
+# With room for more entries than this in memory the host waits for how many were found, and frees the rest.
+HELD = 1 << 24
 
 
 @dataclass
@@ -37,6 +40,7 @@ class _Piece:
         factor: by which values are still to be multiplied.
         position: see `first_positions`.
         value: the values there.
+        is_full: whether there may be more entries than there was room for; known once it was cut.
     """
 
     task: Task
@@ -44,14 +48,15 @@ class _Piece:
     factor: float
     position: Tensor
     value: Tensor
+    is_full: bool = field(default=False, init=False)
 
-    def is_full(self, count: int) -> bool:
-        """Say whether there may be more entries than there was room for, given how many were found."""
-        return count == len(self.position) < len(self.run) * self.task.parameter.info.numel
-
-    def first(self, count: int) -> _Piece:
-        """Return the piece with so many entries."""
-        return _Piece(self.task, self.run, self.factor, self.position[:count], self.value[:count])
+    def cut(self, count: int, free: bool) -> None:
+        """Leave only what was found: so many entries."""
+        self.is_full = count == len(self.position) < len(self.run) * self.task.parameter.info.numel
+        found = slice(0 if self.is_full else count)  # what has too little room is searched again
+        self.position, self.value = self.position[found], self.value[found]
+        if free:
+            self.position, self.value = self.position.clone(), self.value.clone()
 
 
 def can_queue(task: Task) -> bool:
@@ -86,6 +91,7 @@ def search_queued(
     """
     limits = dict[torch.device, Tensor]()
     pieces: list[list[_Piece]] = []
+    uncut, held = list[_Piece](), 0
     for task, bound in zip(tasks, peaks, strict=True):
         pieces.append([])
         for run, values, factor in task.written_out(task.wanted(threshold, bound)):
@@ -97,17 +103,20 @@ def search_queued(
                 higher = raised(limit.amax(0, True) if pool else limit, values, factor, k)
                 (limits[device] if pool else limit).copy_(higher)
             position = first_positions(values, factor, limit, min(values.numel(), ROOM * k * len(run)))
-            pieces[-1].append(_Piece(task, run, factor, position, values.flatten()[position]))
-    counts = iter(_counts([piece.position for own in pieces for piece in own]))
-    kept, full = dict[tuple[torch.device, torch.dtype], list[_Piece]](), []
-    for number, own in enumerate(pieces):
-        found = [(piece, next(counts)) for piece in own]
-        if any(piece.is_full(count) for piece, count in found):
-            full.append(number)
-            continue
-        for piece, count in found:
-            if count:
-                kept.setdefault((piece.value.device, piece.value.dtype), []).append(piece.first(count))
+            piece = _Piece(task, run, factor, position, values.flatten()[position])
+            pieces[-1].append(piece)
+            uncut.append(piece)
+            held += len(position)
+            if held > HELD:
+                _cut(uncut, free=True)
+                uncut, held = [], 0
+    _cut(uncut, free=False)
+    full = [number for number, own in enumerate(pieces) if any(piece.is_full for piece in own)]
+    kept = dict[tuple[torch.device, torch.dtype], list[_Piece]]()
+    for own in pieces:
+        for piece in own if not any(piece.is_full for piece in own) else ():
+            if len(piece.value):
+                kept.setdefault((piece.value.device, piece.value.dtype), []).append(piece)
     n_groups = 1 if pool else len(threshold)
     every = Candidates.join([part for alike in kept.values() for part in _largest(alike, k, n_groups)])
     return every[np.argsort(every.occurrence, kind="stable")], full
@@ -147,6 +156,17 @@ def _beside(device: torch.device, numbers: np.ndarray) -> Tensor:
     """Bring numbers to a device, in float32 if they have no dtype there."""
     narrow = device.type in precision.WITHOUT_FLOAT64 and numbers.dtype == np.float64
     return torch.from_numpy(numbers.astype(np.float32) if narrow else numbers).to(device, non_blocking=True)
+
+
+def _cut(pieces: Sequence[_Piece], free: bool) -> None:
+    """Leave only what was found; waits for the device.
+
+    Args:
+        pieces: pieces with room for more.
+        free: whether to copy it, so that the memory of the rest is free.
+    """
+    for piece, count in zip(pieces, _counts([piece.position for piece in pieces]), strict=True):
+        piece.cut(count, free)
 
 
 def _counts(positions: Sequence[Tensor]) -> list[int]:
