@@ -104,6 +104,19 @@ def picks_by_batch(call: Call) -> bool:
     return call.name in ("__getitem__", "masked_select") and any(t.dtype in _MASKS for t in call.batched)
 
 
+def picker(call: Call) -> Tensor | None:
+    """Return the mask or the counts that pick all rows of the result, of `picks_by_batch`; None if it can't be told."""
+    by = call.argument(1, "repeats") if call.name == "repeat_interleave" else call.argument(1, "mask")
+    first = call.args[0]
+    if not isinstance(by, Tensor) or not any(by is t for t in call.batched) or not isinstance(first, Tensor):
+        return None
+    if call.name == "repeat_interleave":
+        at = call.argument(2, "dim")
+        along = first.dim() == 1 if at is None else at % max(first.dim(), 1) == 0
+        return by if along and by.dim() == 1 and by.dtype is not torch.bool else None
+    return by if by.dtype is torch.bool and first.shape[: by.dim()] == by.shape else None
+
+
 def _index_hits(index: Any, shape: Sequence[int], by_index: set[int], by_place: set[int]) -> bool:
     """Say whether an index in brackets selects along one of the axes."""
     parts = index if isinstance(index, tuple) else (index,)

@@ -36,7 +36,7 @@ from lightning_gradtrace.capture.orders import (
     sorted_along,
     strings_numbers,
 )
-from lightning_gradtrace.capture.picking import PICKS, Call, picks_by_batch, picks_samples
+from lightning_gradtrace.capture.picking import PICKS, Call, picker, picks_by_batch, picks_samples
 from lightning_gradtrace.capture.rows import (
     CERTAIN,
     LOST,
@@ -168,7 +168,7 @@ class Routes:
             places = options
             arguments = [(first, Route(source, {o: laid_out(o, first, self._n) for o in options}))]
         elif not call.picks_from_batch and picks_by_batch(call):
-            return [LOST] * len(call.outputs)
+            return [self._picked_by_batch(call)] * len(call.outputs)
         elif call.name in WRITES:
             source, places, arguments = None, [CERTAIN], [(t, None) for t in call.batched]
         else:
@@ -179,6 +179,26 @@ class Routes:
             for owners, output in zip(self._follow(call, mine), found, strict=True):
                 output[place] = settled(owners, self._n) if isinstance(owners, Tensor) else owners
         return [_route(source, owners) for owners in found]
+
+    def _picked_by_batch(self, call: Call) -> Route | None:
+        """Return the route of rows of a constant that a mask or counts of the batch pick: they are as these are.
+
+        Nor are they taken for samples in their order where they happen to be: the constant stays in its own.
+        """
+        by, output = picker(call), call.outputs[0]
+        route = None if by is None else self(by)
+        if by is None or route is LOST or route is NOBODY:
+            return LOST
+        if route is None:
+            route = Route(by.detach(), {at: laid_out(at, by, self._n) for at in candidates(by.shape, self._n)})
+        found: dict[SampleAxis, Owners] = {}
+        for place, owners in route.owners.items():
+            owners = laid_out(owners, by, self._n) if isinstance(owners, SampleAxis) else owners
+            found[place] = Fate.LOST
+            if isinstance(owners, Tensor):
+                rows = owners[by] if by.dtype is torch.bool else owners.repeat_interleave(by)
+                found[place] = rows.view(-1, *[1] * (output.dim() - 1)).expand(output.shape)
+        return _route(route.source, found)
 
     def _follow(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Sequence[Tensor | Fate]:
         """Return the owners of the outputs, given those of the batched arguments, by identity."""

@@ -91,17 +91,22 @@ def test_texts_that_are_unpadded(losses: Losses, later: Sequence[int]) -> None:
         assert n_equal(model, engine, losses, padded(lengths)) >= 4
 
 
+FULL = (LENGTH,) * 4
+
+
 @pytest.mark.parametrize("losses", [by_masked_places, by_counts])
-@pytest.mark.parametrize("later", [(2, 0, 1, 1), (3, 1, 2, 2), (7, 5, 3, 1)], ids=str)
-def test_rows_of_something_else_that_the_batch_picks_are_never_split_wrongly(
-    losses: Losses, later: Sequence[int]
+@pytest.mark.parametrize("first", [(4, 2, 1, 2), (1, 1, 1, 1), FULL], ids=str)
+@pytest.mark.parametrize("later", [(2, 0, 1, 1), (3, 1, 2, 2), (7, 5, 3, 1), (4, 4, 2, 2)], ids=str)
+def test_rows_of_something_else_that_the_batch_picks(
+    losses: Losses, first: Sequence[int], later: Sequence[int]
 ) -> None:
     model, engine = layers(), TapeEngine()
-    try:
-        for lengths in ((4, 2, 1, 2), later):
-            assert n_equal(model, engine, losses, padded(lengths)) >= 4
-    except UnattributableError as error:
-        assert "`places.weight`" in str(error) or "`last.weight`" in str(error)
+    for lengths in (first, later, later[::-1], first):
+        if losses is by_counts and lengths is FULL:  # as many rows of each, which don't move with the samples
+            with pytest.raises(UnattributableError, match=r"`last\.weight`"):
+                n_equal(model, engine, losses, padded(lengths))
+        else:
+            assert n_equal(model, engine, losses, padded(lengths)) == 5
 
 
 def test_samples_that_are_sorted_and_first_came_in_order() -> None:
