@@ -198,7 +198,7 @@ class Routes:
             if isinstance(owners, Tensor):
                 rows = owners[by] if by.dtype is torch.bool else owners.repeat_interleave(by)
                 found[place] = rows.view(-1, *[1] * (output.dim() - 1)).expand(output.shape)
-        return _route(route.source, found)
+        return _route(route.source, found) if found else LOST
 
     def _follow(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Sequence[Tensor | Fate]:
         """Return the owners of the outputs, given those of the batched arguments, by identity."""
