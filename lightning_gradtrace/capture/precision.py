@@ -52,6 +52,7 @@ def sum_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type in WITHOUT_FLOAT64 else device
 
 
-def brought_to(device: torch.device, numbers: Tensor) -> Tensor:
-    """Bring numbers in float64 from the host to a device, in float32 if it has nothing wider."""
-    return numbers.to(torch.float32 if device.type in WITHOUT_FLOAT64 else numbers.dtype).to(device)
+def brought_to(device: torch.device, numbers: Tensor, non_blocking: bool = False) -> Tensor:
+    """Bring numbers from the host to a device, those in float64 in float32 if it has nothing wider."""
+    narrow = device.type in WITHOUT_FLOAT64 and numbers.dtype == torch.float64
+    return (numbers.float() if narrow else numbers).to(device, non_blocking=non_blocking)

@@ -92,4 +92,5 @@ def test_dropout_inside_a_kernel_is_that_of_the_step(kernel: Layers, length: int
     parts = lambda n: {"layer": kernel.make().to(kernel.dtype), "out": net(64, 64).to(kernel.dtype)}  # noqa: E731
     training = Training(kernel.name, kernel.run, parts)
     x = torch.randn(N, length, 64, device=CUDA.name, dtype=kernel.dtype)
-    compare(training, CUDA, x, N, kernel.error)
+    engine = compare(training, CUDA, x, N, kernel.error)
+    assert not engine.sharing.shared  # and every share was that of autograd

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture import precision
+from lightning_gradtrace.capture.precision import brought_to
 from lightning_gradtrace.record.search.candidates import Candidates
 from lightning_gradtrace.record.search.comparison import first_positions, raised
 from lightning_gradtrace.record.search.forming import Task
@@ -153,9 +153,8 @@ def _largest(pieces: Sequence[_Piece], k: int, n_groups: int) -> list[Candidates
 
 
 def _beside(device: torch.device, numbers: np.ndarray) -> Tensor:
-    """Bring numbers to a device, in float32 if they have no dtype there."""
-    narrow = device.type in precision.WITHOUT_FLOAT64 and numbers.dtype == np.float64
-    return torch.from_numpy(numbers.astype(np.float32) if narrow else numbers).to(device, non_blocking=True)
+    """Bring numbers to a device without waiting for it."""
+    return brought_to(device, torch.from_numpy(numbers), non_blocking=True)
 
 
 def _cut(pieces: Sequence[_Piece], free: bool) -> None:
