@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.output import markdown
-from lightning_gradtrace.capture.engine import TapeEngine
-from lightning_gradtrace.capture.probe import PermutationProbe
+from lightning_gradtrace.capture.engines.tape import TapeEngine
+from lightning_gradtrace.capture.probing.probe import PermutationProbe
 
 N, LENGTH, WIDTH, HEADS = 16, 64, 256, 4
 

@@ -36,14 +36,14 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_gradtrace.arguments import as_records, check_settings
-from lightning_gradtrace.capture.arrival import BatchReader
 from lightning_gradtrace.capture.compiled import check_not_compiled
-from lightning_gradtrace.capture.engines import make_engine
-from lightning_gradtrace.capture.inputs import vocabulary
+from lightning_gradtrace.capture.engines.choice import make_engine
+from lightning_gradtrace.capture.engines.sample_losses import PerSampleLoss
+from lightning_gradtrace.capture.intake.arrival import BatchReader
+from lightning_gradtrace.capture.intake.inputs import vocabulary
+from lightning_gradtrace.capture.intake.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
 from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
-from lightning_gradtrace.capture.rehearsal import loss_factor, rehearse
-from lightning_gradtrace.capture.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
-from lightning_gradtrace.capture.sample_losses import PerSampleLoss
+from lightning_gradtrace.capture.probing.rehearsal import loss_factor, rehearse
 from lightning_gradtrace.guard import guarded, refuse_to_resume
 from lightning_gradtrace.provenance import trace_attributes
 from lightning_gradtrace.ranks.beginning import check_parameters, check_strategy, open_writer
@@ -53,8 +53,8 @@ from lightning_gradtrace.record import ParameterInfo, Record, Schedule, TopK
 from lightning_gradtrace.record.outlook import look_ahead, samples_per_step
 from lightning_gradtrace.record.parameters import parameter_infos, parameter_table
 from lightning_gradtrace.record.schedule import as_schedule
-from lightning_gradtrace.run import Run
-from lightning_gradtrace.tracer import Tracer
+from lightning_gradtrace.training.run import Run
+from lightning_gradtrace.training.tracer import Tracer
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
 

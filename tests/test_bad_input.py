@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
 from lightning_gradtrace.capture.parameters import select_parameters
-from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.placing.placement import UnattributableError
 from tests.test_callback import Model, Sentences, fit, make
 
 

@@ -255,7 +255,7 @@ def test_a_missing_trace_is_said_and_a_new_path_begins_a_new_trace(tmp_path):
 
 
 def test_a_trace_that_was_disabled_before_the_checkpoint_is_not_resumed(tmp_path, monkeypatch):
-    from lightning_gradtrace.tracer import Tracer
+    from lightning_gradtrace.training.tracer import Tracer
 
     original = Tracer.after_step
 

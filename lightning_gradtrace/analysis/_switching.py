@@ -42,7 +42,7 @@ def _mode_class() -> Any:
     from torch.overrides import TorchFunctionMode
     from torch.utils._pytree import tree_flatten, tree_unflatten
 
-    from lightning_gradtrace.capture.opening import opened
+    from lightning_gradtrace.capture.forward.modes import opened
 
     class Switching(TorchFunctionMode):
         def __init__(self, without: Mapping[int, Tensor], instead: Instead | None, keep: bool) -> None:

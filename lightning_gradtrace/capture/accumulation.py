@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.precision import coarsest_by_name
 from lightning_gradtrace.capture.shares import add_shares
 from lightning_gradtrace.update.clipping import copy_gradient

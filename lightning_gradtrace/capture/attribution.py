@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.derived import Derived, Lineage, OverwrittenError
-from lightning_gradtrace.capture.placement import UnattributableError, UsePlaces
+from lightning_gradtrace.capture.forward.derived import Derived, Lineage, OverwrittenError
+from lightning_gradtrace.capture.forward.use import BoundUse, Use
+from lightning_gradtrace.capture.placing.placement import UnattributableError, UsePlaces
 from lightning_gradtrace.capture.precision import brought_to
-from lightning_gradtrace.capture.rows import Rows
+from lightning_gradtrace.capture.routes.rows import Rows
 from lightning_gradtrace.capture.rules import Call
 from lightning_gradtrace.capture.rules._general import (
     UnrepeatableError,
@@ -28,7 +29,6 @@ from lightning_gradtrace.capture.rules._general import (
     weighted_sums,
 )
 from lightning_gradtrace.capture.shares import Share
-from lightning_gradtrace.capture.use import BoundUse, Use
 
 Shares = dict[Lineage, Share]
 Way = Callable[[Use, UsePlaces, int], Shares | None]

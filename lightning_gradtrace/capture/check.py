@@ -10,9 +10,9 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.parameters import TrackedParameter
-from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.placing.placement import UnattributableError
 from lightning_gradtrace.capture.precision import coarsest
 from lightning_gradtrace.capture.shares import accumulation_dtype
 

@@ -12,8 +12,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from lightning_gradtrace.capture.placement import Probe
-from lightning_gradtrace.capture.settling import Doubt
+from lightning_gradtrace.capture.placing.placement import Probe
+from lightning_gradtrace.capture.placing.settling import Doubt
 from lightning_gradtrace.capture.sharded import set_apart
 from lightning_gradtrace.capture.shares import Share
 

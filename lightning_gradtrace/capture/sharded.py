@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
-from lightning_gradtrace.capture.batch import tensors
-from lightning_gradtrace.capture.tape import Tape
+from lightning_gradtrace.capture.forward.tape import Tape
+from lightning_gradtrace.capture.intake.batch import tensors
 
 _SETTINGS = frozenset(
     ("reduce_grads", "all_reduce_grads", "reshard_after_backward", "post_forward_mesh_info", "is_last_backward")

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 
 from lightning_gradtrace.capture.passes import Passes, next_start
-from lightning_gradtrace.capture.probe import PermutationProbe
+from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from lightning_gradtrace.capture.sharded import set_apart
 from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.ranks.meeting import Recorder

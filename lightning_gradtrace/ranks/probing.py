@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from lightning_gradtrace.capture.draws import EVERYWHERE, DrawSite
-from lightning_gradtrace.capture.probe import PermutationProbe
-from lightning_gradtrace.capture.settling import Doubt
-from lightning_gradtrace.capture.use import Use
+from lightning_gradtrace.capture.forward.use import Use
+from lightning_gradtrace.capture.placing.settling import Doubt
+from lightning_gradtrace.capture.probing.draws import EVERYWHERE, DrawSite
+from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from lightning_gradtrace.ranks.meeting import Recorder
 
 Runs = tuple[list[Use], list[Use], Tensor]
@@ -76,8 +76,8 @@ def probe_together(
 ) -> JointProbe | None:
     """Run a probe on all ranks, if the batch of one of them leaves doubt; all ranks call this.
 
-    All ranks run the model equally often: none spends a run on trials, and about random numbers they ask only if they
-    drew them at as many places.
+    All ranks run the model equally often: none spends a run on trials, and about random numbers, if one of them has
+    to, they ask only if they drew them at as many places; then about all of them.
 
     Args:
         recorder: what records on this rank.
@@ -96,18 +96,18 @@ def probe_together(
             doubt = asks(probe)
         except Exception as error:
             recorder.fail(error)
-    n_sites = len(doubt.draws)
-    told = recorder.ranks.agree(recorder.failure, [float(bool(doubt)), n_sites, n_sites**2])
-    n_wanted, n_draws, squares = told
+    n_sites = len(doubt.drawn)
+    told = recorder.ranks.agree(recorder.failure, [float(bool(doubt)), len(doubt.draws), n_sites, n_sites**2])
+    n_wanted, n_doubtful, n_drawn, squares = told
     if probe is None:
         return None
     probe = replace(probe.sharing(doubt.shared), trials=0)
     joint = JointProbe(probe, _attempt(probe) if n_wanted else None)
-    if not n_draws:
+    if not n_doubtful:
         return joint
-    if squares * recorder.ranks.size != n_draws**2:
+    if squares * recorder.ranks.size != n_drawn**2:
         return replace(joint, influences=RuntimeError("the ranks draw at unlike places"))
-    influences = _attempt(functools.partial(probe.influence, sorted(doubt.draws, key=str)))
+    influences = _attempt(functools.partial(probe.influence, sorted(doubt.drawn, key=str)))
     own = isinstance(influences, dict) and not any(found is not False for found in influences.values())
     (n_asides,) = recorder.ranks.agree(recorder.failure, [float(not own)])
     aside = _attempt(probe.sharing(EVERYWHERE)) if n_asides else None

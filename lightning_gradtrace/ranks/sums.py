@@ -15,7 +15,7 @@ from lightning_gradtrace.capture.check import relative_error, summed_in, total_s
 from lightning_gradtrace.capture.precision import FINE_TO_COARSE
 from lightning_gradtrace.capture.shares import DenseShare, accumulation_dtype
 from lightning_gradtrace.ranks.meeting import Ranks
-from lightning_gradtrace.step import Step
+from lightning_gradtrace.training.step import Step
 from lightning_gradtrace.update.division import StepDivision
 from lightning_gradtrace.update.ledger import Balance, Ledger
 from lightning_gradtrace.update.sharding import Piece, is_sharded, local

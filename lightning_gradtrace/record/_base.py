@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from lightning_gradtrace.capture.loss_tokens import TokenChoice
+from lightning_gradtrace.capture.engines.loss_tokens import TokenChoice
 from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.record.schedule import Schedule
 from lightning_gradtrace.store.schema import ArraySpec, with_own_rows

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lightning_gradtrace.capture.contraction import OuterView
-from lightning_gradtrace.capture.convolution import ConvolutionShare
 from lightning_gradtrace.capture.shares import OuterShare, RowShare, Share, SumShare
+from lightning_gradtrace.capture.shares.contraction import OuterView
+from lightning_gradtrace.capture.shares.convolution import ConvolutionShare
 from lightning_gradtrace.record._base import ParameterShifts
 
 WORKSPACE = 1 << 20

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from typing_extensions import override
 
-from lightning_gradtrace.capture.engine import MicroBatch, TokenPass
-from lightning_gradtrace.capture.loss_tokens import TokenChoice
+from lightning_gradtrace.capture.engines.loss_tokens import TokenChoice
+from lightning_gradtrace.capture.micro_batch import MicroBatch, TokenPass
 from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.record._base import ParameterInfo, Record, StepShifts, TokenShifts
 from lightning_gradtrace.record.schedule import as_schedule

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradtrace.capture.accumulation import Accumulation
-from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.shares import DenseShare
 
 

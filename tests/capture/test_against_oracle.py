@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from lightning_gradtrace.capture.check import check_sums, sum_errors
-from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
+from lightning_gradtrace.capture.engines.tape import TapeEngine
+from lightning_gradtrace.capture.forward.replay import Surroundings
+from lightning_gradtrace.capture.forward.use import Site, Use
+from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.capture.placement import UnattributableError
-from lightning_gradtrace.capture.probe import PermutationProbe
-from lightning_gradtrace.capture.replay import Surroundings
-from lightning_gradtrace.capture.use import Site, Use
+from lightning_gradtrace.capture.placing.placement import UnattributableError
+from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from tests.cases import CASES, REDUCTIONS, Case, NoProbe
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import random
 from collections import Counter, OrderedDict, UserDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
 
-from lightning_gradtrace.capture.attributes import Attributes
-from lightning_gradtrace.capture.snapshot import undisturbed
+from lightning_gradtrace.capture.probing.attributes import Attributes
+from lightning_gradtrace.capture.probing.snapshot import undisturbed
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Averages:
 class Slotted:
     """Has no dictionary."""
 
-    count: int = 0
+    count: Any = 0
 
 
 class Upper(dict):
@@ -192,3 +193,80 @@ def test_an_error_is_raised_after_everything_else_was_put_back() -> None:
     with pytest.raises(ValueError, match="read-only"):
         run()
     assert module.count == 0 and module.training and torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_iterator_gives_every_run_the_same_and_the_training_what_it_would_have_given() -> None:
+    module, letters = nn.Linear(2, 2), iter("abcdef")
+    module.letters, module.held, module.slotted = letters, [{"letters": letters}, iter(())], Slotted(iter([1, 2, 3]))
+    assert next(module.letters) == "a"
+    for left in ("bcd", "", "cde"):
+        with undisturbed(module) as restore:
+            for _ in range(2):
+                assert [next(module.held[0]["letters"]) for _ in left] == list(left)
+                assert next(module.held[1], None) is None
+                assert next(module.slotted.count) == 1
+                restore()
+        if left == "bcd":
+            assert next(module.letters) == "b"
+    assert "".join(module.letters) == "cdef" and list(module.slotted.count) == [1, 2, 3]
+    assert module.letters is module.held[0]["letters"] is letters
+
+
+def test_an_iterator_is_itself_again_when_all_that_was_kept_has_been_taken() -> None:
+    module, source = nn.Linear(2, 2), iter([1, 2, 3])
+    module.source = source
+    with undisturbed(module):
+        pass
+    assert module.source is source
+    with undisturbed(module):
+        assert [next(module.source), next(module.source)] == [1, 2]
+    assert module.source is not source and next(module.source) == 1
+    assert next(module.source) == 2 and module.source is source
+    with undisturbed(module):
+        assert list(module.source) == [3]
+    assert list(module.source) == [3] and list(module.source) == []
+
+
+def test_an_iterator_that_draws_is_warned_of() -> None:
+    module = nn.Linear(2, 2)
+    module.noise = (torch.rand(1).item() for _ in itertools.count())
+    warned = pytest.warns(UserWarning, match=r"took from an iterator \(`generator`\) that draws random numbers")
+    with warned, undisturbed(module):
+        next(module.noise)
+    with undisturbed(module):
+        next(module.noise)  # what is kept is not drawn
+
+
+def test_attributes_of_classes_and_variables_around_functions_are_put_back() -> None:
+    n, seen = 0, []
+
+    class Counted(nn.Module):
+        count = 0
+        seen: ClassVar[list[int]] = []
+
+        def forward(self) -> None:
+            nonlocal n
+            n += 1
+            seen.append(n)
+            Counted.count += 1
+            Counted.seen.append(n)
+            Counted.made = n
+
+    class Heir(Counted):
+        pass
+
+    module = Heir()
+    with undisturbed(module) as restore:
+        for _ in range(2):
+            module.forward()
+            assert n == Counted.count == 1 and seen == Counted.seen == [1] and Counted.made == 1
+            restore()
+            assert n == Counted.count == 0 and seen == Counted.seen == [] and not hasattr(Counted, "made")
+
+
+def test_what_an_installed_package_keeps_is_not_followed_from_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = nn.Linear(2, 2)
+    module.act = lambda: monkeypatch
+    with undisturbed(module):
+        monkeypatch.setattr(module, "in_features", 3)
+    assert module.in_features == 2 and len(monkeypatch._setattr) == 1

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gradtrace.capture.check import check_sums, sum_errors
-from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
+from lightning_gradtrace.capture.engines.tape import TapeEngine
+from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.capture.placement import UnattributableError
-from lightning_gradtrace.capture.probe import PermutationProbe
+from lightning_gradtrace.capture.placing.placement import UnattributableError
+from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from lightning_gradtrace.capture.shares import DenseShare
 from lightning_gradtrace.update.clipping import dense
 

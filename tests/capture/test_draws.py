@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradtrace.capture.engine import TapeEngine
+from lightning_gradtrace.capture.engines.tape import TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.placing.placement import UnattributableError
+from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from tests.capture.noises import LENGTH, ORDINARY, SHARED, WIDTH, Training, layers, net, out, scored, squares
 from tests.capture.test_attribution import Net, capture
 
@@ -124,8 +125,52 @@ def test_shared_numbers_that_are_first_drawn_in_a_later_step_are_refused() -> No
     for seed in range(3):
         assert n_equal(model, training, engine, N, N, seed) > 0
     late = True
-    with pytest.raises(UnattributableError, match="Begin the trace at a step that draws them, or draw another number"):
+    with pytest.raises(
+        UnattributableError, match="Begin the trace at a step that does, draw them in a line of their own"
+    ):
         n_equal(model, training, engine, N, N, 1)
+
+
+@pytest.mark.parametrize("read_aside", [True, False])
+def test_numbers_that_were_the_samples_own_and_come_to_be_shared(read_aside: bool) -> None:
+    """The same line draws a word for each sample at first, and later words that all samples are told from."""
+    shared = False
+
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        h, words = m.first(x).mean(1), m.table(torch.randint(n, (n,)))
+        return scored(h, words) if shared else squares(h * words)
+
+    torch.manual_seed(0)
+    model, engine = Net(**layers(table=nn.Embedding(N, WIDTH))), TapeEngine()
+    training = Training("turns", run, layers)
+    for seed in range(2 if read_aside else 3):
+        assert n_equal(model, training, engine, N, N, seed) > 0
+    assert engine.sharing.own and not engine.sharing.shared
+    shared = True
+    if not read_aside:
+        with pytest.raises(UnattributableError, match="no captured step before drew them, or used them as this one"):
+            n_equal(model, training, engine, N, N, 3)
+    for seed in range(3):
+        assert n_equal(model, training, engine, N, N, seed) > 0
+    shared = False
+    assert n_equal(model, training, engine, N, N, 3) > 0
+
+
+def test_nothing_is_asked_again_about_numbers_that_are_used_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    ask = PermutationProbe.influence
+    monkeypatch.setattr(PermutationProbe, "influence", lambda self, sites: asked.append(sites) or ask(self, sites))
+
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        noise = torch.rand(len(x), x.shape[1], 1)
+        steps = [m.time(noise[:, t]) for t in range(x.shape[1])]
+        return squares(m.first(x) + torch.stack(steps, 1))
+
+    torch.manual_seed(0)
+    model, engine = Net(**layers(time=net(1, 5, WIDTH))), TapeEngine()
+    for n in (N, N, N + 3, N + 5, N):
+        capture(model, torch.randn(n, 2, WIDTH), lambda m, x: run(m, x, N).sum(), engine, n)
+    assert len(asked) == 1
 
 
 def test_a_step_that_can_not_be_run_again_is_refused_if_parameters_meet_its_random_numbers_first() -> None:

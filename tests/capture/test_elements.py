@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_gradtrace.capture.elements import LOSSES
+from lightning_gradtrace.capture.forward.elements import LOSSES
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.placing.placement import UnattributableError
 from tests.capture.test_attribution import Net, capture
 
 C = 4

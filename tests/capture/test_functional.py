@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
 from lightning_gradtrace.capture.check import check_sums, sum_errors
-from lightning_gradtrace.capture.functional import FunctionalEngine
+from lightning_gradtrace.capture.engines.functional import FunctionalEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.placing.placement import UnattributableError
 from tests.capture.test_against_oracle import assert_close
 from tests.cases import CASES, REDUCTIONS, Case, NoProbe
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradtrace.capture.engine import TapeEngine
+from lightning_gradtrace.capture.engines.tape import TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.capture.placement import UnattributableError
-from lightning_gradtrace.capture.probe import PermutationProbe, permutation
+from lightning_gradtrace.capture.placing.placement import UnattributableError
+from lightning_gradtrace.capture.probing.probe import PermutationProbe, permutation
 from tests.capture.test_attribution import Net, capture
 
 LENGTH, WIDTH = 7, 6

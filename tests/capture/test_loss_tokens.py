@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_gradtrace.capture.contraction import OuterView
-from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
-from lightning_gradtrace.capture.loss_tokens import TokenChoice, TokenEngine
+from lightning_gradtrace.capture.engines.loss_tokens import TokenChoice, TokenEngine
+from lightning_gradtrace.capture.engines.tape import TapeEngine
+from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.passes import make_alone
-from lightning_gradtrace.capture.placement import UnattributableError
-from lightning_gradtrace.capture.probe import PermutationProbe
+from lightning_gradtrace.capture.placing.placement import UnattributableError
+from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from lightning_gradtrace.capture.shares import OuterShare, RowShare, Share, SumShare
+from lightning_gradtrace.capture.shares.contraction import OuterView
 from tests.capture.test_against_oracle import assert_close
 from tests.cases import CASES, IGNORE, Case, Decoder, Encoder
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradtrace.capture import settling
-from lightning_gradtrace.capture.engine import MicroBatch
+from lightning_gradtrace.capture.forward.tape import Tape
+from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.capture.placement import UnattributableError
-from lightning_gradtrace.capture.tape import Tape
+from lightning_gradtrace.capture.placing import settling
+from lightning_gradtrace.capture.placing.placement import UnattributableError
 from tests.capture.mixtures import ELSEWHERE, EXACT, SIZES, Model, Sizes
 from tests.capture.test_attribution import Net, capture
 

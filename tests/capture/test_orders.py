@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.placing.placement import UnattributableError
 from tests.capture.test_attribution import Net, capture
 
 Batch = tuple[Tensor, Tensor]

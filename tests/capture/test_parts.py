@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradtrace.capture.batch import holds_one_each
+from lightning_gradtrace.capture.intake.batch import holds_one_each
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from tests.capture.test_attribution import N, Net, capture
 

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gradtrace.capture import attribution, convolution
-from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
+from lightning_gradtrace.capture import attribution
+from lightning_gradtrace.capture.engines.tape import TapeEngine
+from lightning_gradtrace.capture.forward.use import Use
+from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.capture.probe import PermutationProbe
+from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from lightning_gradtrace.capture.rules import registered
-from lightning_gradtrace.capture.use import Use
+from lightning_gradtrace.capture.shares import convolution
 from tests.capture.uses import USES, N, UseCase
 
 

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gradtrace import GradTrace, open_trace
 from lightning_gradtrace.capture.attribution import Attribution
-from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.placing.placement import UnattributableError
 from lightning_gradtrace.record import ParameterInfo, Record, StepShifts
 from lightning_gradtrace.store import ArraySpec
 from tests.compatibility.models import N_SAMPLES, Entry

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_gradtrace.capture.engine import TapeEngine
+from lightning_gradtrace.capture.engines.tape import TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from tests.capture.noises import LENGTH, ORDINARY, SHARED, WIDTH, Training, net, squares
 from tests.capture.test_attribution import Net, capture

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_gradtrace.capture.engine import TapeEngine
+from lightning_gradtrace.capture.engines.tape import TapeEngine
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK
 from lightning_gradtrace.update.division import StepDivision, explain
 from tests.cases import NoProbe

@@ -19,9 +19,10 @@ from examples import mechanisms
 from examples.mechanisms.__main__ import run as run_experiment
 from examples.train import CONF
 from lightning_gradtrace import GradTrace, open_trace, record
-from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
+from lightning_gradtrace.capture.engines.tape import TapeEngine
+from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.capture.probe import PermutationProbe
+from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from lightning_gradtrace.capture.rules import _base
 from lightning_gradtrace.record import Record, TopK
 from tests.analysis.traces import random_trace

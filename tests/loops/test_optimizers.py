@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
-from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.placing.placement import UnattributableError
 from tests.loops.models import WIDTH, Manual, Net, check_nothing_left, data, fit, run
 from tests.loops.test_precision import scaled
 

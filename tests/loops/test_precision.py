@@ -14,10 +14,11 @@ from torch import nn
 from lightning_gradtrace import GradTrace, TopK, open_trace
 from lightning_gradtrace.capture.accumulation import Accumulation
 from lightning_gradtrace.capture.check import check_sums, sum_errors
-from lightning_gradtrace.capture.engine import MicroBatch, TapeEngine
-from lightning_gradtrace.capture.functional import FunctionalEngine
+from lightning_gradtrace.capture.engines.functional import FunctionalEngine
+from lightning_gradtrace.capture.engines.tape import TapeEngine
+from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.placing.placement import UnattributableError
 from lightning_gradtrace.capture.precision import HALF
 from lightning_gradtrace.capture.shares import DenseShare
 from tests.cases import NoProbe
@@ -253,7 +254,7 @@ def test_half_precision_that_only_the_model_knows_of(
         found.update(name for name, dtype in precision.items() if dtype in HALF)
         check_sums(errors, gradients, precision, *rest)
 
-    monkeypatch.setattr("lightning_gradtrace.tracer.check_sums", noted)
+    monkeypatch.setattr("lightning_gradtrace.training.sums.check_sums", noted)
     trace, _ = run(kind, tmp_path / "a.zarr", bound=2e-2)
     assert found == CASTS[kind]
     assert trace.steps["half_precision"].all() and trace.verify().ok
@@ -395,7 +396,7 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> tuple[set[str], dict[str, float]]:
         largest.update({name: max(error, largest.get(name, 0.0)) for name, error in errors.items()})
         check_sums(errors, gradients, precision, *rest)
 
-    monkeypatch.setattr("lightning_gradtrace.tracer.check_sums", note)
+    monkeypatch.setattr("lightning_gradtrace.training.sums.check_sums", note)
     return found, largest
 
 

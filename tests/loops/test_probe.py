@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
 from tests.loops.models import WIDTH, Manual, Net, check_nothing_left, fit
@@ -83,11 +88,104 @@ class Adapting(Doubtful):
         return self.last((self.first(x) @ (self.middle - 0.1 * slope)).tanh())
 
 
+class Scaled(Doubtful):
+    """Takes the factor of its loss from somewhere, another one at every step."""
+
+    def factor(self) -> float:
+        raise NotImplementedError
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * self.factor()
+
+
+class Scheduled(Scaled):
+    """Takes it from a generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = (1 / n for n in itertools.count(1))
+
+    def factor(self) -> float:
+        return next(self.factors)
+
+
+class SecondLoader(Scaled):
+    """Takes it from a dataloader of its own, which begins again when it has come to its end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loader = DataLoader(torch.arange(5.0), shuffle=True, generator=torch.Generator().manual_seed(0))
+        self.held = {"batches": iter(self.loader)}
+
+    def factor(self) -> float:
+        try:
+            return float(next(self.held["batches"]))
+        except StopIteration:
+            self.held["batches"] = iter(self.loader)
+            return self.factor()
+
+
+class OfClass(Scaled):
+    """Counts in an attribute of its class."""
+
+    n = 0
+    seen: ClassVar[list[int]] = []
+
+    def factor(self) -> float:
+        type(self).n += 1
+        self.seen.append(self.n)
+        return 1 / len(self.seen) + 1 / self.n
+
+
+def make_closed() -> type:
+    n, factors, seen = 0, iter([1 / n for n in range(1, 99)]), []
+
+    class Closed(Scaled):
+        def factor(self) -> float:
+            nonlocal n
+            n += 1
+            seen.append(n)
+            return 1 / n + 1 / len(seen) + next(factors)
+
+    return Closed
+
+
+def closed() -> nn.Module:
+    """Counts in variables of the function that its class was defined in."""
+    return make_closed()()
+
+
+def counter() -> Callable[[], float]:
+    n = 0
+
+    def count(step: int = 1) -> float:
+        nonlocal n
+        n += step
+        return 1 / n
+
+    return functools.partial(count, step=2)
+
+
+class Calling(Scaled):
+    """Takes it from a function that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = counter()
+
+
+def of_class() -> nn.Module:
+    OfClass.n = 0
+    OfClass.seen.clear()
+    return OfClass()
+
+
+KINDS = [Teacher, Bounded, Clipping, Forgetting, Raw, Adapting, Scheduled, SecondLoader, of_class, closed, Calling]
+
+
 @pytest.mark.filterwarnings("ignore:GradTrace. `last.bias` took no part")
-@pytest.mark.parametrize(
-    "kind", [Teacher, Bounded, Clipping, Forgetting, Raw, Adapting], ids=lambda kind: kind.__name__
-)
-def test_what_a_step_changes_is_put_back(kind: type, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_what_a_step_changes_is_put_back(kind: Callable[[], nn.Module], tmp_path: Path) -> None:
     weights = []
     for callbacks in ([], [GradTrace(tmp_path / "a.zarr", TopK(5), ledger_every_n_steps=1)]):
         pl.seed_everything(3, verbose=False)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from lightning_gradtrace.capture.loss_tokens import TokenChoice, TokenEngine
-from lightning_gradtrace.capture.probe import PermutationProbe
+from lightning_gradtrace.capture.engines.loss_tokens import TokenChoice, TokenEngine
+from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from lightning_gradtrace.capture.sharded import bring_to_rest, watch_unsharding
 from lightning_gradtrace.ranks.meeting import Ranks
 from lightning_gradtrace.ranks.passing import pass_together

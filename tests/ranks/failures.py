@@ -60,10 +60,10 @@ class _Fails:
 
 def spoil(where: str) -> None:
     """Let something fail on rank 1 in the step `FAILS_AT`."""
-    from lightning_gradtrace import tracer
-    from lightning_gradtrace.capture.arrival import BatchReader
-    from lightning_gradtrace.capture.loss_tokens import TokenChoice, TokenPasses
+    from lightning_gradtrace.capture.engines.loss_tokens import TokenChoice, TokenPasses
+    from lightning_gradtrace.capture.intake.arrival import BatchReader
     from lightning_gradtrace.ranks import sums
+    from lightning_gradtrace.training import tracer
     from lightning_gradtrace.update.division import StepDivision
 
     def replace(owner: Any, name: str, at: int = FAILS_AT) -> None:
@@ -113,8 +113,8 @@ def fail(folder: Path, where: str, on_error: str, sharded: bool = False) -> Any:
 
 def interrupted(folder: Path) -> Any:
     """A pass of the loss tokens breaks off in the middle, on all ranks; weights and error."""
-    from lightning_gradtrace.capture.loss_tokens import TokenPasses
-    from lightning_gradtrace.capture.use import Use
+    from lightning_gradtrace.capture.engines.loss_tokens import TokenPasses
+    from lightning_gradtrace.capture.forward.use import Use
 
     make, receive = TokenPasses.make, Use.receive
     counts = {"pass": 0, "use": 0}

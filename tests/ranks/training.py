@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from lightning_gradtrace import Dense, Factored, GradTrace, Norms, Sketch, TokenGrads, TopK
-from lightning_gradtrace.capture.placement import Placer
+from lightning_gradtrace.capture.placing.placement import Placer
 from lightning_gradtrace.record.gains import Gains
 from tests.test_callback import LENGTH, N_SAMPLES, VOCAB, Model, Sentences
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.contraction import OuterView
-from lightning_gradtrace.capture.convolution import ConvolutionShare
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share, SumShare
+from lightning_gradtrace.capture.shares.contraction import OuterView
+from lightning_gradtrace.capture.shares.convolution import ConvolutionShare
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, Record, StepShifts
 from lightning_gradtrace.record.parameters import parameter_table
 from lightning_gradtrace.record.search import comparison, forming, searcher

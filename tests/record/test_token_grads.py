@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gradtrace import GradTrace, TokenGrads, TopK, open_trace
-from lightning_gradtrace.capture.placement import UnattributableError
+from lightning_gradtrace.capture.placing.placement import UnattributableError
 from tests.test_callback import LENGTH, VOCAB, Model, fit, make
 
 PARAMETER = "encoder.layers.0.linear1.weight"

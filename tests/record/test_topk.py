@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, RowShare, Share
+from lightning_gradtrace.capture.shares.contraction import OuterView
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK
 from lightning_gradtrace.record.search import comparison, forming, gathering, queued
 from lightning_gradtrace.record.search.candidates import Candidates

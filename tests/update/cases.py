@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
-from lightning_gradtrace.capture.engine import TapeEngine
+from lightning_gradtrace.capture.engines.tape import TapeEngine
 from lightning_gradtrace.capture.shares import Share
 from lightning_gradtrace.update.division import StepDivision, explain
 from lightning_gradtrace.update.ledger import Balance

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_gradtrace.capture.batch_axis import SampleAxis
-from lightning_gradtrace.capture.rows import Rows
+from lightning_gradtrace.capture.placing.batch_axis import SampleAxis
+from lightning_gradtrace.capture.routes.rows import Rows
 from lightning_gradtrace.capture.shares import Share
 
 Arguments = Mapping[str, Any]

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from lightning_gradtrace.capture.contraction import Contraction, OuterView
 from lightning_gradtrace.capture.rules._base import Call
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, Share
+from lightning_gradtrace.capture.shares.contraction import Contraction, OuterView
 
 Equation = tuple[str, str, str]
 

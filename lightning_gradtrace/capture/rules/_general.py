@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.batch_axis import SampleAxis
-from lightning_gradtrace.capture.derived import (
+from lightning_gradtrace.capture.forward.derived import (
     Derived,
     Lineage,
     Operand,
@@ -29,10 +28,11 @@ from lightning_gradtrace.capture.derived import (
     evaluate,
     quiet_vmap,
 )
-from lightning_gradtrace.capture.replay import run
-from lightning_gradtrace.capture.rows import Rows
+from lightning_gradtrace.capture.forward.replay import run
+from lightning_gradtrace.capture.forward.use import Use
+from lightning_gradtrace.capture.placing.batch_axis import SampleAxis
+from lightning_gradtrace.capture.routes.rows import Rows
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, Share
-from lightning_gradtrace.capture.use import Use
 from lightning_gradtrace.update.clipping import dense
 
 Places = Mapping[int, SampleAxis | Rows]

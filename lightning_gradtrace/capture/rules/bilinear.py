@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from lightning_gradtrace.capture.contraction import Contraction, OuterView
 from lightning_gradtrace.capture.rules._base import Call, Shares, register
 from lightning_gradtrace.capture.rules.linear import sum_positions
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, Share
+from lightning_gradtrace.capture.shares.contraction import Contraction, OuterView
 
 
 @register(

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.convolution import ConvolutionShare, pad
 from lightning_gradtrace.capture.rules._base import Arguments, Call, Shares, register
 from lightning_gradtrace.capture.rules._broadcast import sum_to
 from lightning_gradtrace.capture.shares import DenseShare, Share
+from lightning_gradtrace.capture.shares.convolution import ConvolutionShare, pad
 
 
 def _batched(arguments: Arguments, name: str) -> Mapping[int, int]:

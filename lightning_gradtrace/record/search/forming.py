@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import OuterShare, Share
+from lightning_gradtrace.capture.shares.contraction import OuterView
 from lightning_gradtrace.record._base import ParameterShifts
 from lightning_gradtrace.record.search.bounds import OuterBounds, OuterExtents, Sizes, Stairs
 from lightning_gradtrace.record.search.candidates import Candidates

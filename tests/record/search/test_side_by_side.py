@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
-from lightning_gradtrace.capture.functional import ReplayedShare, _Source
+from lightning_gradtrace.capture.engines.functional import ReplayedShare, _Source
 from lightning_gradtrace.capture.shares import DenseShare, OuterShare, Share, SumShare
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts
 from lightning_gradtrace.record.search import comparison, searcher, side_by_side

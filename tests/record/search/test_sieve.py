@@ -9,8 +9,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_gradtrace.capture.contraction import OuterView
 from lightning_gradtrace.capture.shares import OuterShare
+from lightning_gradtrace.capture.shares.contraction import OuterView
 from lightning_gradtrace.record import ParameterInfo, ParameterShifts, StepShifts, TopK
 from lightning_gradtrace.record.search import comparison, forming, sieve
 from lightning_gradtrace.record.search.bounds import OuterBounds

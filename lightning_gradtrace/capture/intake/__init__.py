@@ -1,0 +1,1 @@
+"""What arrives: a batch, what is in it, and who its samples are."""

@@ -1,0 +1,117 @@
+"""What arrives from the dataloader: a batch, who its samples are, where they stand, and inputs not yet stored."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor, nn
+
+from lightning_gradtrace.capture.intake.batch import count_samples, find_batch_axis
+from lightning_gradtrace.capture.intake.inputs import InputFilter, InputSource
+from lightning_gradtrace.capture.intake.sample_ids import IdSource
+from lightning_gradtrace.capture.probing.probe import PermutationProbe
+from lightning_gradtrace.capture.probing.random_state import RandomState
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """One batch of the training.
+
+    Attributes:
+        batch: what the dataloader yielded, on the device of the model.
+        number: index of the batch in the epoch.
+        ids: sample ids in slot order, int64, shape (sample,).
+        axis: axis of the batch's tensors that holds the samples.
+    """
+
+    batch: Any
+    number: int
+    ids: np.ndarray
+    axis: int
+
+    def probe(
+        self,
+        module: nn.Module,
+        parameters: Mapping[str, Tensor],
+        rehearse: Callable[[int, Any], None],
+        state: RandomState | None,
+    ) -> PermutationProbe:
+        """Return a probe of the batch.
+
+        Args:
+            module: the model.
+            parameters: tracked parameters by name.
+            rehearse: runs the training step's forward pass on (index of the batch, batch).
+            state: random states when the real one began, None if they are not known.
+        """
+        run = functools.partial(rehearse, self.number)
+        return PermutationProbe(module, parameters, run, self.batch, len(self.ids), self.axis, state)
+
+
+class BatchReader:
+    """Reads the batches of a training in the order of their arrival.
+
+    Args:
+        ids: gives the sample ids.
+        batch_axis: 0, 1, or "auto" to find out by size and from the data set's items.
+        inputs: see `InputFilter`.
+    """
+
+    def __init__(self, ids: IdSource, batch_axis: Literal["auto", 0, 1], inputs: InputSource) -> None:
+        self._ids = ids
+        self._axis: int | None = None if batch_axis == "auto" else batch_axis
+        self._inputs = InputFilter(inputs)
+        self._n_arrived = self._n_finished = 0
+
+    def read(self, batch: Any, number: int) -> Arrival:
+        """Read the next batch; every batch must be read, also one of which nothing is recorded.
+
+        Args:
+            batch: the batch.
+            number: its index in the epoch.
+
+        Returns:
+            The batch with its ids; without known ids, samples are numbered in the order of their arrival.
+
+        Raises:
+            ValueError: the batch has no samples, or not as many as there are ids.
+        """
+        ids = self._ids.ids(batch)
+        n_samples = count_samples(batch, self._axis, None if ids is None else len(ids))
+        if self._axis is None:
+            few = None if ids is None else functools.partial(self._ids.items, ids[:3])
+            axis = find_batch_axis(batch, n_samples, few) if ids is not None else 0
+            self._axis = axis if n_samples > 1 else None
+        else:
+            axis = self._axis
+        if ids is None:
+            ids = np.arange(self._n_arrived, self._n_arrived + n_samples)
+        self._n_arrived += n_samples
+        return Arrival(batch, number, ids, axis)
+
+    def state(self) -> dict[str, int | None]:
+        """Return what a later process needs to go on after the last batch that was finished."""
+        return {"axis": self._axis, "n_arrived": self._n_finished}
+
+    def restore(self, state: Mapping[str, Any], stored: np.ndarray) -> None:
+        """Go on where `state` was taken.
+
+        Args:
+            state: what it returned.
+            stored: ids of the samples whose inputs are stored, int64, shape (n,).
+        """
+        self._axis = state["axis"] if self._axis is None else self._axis
+        self._n_arrived = self._n_finished = int(state["n_arrived"])
+        self._inputs.remember(stored)
+
+    def finish(self) -> None:
+        """Take note that the training on the last batch is over: a run that is resumed won't see it again."""
+        self._n_finished = self._n_arrived
+
+    def new_inputs(self, arrival: Arrival) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Return ids, token ids and lengths of the samples whose inputs were not returned before, None for none."""
+        return self._inputs.new(arrival.batch, arrival.ids, arrival.axis)

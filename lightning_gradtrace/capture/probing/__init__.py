@@ -1,0 +1,1 @@
+"""Running a model again on the batch and on the batch permuted, and leaving no trace of it."""

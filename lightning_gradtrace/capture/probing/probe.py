@@ -1,0 +1,207 @@
+"""Run a model on a batch and on the same batch permuted, leaving no trace of it in the model.
+
+The two runs are made in evaluation mode without gradients, or with them where the training step takes gradients of its
+own; along the right axis, what a use receives in the second run is what it received in the first, permuted
+(docs/concepts.md, 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gradtrace.capture.forward.tape import Tape
+from lightning_gradtrace.capture.forward.use import Use
+from lightning_gradtrace.capture.intake.batch import permute_samples, sample_axis_of, tensors
+from lightning_gradtrace.capture.placing.batch_axis import SampleAxis
+from lightning_gradtrace.capture.placing.settling import count_unexplained
+from lightning_gradtrace.capture.probing.draws import EVERYWHERE, Draws, DrawSite, arrange
+from lightning_gradtrace.capture.probing.random_state import RandomState
+from lightning_gradtrace.capture.probing.sharing import is_shared
+from lightning_gradtrace.capture.probing.snapshot import undisturbed
+from lightning_gradtrace.capture.sharded import is_spread
+
+
+def permutation(n_samples: int) -> Tensor:
+    """Return a fixed order of the samples, for the permuted batch; no global seed is touched.
+
+    It does not commute with a shift or a reversal: a model that shifts or reverses the samples is told from one that
+    leaves them where they are. Of two samples the second is taken twice, because all orders of two commute. Of more
+    than three, no two stay side by side and no first ones stay the first: rows of one sample, or of a group of samples,
+    that happen to be as many as the samples are told from one row of each. Of more than four, every one changes its
+    place.
+    """
+    if n_samples < 3:
+        return torch.full((n_samples,), n_samples - 1, device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    order = torch.arange(n_samples, device="cpu")
+    while not _is_irregular(order):
+        order = torch.randperm(n_samples, generator=generator, device="cpu")
+    return order
+
+
+def _is_irregular(order: Tensor) -> bool:
+    n_samples, identity = len(order), torch.arange(len(order), device="cpu")
+    if any(torch.equal(one[order], order[one]) for one in (identity.flip(0), identity.roll(1))):
+        return False
+    if n_samples > 3 and bool((order.diff() == 1).any() | (order.cummax(0).values == identity)[:-1].any()):
+        return False
+    return n_samples < 5 or not bool((order == identity).any())
+
+
+Uses = Callable[[Any, Draws], list[Use]]
+
+
+@dataclass(frozen=True)
+class PermutationProbe:
+    """Runs a model on a batch and on the batch permuted, when asked.
+
+    Attributes:
+        module: the module whose modes, buffers and other tensors are restored afterwards.
+        parameters: tracked parameters by name.
+        run: runs the model's training forward on a batch.
+        batch: the batch.
+        n_samples: number of samples in it.
+        batch_axis: axis of the samples in the batch's tensors.
+        state: random states when the real forward pass began; None for the present ones.
+        shared: where random numbers are drawn that all samples share.
+        training: run as in training, not in evaluation mode.
+        trials: how many runs may be spent on the places of samples in random numbers.
+    """
+
+    module: nn.Module
+    parameters: Mapping[str, Tensor]
+    run: Callable[[Any], Any]
+    batch: Any
+    n_samples: int
+    batch_axis: int
+    state: RandomState | None = None
+    shared: Container[DrawSite] = ()
+    training: bool = False
+    trials: int = 32
+
+    def coincides(self) -> bool:
+        """Say whether something else than samples is as numerous: positions, features, rows of a table."""
+        sizes = {size for tensor in (*self.module.parameters(), *self.module.buffers()) for size in tensor.shape}
+        for tensor in tensors(self.batch):
+            samples = sample_axis_of(tensor, self.n_samples, self.batch_axis)
+            sizes |= {size for axis, size in enumerate(tensor.shape) if axis != samples}
+        return self.n_samples in sizes
+
+    def __call__(self) -> tuple[list[Use], list[Use], Tensor]:
+        """Record the uses of both runs.
+
+        Returns:
+            Uses of the run on the batch, uses of the run on the permuted batch, and the order of its samples.
+        """
+        order = permutation(self.n_samples)
+        with self._runs() as uses:
+            draws = Draws()
+            first = uses(self.batch, draws)
+            try:
+                _, second = self._arranged(uses, first, draws, order)
+            except Exception:
+                if self.n_samples != 2 or is_spread(self.module):
+                    raise
+                order = torch.zeros_like(order)  # a step may depend on the longer one of two to be there
+                _, second = self._arranged(uses, first, draws, order)
+        return first, second, order
+
+    def sharing(self, sites: Container[DrawSite]) -> PermutationProbe:
+        """Return a probe that takes random numbers for constants that are drawn in these places."""
+        return replace(self, shared=sites)
+
+    def influence(self, sites: Collection[DrawSite]) -> dict[DrawSite, bool | None]:
+        """Say of random numbers whether all samples share them, None for those without an influence.
+
+        The model runs as in training, because it may draw them in training only.
+
+        Raises:
+            UnattributableError: all samples share a draw in one place and not in another.
+        """
+        probe = replace(self, shared=EVERYWHERE, training=True)
+        order = torch.arange(self.n_samples, device="cpu").roll(1)
+        found = {}
+        with probe._runs() as uses:
+            draws = Draws()
+            first = uses(self.batch, draws)
+            places, moved = probe._arranged(uses, first, draws, order)
+            for site in sites:
+                numbers = draws.sites.get(site, ())
+                others = {i: place for i, place in places.items() if i not in numbers}
+                fixed = uses(probe._permuted(order), Draws(draws.made, others, order))
+                found[site] = is_shared(site, first, fixed, moved, order) if numbers else None
+        return found
+
+    def _permuted(self, order: Tensor) -> Any:
+        return permute_samples(self.batch, order, self.n_samples, self.batch_axis)
+
+    def _arranged(
+        self, uses: Uses, first: Sequence[Use], draws: Draws, order: Tensor
+    ) -> tuple[dict[int, SampleAxis], list[Use]]:
+        """Return where the samples are in the draws of a run, and the uses of the permuted run that shows it."""
+        permuted = self._permuted(order)
+
+        def run(places: Mapping[int, SampleAxis]) -> list[Use]:
+            return uses(permuted, Draws(draws.made, places, order))
+
+        return arrange(
+            draws.made, self.n_samples, run, lambda found: count_unexplained(first, found, order), self.trials
+        )
+
+    def own_axis(self, tensor: Tensor) -> int | None:
+        """Return the axis of the samples in a tensor of the batch itself, None for all others."""
+        for own in tensors(self.batch):
+            if own.shape == tensor.shape and own.data_ptr() == tensor.data_ptr():
+                return sample_axis_of(own, self.n_samples, self.batch_axis)
+        return None
+
+    def again(self) -> list[Use]:
+        """Record the uses of a second run on the batch, after a first one that leaves its state and random numbers."""
+
+        def run(with_gradients: bool) -> list[Use]:
+            self._tape(self.batch, with_gradients=with_gradients)
+            return self._tape(self.batch, with_gradients=with_gradients).uses
+
+        with undisturbed(self.module):
+            return self._with_gradients_if_needed(run)
+
+    @contextmanager
+    def _runs(self) -> Iterator[Uses]:
+        """Yield what runs the model on a batch and returns the uses; all runs begin alike."""
+        with undisturbed(self.module, self.training) as restore:
+
+            def uses(data: Any, draws: Draws) -> list[Use]:
+                def run(with_gradients: bool) -> list[Use]:
+                    draws.made.clear()
+                    draws.sites.clear()
+                    try:
+                        if self.state is not None:
+                            self.state.restore()
+                        with draws:
+                            return self._tape(data, draws, with_gradients=with_gradients).uses
+                    finally:
+                        restore()
+
+                return self._with_gradients_if_needed(run)
+
+            yield uses
+
+    def _with_gradients_if_needed(self, run: Callable[[bool], list[Use]]) -> list[Use]:
+        try:
+            return run(False)
+        except RuntimeError as error:  # a step that differentiates on its own, to adapt to a part of the batch
+            if "require grad" not in str(error) or is_spread(self.module):
+                raise
+        return run(True)
+
+    def _tape(self, data: Any, draws: Draws | None = None, *, with_gradients: bool = False) -> Tape:
+        tape = Tape(self.parameters, data, self.n_samples, probing=True, shared=self.shared, draws=draws)
+        with torch.set_grad_enabled(with_gradients), tape:
+            self.run(data)
+        return tape

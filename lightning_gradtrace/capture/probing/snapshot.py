@@ -1,0 +1,118 @@
+"""A model as it was: what a run of it may change is put back, so that the training goes on as if it had not run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gradtrace.capture.probing.attributes import Attributes
+from lightning_gradtrace.capture.probing.contents import is_same_tensor
+from lightning_gradtrace.capture.probing.random_state import RandomState
+from lightning_gradtrace.capture.sharded import GradientSettings, bring_to_rest, is_spread
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter and its gradient, which a forward pass may change: a teacher that follows, a constraint, SAM."""
+
+    parameter: nn.Parameter
+    place: Tensor
+    value: Tensor
+    gradient: Tensor | None
+    held: Tensor | None
+
+    @classmethod
+    def of(cls, parameter: nn.Parameter) -> Weight:
+        """Keep the present values."""
+        gradient = parameter.grad
+        held = None if gradient is None else gradient.clone()
+        return cls(parameter, parameter.data, parameter.detach().clone(), gradient, held)
+
+    def restore(self) -> None:
+        """Write the values back where they have changed; writing would count as a change in place.
+
+        After ``p.data = kept`` a parameter lies where something else does, which must not be written to.
+        """
+        if self.parameter.data_ptr() != self.place.data_ptr():
+            self.parameter.data = self.place
+        if not is_same_tensor(self.parameter, self.value):
+            self.parameter.copy_(self.value)
+        if self.parameter.grad is not self.gradient:
+            self.parameter.grad = self.gradient
+        if self.gradient is not None and self.held is not None and not is_same_tensor(self.gradient, self.held):
+            self.gradient.copy_(self.held)
+
+
+class Snapshot:
+    """Weights, gradients, buffers, attributes and random states at one moment.
+
+    Attributes include the states of torchmetrics metrics. Not among them are files, global variables and objects of
+    libraries beside the model.
+
+    Args:
+        module: the model.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._weights = [] if is_spread(module) else [Weight.of(parameter) for parameter in module.parameters()]
+        self._buffers = {buffer: buffer.clone() for buffer in module.buffers()}
+        self._attributes = Attributes(module)
+        self._settings = GradientSettings(module)
+        self._random = RandomState.now()
+
+    def restore(self) -> None:
+        """Put everything back that has changed, whatever fails."""
+        with ExitStack() as stack:
+            stack.callback(self._restore_tensors)
+            stack.callback(self._random.restore)
+            stack.callback(self._settings.restore)
+            # Weights that were gathered for a run would be taken for those after the next step.
+            stack.callback(bring_to_rest, self._module)
+            stack.callback(self._attributes.restore)
+
+    @contextmanager
+    def ended(self) -> Iterator[None]:
+        """Let the training go on afterwards, whatever fails."""
+        try:
+            yield
+        finally:
+            self._attributes.end()
+
+    @torch.no_grad()
+    def _restore_tensors(self) -> None:
+        for weight in self._weights:
+            weight.restore()
+        for buffer, value in self._buffers.items():
+            if not is_same_tensor(buffer, value):  # writing would count as a change in place
+                buffer.copy_(value)
+
+
+@contextmanager
+def undisturbed(module: nn.Module, keeps_mode: bool = False) -> Iterator[Callable[[], None]]:
+    """Put a module in evaluation mode for some runs, and everything back at the end.
+
+    Args:
+        module: the module.
+        keeps_mode: leave it in training mode where it is.
+
+    Yields:
+        What puts everything but the mode back between two runs.
+    """
+    modes = {part: part.training for part in module.modules()}
+    if not keeps_mode:
+        module.eval()
+    try:
+        before = Snapshot(module)
+        try:
+            yield before.restore
+        finally:
+            with before.ended():
+                before.restore()
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

@@ -1,0 +1,137 @@
+"""Says whether a function may have mixed the samples: a product or a reduction over the axis that held them.
+
+Such a result may still have an axis as long as the batch - the slots of an expert, the columns of a matrix - and that
+axis must not be taken for the samples. So the result counts as *lost* (`routing.py`), and only the permutation probe
+can show that samples are where sizes say.
+
+The axes of all tensors get letters, as in `torch.einsum`. The samples are safe if a letter that can hold them stands
+in every batched operand and in the result, and no letter that is summed over is more likely to hold them.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_gradtrace.capture.forward.functions import names_of
+from lightning_gradtrace.capture.placing.batch_axis import candidates
+from lightning_gradtrace.capture.rules.matmul import letters
+
+Terms = list[tuple[Tensor, str]]
+
+_MATRIX = {
+    **dict.fromkeys(names_of("matmul __matmul__ mm bmm mv"), 0),
+    **dict.fromkeys(("addmm", "addmv", "baddbmm"), 1),
+}
+_REDUCTIONS = names_of("sum mean amax amin max min prod norm logsumexp std var median")
+_LOOK_UPS = names_of("embedding take")
+MIXERS = frozenset({*_MATRIX, *_REDUCTIONS, *_LOOK_UPS, "__rmatmul__", "einsum", "tensordot"})
+
+
+def mixes_samples(
+    name: str, args: Sequence[Any], kwargs: Any, result: Any, is_batched: Callable[[Tensor], bool], n_samples: int
+) -> bool:
+    """Say whether the samples may be mixed in a result that has room for them.
+
+    Args:
+        name: name of the function, one of `MIXERS`.
+        args: its positional arguments.
+        kwargs: its named arguments.
+        result: what it returned.
+        is_batched: says whether a tensor comes from the batch.
+        n_samples: number of samples.
+
+    Returns:
+        False as well for a call that can't be read.
+    """
+    output = result if isinstance(result, Tensor) else result[0] if isinstance(result, tuple) and result else None
+    if not isinstance(output, Tensor) or not candidates(output.shape, n_samples):
+        return False
+    read = _terms(name, args, kwargs)
+    if read is None:
+        return False
+    terms, kept = read
+    batched = [(tensor, term) for tensor, term in terms if is_batched(tensor)]
+    if not batched:
+        return False
+    sizes = {letter: size for tensor, term in batched for letter, size in zip(term, tensor.shape, strict=True)}
+    common = set(kept).intersection(*(term for _, term in batched))
+    safe, lost = _likely(common, sizes, n_samples), _likely(sizes.keys() - set(kept), sizes, n_samples)
+    return lost > safe or (not safe and _likely(sizes, sizes, n_samples) > 0)
+
+
+def _likely(found: Collection[str], sizes: dict[str, int], n_samples: int) -> int:
+    """Return 2 if a letter has as many entries as there are samples, 1 if one has a multiple of that, else 0."""
+    return max((2 if sizes[a] == n_samples else int(sizes[a] % n_samples == 0) for a in found if sizes[a]), default=0)
+
+
+def _terms(name: str, args: Sequence[Any], kwargs: Any) -> tuple[Terms, str] | None:
+    """Return the operands with their letters, and the letters of the result; None for what can't be read."""
+    if name == "einsum":
+        return _of_einsum(args)
+    if name in _REDUCTIONS:
+        dims = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+        if name == "norm":  # its order comes first
+            dims = args[2] if len(args) > 2 else kwargs.get("dim")
+        dims = (dims,) if isinstance(dims, int) else dims
+        if not isinstance(dims, (tuple, list)) or not dims:
+            return None
+        own = string.ascii_letters[: args[0].dim()]
+        gone = {own[dim] for dim in dims}
+        return [(args[0], own)], "".join(a for a in own if a not in gone)
+    if name in _LOOK_UPS:  # of rows, or of entries, in any order
+        table = next(t for t in args if t.is_floating_point())
+        own = string.ascii_letters[: table.dim()]
+        return [(table, own)], own[1:] if name == "embedding" else ""
+    if name == "tensordot":
+        dims = args[2] if len(args) > 2 else kwargs.get("dims", 2)
+        return _of_tensordot(args[0], args[1], dims)
+    first = _MATRIX.get(name, 0)
+    operands = list(args[first : first + 2])
+    if name == "__rmatmul__":
+        operands.reverse()
+    if len(operands) < 2 or not all(isinstance(t, Tensor) for t in operands):
+        return None
+    one, two, product = letters(operands[0], operands[1])
+    return [(operands[0], one), (operands[1], two)], product
+
+
+def _of_einsum(args: Sequence[Any]) -> tuple[Terms, str] | None:
+    equation, *operands = args
+    if len(operands) == 1 and isinstance(operands[0], (tuple, list)):
+        operands = list(operands[0])
+    if not isinstance(equation, str) or not all(isinstance(t, Tensor) for t in operands):
+        return None
+    given, arrow, result = equation.replace(" ", "").partition("->")
+    terms = given.split(",")
+    spare = [a for a in string.ascii_letters if a not in equation]
+    widest = max(t.dim() - len(term.replace("...", "")) for t, term in zip(operands, terms, strict=True))
+    ahead = "".join(spare[:widest])
+
+    def full(term: str, n_axes: int) -> str:
+        n = n_axes - len(term.replace("...", ""))
+        return term.replace("...", ahead[len(ahead) - n :] if n else "")
+
+    filled = [full(term, t.dim()) for t, term in zip(operands, terms, strict=True)]
+    joined = "".join(filled)
+    if arrow:
+        result = result.replace("...", ahead)
+    else:
+        result = ahead + "".join(a for a in joined if joined.count(a) == 1 and a not in ahead)
+    return list(zip(operands, filled, strict=True)), result
+
+
+def _of_tensordot(first: Tensor, second: Tensor, dims: Any) -> tuple[Terms, str] | None:
+    if isinstance(dims, int):
+        dims = (range(first.dim() - dims, first.dim()), range(dims))
+    elif isinstance(dims, Tensor):
+        dims = dims.tolist()
+    one = list(string.ascii_lowercase[: first.dim()])
+    two = list(string.ascii_uppercase[: second.dim()])
+    for a, b in zip(*dims, strict=True):
+        two[b] = one[a]
+    result = [a for a in one if a not in two] + [a for a in two if a not in one]
+    return [(first, "".join(one)), (second, "".join(two))], "".join(result)

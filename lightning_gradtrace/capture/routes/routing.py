@@ -1,0 +1,308 @@
+"""Follows parts of the batch: loops over samples, experts that get some of the tokens, packed sequences.
+
+Whoever picks from a tensor along an axis that may hold the samples - by an index, a slice, a split, a loop - gets some
+of the samples, in an order of his own. From then on every entry has an *owner*, the sample that it belongs to; owners
+are moved by the same functions as the entries, so they are right for whatever was picked. Functions that treat rows
+apart keep owners; what is computed from one sample alone is that sample's; where parts meet a tensor that holds the
+samples in the ordinary way, as in the sum over experts, the result is ordinary again.
+
+Which axis of the source holds the samples is found out later (`placement.py`), so owners are kept for every axis that
+may. After any other function, and after one that may have mixed the samples (`mixing.py`), they are *lost*: such a
+tensor is attributed only if the permutation probe confirms that it holds the samples in the ordinary way.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gradtrace.capture.forward.elements import LOSSES
+from lightning_gradtrace.capture.forward.functions import Facts, names_of, tensors_among
+from lightning_gradtrace.capture.forward.taint import Taint
+from lightning_gradtrace.capture.forward.use import Use
+from lightning_gradtrace.capture.intake.batch import pieces
+from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates
+from lightning_gradtrace.capture.routes.features import Features
+from lightning_gradtrace.capture.routes.mixing import MIXERS, mixes_samples
+from lightning_gradtrace.capture.routes.orders import (
+    GATHERS,
+    PLACES,
+    SORTS,
+    STRINGS,
+    gathered,
+    placed,
+    sorted_along,
+    strings_numbers,
+)
+from lightning_gradtrace.capture.routes.picking import PICKS, Call, picker, picks_by_batch, picks_samples
+from lightning_gradtrace.capture.routes.rows import (
+    CERTAIN,
+    LOST,
+    NOBODY,
+    Fate,
+    Owners,
+    Route,
+    belonging_to,
+    constant,
+    laid_out,
+    settled,
+    sole_owner,
+)
+from lightning_gradtrace.capture.routes.writing import WRITES, written
+
+_MOVES = names_of(
+    "view reshape flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze expand T mT t "
+    "repeat view_as tile swapdims moveaxis"
+)
+_KEEPS = names_of(
+    "clone contiguous detach to float double half bfloat16 type dropout layer_norm rms_norm type_as normalize "
+    "requires_grad_ alpha_dropout feature_dropout"
+)
+_ALONG = names_of("softmax log_softmax cumsum")
+_REDUCES = names_of("sum mean amax amin norm logsumexp prod")
+_ROWS = names_of("linear matmul __matmul__ mm grouped_mm _grouped_mm")
+_IMAGES = names_of("conv1d conv2d conv3d max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool2d")
+_RECURRENT = names_of("lstm gru rnn_tanh rnn_relu")
+_JOINS = names_of("cat concat stack")
+_CHOICES = names_of("where masked_fill masked_fill_ clamp") | LOSSES
+_FIRST = PICKS | WRITES | GATHERS | STRINGS  # after them there is something to follow
+
+
+class Routes:
+    """Knows the parts of the batch in one forward pass.
+
+    Args:
+        batch: the batch.
+        n_samples: its number of samples.
+    """
+
+    def __init__(self, batch: Any, n_samples: int | None) -> None:
+        self._n = n_samples or 1
+        self._features = Features()
+        self._known: dict[int, tuple[Callable[[], Tensor | None], Route]] = {}
+        for sample, tensor in pieces(batch, self._n):
+            self._set(tensor, Route(None, {CERTAIN: belonging_to(sample, tensor)}))
+
+    def __call__(self, tensor: Tensor) -> Route | None:
+        """Return the route of a tensor, None if it holds the samples in the ordinary way."""
+        known = self._known.get(id(tensor))
+        return known[1] if known is not None and known[0]() is tensor else None
+
+    def of(self, outputs: Sequence[Any]) -> dict[int, Route]:
+        """Return the routes of those outputs of a call that have one."""
+        found = {i: self(t) for i, t in enumerate(outputs) if isinstance(t, Tensor)}
+        return {i: route for i, route in found.items() if route is not None}
+
+    def after(
+        self,
+        known: Facts,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        result: Any,
+        taint: Taint,
+        use: Use | None = None,
+    ) -> None:
+        """Take note of the result of a function with batched arguments, and of the use that it was."""
+        name = known.name.removeprefix("_VF.")
+        if self._n > 1:
+            self._features.after(name, function, args, kwargs, result, use)
+        if name == "where" and len(args) + len(kwargs) == 1:
+            name = "nonzero"
+        mixer = name in MIXERS
+        if self._n == 1 or not (self._known or mixer or name in _FIRST):
+            return
+
+        def holds(tensor: Tensor) -> bool:
+            return taint(tensor) and self(tensor) is not NOBODY
+
+        batched = [t for t in tensors_among((*args, *kwargs.values())) if holds(t)]
+        outputs = list(tensors_among(args[:1] if name == "__setitem__" else (result,)))
+        is_noise = bool(args) and isinstance(args[0], Tensor) and bool(taint.draws(args[0]))
+        call = Call(name, known, function, args, kwargs, outputs, batched, is_noise)
+        try:
+            if call.picks_from_batch:
+                call.features = self._features.axes(args[0], self._n)
+            routes = self._routes(call)
+            if name in STRINGS and strings_numbers(args, kwargs, lambda t: holds(t) and not taint.draws(t), self._n):
+                routes = [NOBODY]
+            if mixer and not any(routes) and mixes_samples(name, args, kwargs, result, holds, self._n):
+                routes = [LOST] * len(call.outputs)
+        except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
+            routes = [LOST] * len(call.outputs)  # what can't be followed is no reason to stop the user's forward pass
+        for tensor, route in zip(call.outputs, routes, strict=True):
+            self._set(tensor, route)
+            if route is LOST and known.in_place and tensor._base is not None:
+                self._set(tensor._base, LOST)
+
+    def _set(self, tensor: Tensor, route: Route | None) -> None:
+        if route is None:
+            self._known.pop(id(tensor), None)
+        else:
+            self._known[id(tensor)] = (weakref.ref(tensor), route)
+
+    def _routes(self, call: Call) -> list[Route | None]:
+        """Return the route of every output."""
+        if not call.batched and any(self(t) is NOBODY for t in tensors_among((*call.args, *call.kwargs.values()))):
+            return [NOBODY] * len(call.outputs)
+        if call.name == "repeat_interleave" and call.argument(1, "repeats") is None:  # numbers of rows, of counts alone
+            return [LOST] * len(call.outputs)
+        if call.name in GATHERS:
+            return gathered(call.name, call.args, call.kwargs, self(call.args[0]), len(call.outputs), self._n)
+        first = call.args[0] if call.args else None
+        if isinstance(first, Tensor) and call.picks_from_batch:
+            call.batched = [first]  # what is picked tells whose the result is, not the index
+        routed = [route for t in call.batched if (route := self(t)) is not None]
+        if routed:
+            source, places = routed[0].source, list(routed[0].owners)
+            # Other sources count as laid out like the first one: owners that then disagree are lost.
+            arguments = [(t, self(t)) for t in call.batched]
+        elif isinstance(first, Tensor) and call.picks_from_batch and picks_samples(call, self._n):
+            # A table of parameters or constants has rows, not samples, however many there are.
+            source = first.detach()
+            options = [o for o in call.places(self._n) if o.axis < max(first.dim() - 1, 1)]
+            places = options
+            arguments = [(first, Route(source, {o: laid_out(o, first, self._n) for o in options}))]
+        elif not call.picks_from_batch and picks_by_batch(call):
+            return [self._picked_by_batch(call)] * len(call.outputs)
+        elif call.name in WRITES:
+            source, places, arguments = None, [CERTAIN], [(t, None) for t in call.batched]
+        else:
+            return [None] * len(call.outputs)
+        found: list[dict[SampleAxis, Owners]] = [{} for _ in call.outputs]
+        for place in places:
+            mine = {id(t): _at(route, place, t, call, self._n) for t, route in arguments}
+            for owners, output in zip(self._follow(call, mine), found, strict=True):
+                output[place] = settled(owners, self._n) if isinstance(owners, Tensor) else owners
+        return [_route(source, owners) for owners in found]
+
+    def _picked_by_batch(self, call: Call) -> Route | None:
+        """Return the route of rows of a constant that a mask or counts of the batch pick: they are as these are.
+
+        Nor are they taken for samples in their order where they happen to be: the constant stays in its own.
+        """
+        by, output = picker(call), call.outputs[0]
+        route = None if by is None else self(by)
+        if by is None or route is LOST or route is NOBODY:
+            return LOST
+        if route is None:
+            route = Route(by.detach(), {at: laid_out(at, by, self._n) for at in candidates(by.shape, self._n)})
+        found: dict[SampleAxis, Owners] = {}
+        for place, owners in route.owners.items():
+            owners = laid_out(owners, by, self._n) if isinstance(owners, SampleAxis) else owners
+            found[place] = Fate.LOST
+            if isinstance(owners, Tensor):
+                rows = owners[by] if by.dtype is torch.bool else owners.repeat_interleave(by)
+                found[place] = rows.view(-1, *[1] * (output.dim() - 1)).expand(output.shape)
+        return _route(route.source, found) if found else LOST
+
+    def _follow(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Sequence[Tensor | Fate]:
+        """Return the owners of the outputs, given those of the batched arguments, by identity."""
+        everywhere, first = len(call.outputs), call.args[0] if call.args else None
+        known = [of.get(id(t), Fate.ORDINARY) for t in call.batched]
+        own = of.get(id(first), Fate.ORDINARY)
+        if call.name in PLACES or call.name in SORTS:
+            if not isinstance(own, Tensor):
+                return [own] * everywhere
+            if call.name in PLACES:
+                return placed(call.args[0], own, call.outputs)
+            axis = call.argument(SORTS[call.name][0], "dim", SORTS[call.name][1])
+            return sorted_along(axis, own, call.outputs, call.is_noise)
+        if call.name in WRITES:
+            return [written(call.name, call.args, call.kwargs, of, self._n)] * everywhere
+        if all(owners is Fate.ORDINARY for owners in known):
+            return [Fate.ORDINARY] * everywhere
+        if any(owners is Fate.LOST for owners in known):
+            return [Fate.LOST] * everywhere
+        soles = {sole_owner(owners) for owners in known}
+        sole = soles.pop() if len(soles) == 1 else None
+        if sole is not None:
+            return [belonging_to(sole, output) for output in call.outputs]
+        if call.name in _JOINS:
+            return [self._joined(call, of)]
+        if call.known.pointwise or call.name in _CHOICES:
+            return [self._combined(call, of)]
+        if not isinstance(own, Tensor):
+            return [_looked_up(call, of)]
+        if call.name in _MOVES or call.name in PICKS:
+            return [Fate.ORDINARY if moved is None else moved for moved in call.on(own)]
+        return _through(call, own)
+
+    def _joined(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
+        parts = [of.get(id(t), Fate.LOST) for t in tensors_among((call.argument(0, "tensors"),))]
+        owners = [part for part in parts if isinstance(part, Tensor)]
+        if len(owners) < len(parts):
+            return Fate.LOST
+        joined: Tensor = call.function(owners, *call.args[1:], **{k: v for k, v in call.kwargs.items() if k == "dim"})
+        return joined
+
+    def _combined(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
+        """Return the owners after a function that works entry by entry."""
+        (output,) = call.outputs
+        ordinary = [t for t in call.batched if of.get(id(t), Fate.ORDINARY) is Fate.ORDINARY]
+        if any(candidates(t.shape, self._n) for t in ordinary):
+            return Fate.ORDINARY
+        parts = [owners.expand(output.shape) for t in call.batched if isinstance(owners := of.get(id(t)), Tensor)]
+        return parts[0] if all(torch.equal(part, parts[0]) for part in parts[1:]) else Fate.LOST
+
+
+def _looked_up(call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
+    """Return the owners of rows of a table that is none of the batch; lost after any other function."""
+    index = call.argument(1, "indices")
+    owners = of.get(id(index))
+    if call.name not in ("__getitem__", "embedding") or not isinstance(owners, Tensor) or index.dtype == torch.bool:
+        return Fate.LOST
+    (output,) = call.outputs
+    ahead = output.shape[: owners.dim()] == owners.shape and all(t is index for t in call.batched)
+    return owners[(..., *[None] * (output.dim() - owners.dim()))].expand(output.shape) if ahead else Fate.LOST
+
+
+def _route(source: Tensor | None, owners: Mapping[SampleAxis, Owners]) -> Route | None:
+    for fate, route in ((Fate.ORDINARY, None), (Fate.LOST, LOST), (Fate.NOBODY, NOBODY)):
+        if all(found is fate for found in owners.values()):
+            return route
+    return Route(source, {at: Fate.LOST if found is Fate.NOBODY else found for at, found in owners.items()})
+
+
+def _at(route: Route | None, place: SampleAxis, tensor: Tensor, call: Call, n_samples: int) -> Tensor | Fate:
+    """Return the owners of an argument for one place of the samples in the source."""
+    owners = Fate.ORDINARY if route is None else route.owners.get(place, Fate.LOST)
+    if isinstance(owners, SampleAxis):
+        return laid_out(owners, tensor, n_samples) if call.name in PICKS | _MOVES | _JOINS else Fate.ORDINARY
+    if owners is Fate.ORDINARY and tensor is call.args[0] and picks_samples(call, n_samples):
+        ways = call.places(n_samples)
+        return laid_out(ways[0], tensor, n_samples) if len(ways) == 1 else Fate.LOST
+    return owners
+
+
+def _through(call: Call, owners: Tensor) -> Sequence[Tensor | Fate]:
+    """Return the owners after a function that treats rows apart; lost after any other."""
+    name, args, outputs = call.name, call.args, call.outputs
+    last = owners.dim() - 1
+    if name in _KEEPS and outputs[0].shape == owners.shape:
+        return [owners]
+    if name in _ALONG | _REDUCES:
+        dim = call.argument(1, "dim")
+        dims = [dim] if isinstance(dim, int) else list(dim) if isinstance(dim, (tuple, list)) else []
+        if dims and all(isinstance(d, int) and constant(owners, d % owners.dim()) for d in dims):
+            return [owners if name in _ALONG else owners.amin(dims, keepdim=bool(call.argument(2, "keepdim")))]
+    if name in _ROWS and last > 0 and constant(owners, last) and outputs[0].shape[:-1] == owners.shape[:-1]:
+        return [owners[..., :1].expand(outputs[0].shape)]
+    if name == "embedding" and outputs[0].shape[:-1] == owners.shape:
+        return [owners.unsqueeze(-1).expand(outputs[0].shape)]
+    if name in _IMAGES and all(constant(owners, axis) for axis in range(1, owners.dim())):
+        flat = owners.flatten(1)[:, :1].reshape(-1, *[1] * (outputs[0].dim() - 1))
+        return [flat.expand(outputs[0].shape)]
+    sizes = args[1] if len(args) > 1 else None
+    if name in _RECURRENT and isinstance(sizes, Tensor) and sizes.dim() == 1 and constant(owners, last):
+        hidden = owners[: int(sizes[0]), 0][None, :, None]
+        return [(owners[:, :1] if i == 0 else hidden).expand(t.shape) for i, t in enumerate(outputs)]
+    if name == "_pad_packed_sequence":
+        padded = torch._VF._pad_packed_sequence(owners, args[1], args[2], -1, args[4])[0]
+        first = padded[:, :1] if args[2] else padded[:1]  # what is padded belongs to its sequence all the same
+        return [torch.where(padded == -1, first.expand_as(padded), padded), Fate.ORDINARY]
+    return [Fate.LOST] * len(outputs)

@@ -1,0 +1,129 @@
+"""Places of samples in tensors that were picked from others: rows in any order and number, or one sample alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates
+
+
+class Fate(Enum):
+    """What is known of a tensor that has no owners, entry by entry."""
+
+    ORDINARY = "the samples lie along an axis, as they do everywhere else"
+    LOST = "nobody knows whose its entries are"
+    NOBODY = "it holds no samples, whatever its size: the distinct values of the batch, an order of the samples"
+
+
+# The sample of every entry of a tensor, of the shape of the tensor; or the axis along which they are in order.
+Owners = Tensor | SampleAxis | Fate
+
+
+@dataclass(frozen=True, eq=False)
+class Route:
+    """Whose the entries of a tensor are, for every place where the tensor that they come from may hold the samples.
+
+    Attributes:
+        source: the tensor that they were picked from, detached; None if there is nothing to find out about it.
+        owners: by place of the samples in the source.
+    """
+
+    source: Tensor | None
+    owners: Mapping[SampleAxis, Owners]
+
+    def place(self, axis: SampleAxis) -> Rows | SampleAxis | None:
+        """Return where the samples are, given their place in the source; None if it has to be found out."""
+        owners = self.owners.get(axis, Fate.LOST)
+        if not isinstance(owners, Tensor):
+            return owners if isinstance(owners, SampleAxis) else None
+        n_rows = owners.dim()
+        while n_rows > 1 and constant(owners, n_rows - 1):
+            n_rows -= 1
+            owners = owners.narrow(n_rows, 0, min(1, owners.shape[n_rows]))
+        return Rows(owners.long(), n_rows)
+
+
+CERTAIN = SampleAxis(-1)
+"""Stands for the place of the samples in a source that is none."""
+LOST = Route(None, {CERTAIN: Fate.LOST})
+NOBODY = Route(None, {CERTAIN: Fate.NOBODY})
+"""Of a tensor that belongs to the samples that it meets later, as a constant does."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Place of the samples in a tensor whose rows belong to samples in any order and number.
+
+    Attributes:
+        owners: int64, the sample of every row, with as many axes as the tensor; of size 1 where it holds features.
+        n_rows: number of leading axes that hold rows.
+    """
+
+    owners: Tensor
+    n_rows: int
+    factor: str = "rows"
+    axis: int = 0
+
+    def fits(self, shape: Sequence[int], n_samples: int) -> bool:
+        """Say whether a tensor of this shape has these rows."""
+        return tuple(shape[: self.n_rows]) == tuple(self.owners.shape[: self.n_rows])
+
+    def samples_first(self, tensor: Tensor, n_samples: int) -> Tensor:
+        """Return the rows of each sample, padded with zeros to the longest: shape (sample, row, ...)."""
+        owners = self.owners.flatten()
+        rows = tensor.flatten(0, self.n_rows - 1)
+        counts = torch.bincount(owners, minlength=n_samples)
+        order = owners.argsort(stable=True)
+        starts = counts.cumsum(0) - counts
+        sorted_owners = owners[order]
+        within = torch.arange(len(owners), device=owners.device) - starts[sorted_owners]
+        longest = int(counts.max()) if len(owners) else 1
+        out = rows.new_zeros((n_samples, longest, *rows.shape[1:]))
+        out[sorted_owners, within] = rows[order]
+        return out
+
+    def mark(self, weights: Tensor, shape: Sequence[int]) -> Tensor:
+        """Lay out one weight per sample so that it multiplies the rows of that sample."""
+        owners = self.owners.reshape(self.owners.shape[: self.n_rows] + (1,) * (len(shape) - self.n_rows))
+        return weights[..., owners]
+
+
+def belonging_to(sample: int, tensor: Tensor) -> Tensor:
+    """Return the owners of a tensor that one sample owns alone."""
+    return torch.tensor(sample, dtype=torch.int16, device=tensor.device).expand(tensor.shape)
+
+
+def laid_out(axis: SampleAxis, tensor: Tensor, n_samples: int) -> Tensor:
+    """Return the owners of a tensor that holds the samples at a place."""
+    numbers = torch.arange(n_samples, dtype=torch.int16, device=tensor.device)
+    return axis.mark(numbers, tensor.shape).expand(tensor.shape)
+
+
+def settled(owners: Tensor, n_samples: int) -> Owners:
+    """Return the axis along which owners are in order, the owners themselves if there is none."""
+    if owners.numel() < n_samples or sole_owner(owners) is not None:
+        return owners
+    ways = candidates(owners.shape, n_samples)
+    fitting = [way for way in ways if torch.equal(owners, laid_out(way, owners, n_samples))]
+    if not fitting:
+        return owners
+    return Fate.ORDINARY if len(ways) == 1 else fitting[0]
+
+
+def sole_owner(owners: Owners) -> int | None:
+    """Return the sample that owns everything, None if there are several."""
+    if not isinstance(owners, Tensor) or owners.numel() == 0:
+        return None
+    return int(owners.flatten()[0]) if all(constant(owners, axis) for axis in range(owners.dim())) else None
+
+
+def constant(owners: Tensor, axis: int) -> bool:
+    """Say whether owners do not change along an axis."""
+    if owners.shape[axis] <= 1 or owners.stride(axis) == 0:
+        return True
+    return bool((owners == owners.narrow(axis, 0, 1)).all())

@@ -1,0 +1,84 @@
+"""Whose the entries of a tensor are after a function wrote into it: `out[rows] = part`, `scatter`, `index_add`.
+
+Into a new tensor of zeros, or into one that holds the samples in the ordinary way, every sample should be written
+where it belongs. Reading owners (`rows.py`) back from the places that were written shows whether it was. Tokens that
+are written into the slots of an expert are not where the sizes say: the tensor is *lost* (`routing.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gradtrace.capture.forward.functions import names_of
+from lightning_gradtrace.capture.placing.batch_axis import candidates
+from lightning_gradtrace.capture.routes.rows import Fate, laid_out
+
+_BY_ROWS = names_of("index_add_ index_add index_copy_ index_copy")
+_BY_ENTRIES = names_of("scatter_ scatter scatter_add_ scatter_add scatter_reduce scatter_reduce_")
+_BY_BRACKETS = names_of("__setitem__ index_put_ index_put")
+_BY_MASK = names_of("masked_scatter_ masked_scatter")
+WRITES = _BY_ROWS | _BY_ENTRIES | _BY_BRACKETS | _BY_MASK
+# Names of the arguments after the target, by their place.
+_NAMES = {1: ("dim", "mask", "indices"), 2: ("index", "source", "values"), 3: ("source", "src")}
+
+
+def written(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], of: Mapping[int, Tensor | Fate], n_samples: int
+) -> Tensor | Fate:
+    """Return the owners of the target after a function of `WRITES`.
+
+    Args:
+        name: name of the function.
+        args: its positional arguments, the target first.
+        kwargs: its named arguments.
+        of: owners of the batched arguments, by identity.
+        n_samples: number of samples.
+
+    Returns:
+        What the target had before, or `Fate.LOST`.
+    """
+    target, own = args[0], of.get(id(args[0]), Fate.ORDINARY)
+    value = _argument(args, kwargs, 2 if name in _BY_BRACKETS | _BY_MASK else 3)
+    if not isinstance(value, Tensor) or id(value) not in of:
+        return own
+    theirs = of[id(value)]
+    if own is Fate.LOST or theirs is Fate.LOST:
+        return Fate.LOST
+    before, new = _ways(own, target, n_samples), _ways(theirs, value, n_samples)
+    if not before or not new:
+        return own
+    pairs = (_both(name, args, kwargs, one, other) for one in before for other in new)
+    return own if any(torch.equal(there, here.expand(there.shape)) for there, here in pairs) else Fate.LOST
+
+
+def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], place: int) -> Any:
+    if len(args) > place:
+        return args[place]
+    return next((kwargs[name] for name in _NAMES[place] if name in kwargs), None)
+
+
+def _ways(owners: Tensor | Fate, tensor: Tensor, n_samples: int) -> list[Tensor]:
+    if isinstance(owners, Tensor):
+        return [owners]
+    axes = candidates(tensor.shape, n_samples)
+    whole = [axis for axis in axes if axis.factor == "whole"]
+    return [laid_out(axis, tensor, n_samples) for axis in whole or axes]
+
+
+def _both(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], target: Tensor, value: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the owners at the places that were written, before and as the value has them."""
+    first, second = (_argument(args, kwargs, place) for place in (1, 2))
+    if name in _BY_ROWS:
+        return target.index_select(first, second), value
+    if name in _BY_ENTRIES:
+        return target.gather(first, second), value[tuple(slice(size) for size in second.shape)]
+    if name in _BY_MASK:
+        there = target.masked_select(first)
+        return there, value.flatten()[: len(there)]
+    return target[first if name == "__setitem__" else tuple(first)], value
