@@ -24,6 +24,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -141,6 +142,7 @@ class GradTrace(Callback):
         self.config = config
         check_settings(self)
         self._run: Run | None = None
+        self._hooks: list[Any] = []
         self._watch = DataloaderWatch()
         self._state: dict[str, Any] = {}
         self._resume: dict[str, Any] = {}
@@ -206,23 +208,19 @@ class GradTrace(Callback):
         )
         if resume:
             self._run.restore(resume)
-        self._run.watch(functools.partial(self._step_begins, trainer), self._step_made, self._step_ended)
+        begins = functools.partial(self._step_begins, trainer)
+        self._hooks = self._run.watch(begins, self._gradients_are_final, self._step_made, self._step_ended)
 
     def _announce(self, trainer: pl.Trainer, infos: Sequence[ParameterInfo]) -> None:
         """Say what the run is going to write, and warn if it is more than there is room for."""
-        try:
-            n_steps: float = trainer.estimated_stepping_batches - trainer.global_step
-        except MisconfigurationException:  # accumulation that changes between epochs
-            n_steps = math.inf
-        n_samples = samples_per_step(trainer.train_dataloader, trainer.accumulate_grad_batches)
-        n_samples = None if n_samples is None else n_samples * trainer.world_size
-        outlook = look_ahead(self.path, infos, self.records, max(0, n_steps), n_samples, self.every_n_steps)
+        n_steps = math.inf
+        with suppress(MisconfigurationException):  # accumulation that changes between epochs
+            n_steps = max(0, trainer.estimated_stepping_batches - trainer.global_step)
+        n_samples = samples_per_step(trainer.train_dataloader, trainer.accumulate_grad_batches * trainer.world_size)
+        outlook = look_ahead(self.path, infos, self.records, n_steps, n_samples, self.every_n_steps)
         rank_zero_info(f"GradTrace: {outlook.text}")
         if not outlook.fits:
-            rank_zero_warn(
-                f"GradTrace: {outlook.text}. Keep less (a smaller k, `every_n_steps`, a schedule), track fewer "
-                "parameters, or choose another place"
-            )
+            rank_zero_warn(f"GradTrace: {outlook.warning}")
 
     def _id_source(self) -> IdSource:
         if callable(self.sample_ids):
@@ -236,64 +234,65 @@ class GradTrace(Callback):
 
     # --- a training step ----------------------------------------------------------------------------------------
 
+    @property
+    def _running(self) -> Run:
+        """The run; hooks are guarded, so there is one."""
+        assert self._run is not None
+        return self._run
+
     @override
     @guarded
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        assert self._run is not None
-        self._run.begin_batch(batch, batch_idx, trainer.global_step)
+        self._running.begin_batch(batch, batch_idx, trainer.global_step)
 
     @override
     @guarded
     def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer) -> None:
-        assert self._run is not None
-        self._run.tracer.accumulation.passed_over(id(optimizer))
+        self._running.tracer.accumulation.passed_over(id(optimizer))
 
     @override
     @guarded
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
-        assert self._run is not None
-        self._run.before_backward(loss, functools.partial(rehearse, trainer, pl_module))
+        self._running.before_backward(loss, functools.partial(rehearse, trainer, pl_module))
 
     @override
     @guarded
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self._run is not None
-        self._run.after_backward(functools.partial(rehearse, trainer, pl_module), loss_factor(trainer))
+        self._running.after_backward(functools.partial(rehearse, trainer, pl_module), loss_factor(trainer))
 
     @override
     @guarded
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
     ) -> None:
-        assert self._run is not None
-        self._run.before_step(optimizer, trainer.global_step, trainer.current_epoch, trainer.global_rank)
+        self._running.before_step(optimizer, trainer.global_step, trainer.current_epoch, trainer.global_rank)
 
     @guarded
     def _step_begins(self, trainer: pl.Trainer, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        assert self._run is not None
         announce = functools.partial(self.on_before_optimizer_step, trainer, trainer.lightning_module, optimizer)
-        self._run.step_begins(optimizer, kwargs, announce)
+        self._running.step_begins(optimizer, kwargs, announce)
+
+    @guarded
+    def _gradients_are_final(self) -> None:
+        self._running.gradients_are_final()
 
     @guarded
     def _step_made(self, optimizer: Optimizer) -> None:
-        assert self._run is not None
-        self._run.step_made(optimizer)
+        self._running.step_made(optimizer)
 
     @guarded
     def _step_ended(self, optimizer: Optimizer) -> None:
-        assert self._run is not None
-        self._run.step_ended(optimizer)
+        self._running.step_ended(optimizer)
 
     @override
     @guarded
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert self._run is not None
-        self._run.finish_batch()
-        residual = self._run.tracer.residual
+        self._running.finish_batch()
+        residual = self._running.tracer.residual
         if self.log_residual and not math.isnan(residual):
             pl_module.log("gradtrace/residual", residual, prog_bar=True, batch_size=1)
 
@@ -306,8 +305,7 @@ class GradTrace(Callback):
 
     @guarded
     def _take_state(self) -> None:
-        assert self._run is not None
-        self._state = self._run.state()
+        self._state = self._running.state()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -318,8 +316,7 @@ class GradTrace(Callback):
     @override
     @guarded
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert self._run is not None
-        self._run.store_weights(trainer.global_step, last=True)
+        self._running.store_weights(trainer.global_step, last=True)
         self._take_state()
         self._close(complete=True)
 
@@ -332,14 +329,16 @@ class GradTrace(Callback):
         self._abandon("the training ended without a word")
 
     def _abandon(self, reason: str) -> None:
-        """Close a trace whose training failed; a store that fails too must not hide why."""
+        """Leave nothing behind; a store that fails after the training did must not hide why."""
         try:
             self._close(complete=False, reason=reason)
         except Exception as error:
             warnings.warn(f"GradTrace could not end the trace: {type(error).__name__}: {error}", stacklevel=2)
+        while self._hooks:
+            self._hooks.pop().remove()
 
     def _close(self, *, complete: bool, reason: str | None = None) -> None:
-        """Leave nothing behind: no mode, no hook, no watched dataloader, no open store. Idempotent."""
+        """Leave no mode, no watched dataloader and no open store behind; hooks may be running. Idempotent."""
         run, self._run = self._run, None
         self._watch.stop()
         if run is not None:

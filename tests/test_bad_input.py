@@ -261,6 +261,9 @@ def test_positions_that_are_as_many_as_the_samples_are_not_taken_for_samples(tmp
         assert sizes.nunique() == n  # every sample has shares of its own
 
 
+PROBED: list[tuple[float, float]] = []  # global, because what a function shares with its surroundings is put back
+
+
 def test_the_probe_leaves_other_random_numbers_alone(tmp_path: Path) -> None:
     """T = B makes the probe run `training_step` twice more in the first step; later draws must be the same."""
 
@@ -269,16 +272,17 @@ def test_the_probe_leaves_other_random_numbers_alone(tmp_path: Path) -> None:
             if torch.is_grad_enabled():
                 drawn.append((np.random.rand(), random.random()))
             else:
-                probed.append((np.random.rand(), random.random()))
+                PROBED.append((np.random.rand(), random.random()))
             return super().training_step(batch, batch_idx)
 
-    draws, probed = [], []
+    draws = []
+    PROBED.clear()
     for callbacks in ([], [GradTrace(tmp_path / "a.zarr", TopK(3))]):
         drawn: list[tuple[float, float]] = []
         pl.seed_everything(3, verbose=False)
         fit(Drawing(), *callbacks, max_epochs=1, loader=DataLoader(Sentences(), batch_size=6))
         draws.append(drawn)
-    assert len(probed) == 2
+    assert len(PROBED) == 2
     assert draws[0] == draws[1]
 
 

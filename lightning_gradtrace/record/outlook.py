@@ -25,6 +25,14 @@ class Outlook:
     text: str
     fits: bool
 
+    @property
+    def warning(self) -> str:
+        """What to say if it does not fit."""
+        return (
+            f"{self.text}. Keep less (a smaller k, `every_n_steps`, a schedule), track fewer parameters, or choose "
+            "another place"
+        )
+
 
 def look_ahead(
     target: Target,
@@ -76,15 +84,15 @@ def readable(n_bytes: float) -> str:
     return f"{value:.1f} {units[0]}" if value < 9.95 and units[0] != "B" else f"{value:.0f} {units[0]}"
 
 
-def samples_per_step(loader: Any, accumulate: int = 1) -> int | None:
+def samples_per_step(loader: Any, n_batches: int = 1) -> int | None:
     """Return the number of samples of an optimizer step, as a dataloader says; None if it doesn't.
 
     Args:
         loader: the training dataloader.
-        accumulate: micro-batches of a step.
+        n_batches: batches of a step, of all micro-batches and ranks.
     """
     for holder in (loader, getattr(loader, "batch_sampler", None)):
         size = getattr(holder, "batch_size", None)
         if isinstance(size, int) and not isinstance(size, bool):
-            return size * accumulate
+            return size * n_batches
     return None

@@ -30,7 +30,7 @@ from lightning_gradtrace.training.numbering import StepNumbers
 from lightning_gradtrace.training.open_batch import OpenBatch
 from lightning_gradtrace.training.step import Position
 from lightning_gradtrace.training.tracer import Tracer
-from lightning_gradtrace.update.nesting import Moment, come_last, watch_steps
+from lightning_gradtrace.update.nesting import Moment, Removable, come_last, watch_steps
 from lightning_gradtrace.update.scaling import held_scale, loss_scale, overflowed
 
 Rehearsal = Callable[[int, Any], None]
@@ -83,12 +83,15 @@ class Run:
         self.failure = error
         self._open.drop()
 
-    def watch(self, before: Callable[..., None], made: Moment, after: Moment) -> None:
-        """Watch the steps of all optimizers, until `close`."""
+    def watch(
+        self, before: Callable[..., None], final: Callable[[], None], made: Moment, after: Moment
+    ) -> list[Removable]:
+        """Watch the steps of all optimizers, see `watch_steps`, and return what ends that; not while one steps."""
         for optimizer in self.optimizers:
-            self._hooks += watch_steps(optimizer, before, self.tracer.gradients_are_final, made, after)
+            self._hooks += watch_steps(optimizer, before, final, made, after)
         if self.tracer.sharded:
             self._hooks += watch_unsharding(self.tracer.module, [p.name for p in self.tracer.tracked])
+        return self._hooks
 
     def begin_batch(self, batch: Any, number: int, step: int) -> None:
         """Read a batch and start the tape, if a step of this batch may be recorded.
@@ -229,6 +232,11 @@ class Run:
         if self._announced is not None:
             self._open.suspend()
 
+    @held_back
+    def gradients_are_final(self) -> None:
+        """Take note that clipping is over and the optimizer is about to use the gradients."""
+        self.tracer.gradients_are_final()
+
     def step_made(self, optimizer: Optimizer) -> None:
         """Read off the step before other hooks after it, which may zero its gradients."""
         if self._announced is not None:
@@ -300,12 +308,10 @@ class Run:
         self.tracer.store_weights(step)
 
     def close(self, *, complete: bool, reason: str | None) -> None:
-        """Leave nothing behind: no mode, no hook, no open store."""
+        """Leave no mode and no open store behind."""
         self._open.drop()
         if complete and self._n_batches and not self._numbers.next:
             refusals.warn_of_no_step()
-        while self._hooks:
-            self._hooks.pop().remove()
         self.tracer.writer.close(complete=complete, end_reason=reason)
 
     def _check_seen(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_gradtrace.capture.engines.tape import TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
-from tests.capture.noises import LENGTH, ORDINARY, SHARED, WIDTH, Training, net, squares
+from tests.capture.probing.noises import LENGTH, ORDINARY, SHARED, WIDTH, Training, net, squares
 from tests.capture.test_attribution import Net, capture
 from tests.device.devices import CUDA, Device
 

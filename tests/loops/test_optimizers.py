@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -14,7 +16,9 @@ from torch.utils.data import DataLoader
 
 from lightning_gradtrace import GradTrace, TopK, open_trace
 from lightning_gradtrace.capture.placing.placement import UnattributableError
-from tests.loops.models import WIDTH, Manual, Net, check_nothing_left, data, fit, run
+from lightning_gradtrace.training.step import Step
+from lightning_gradtrace.update.division import StepDivision
+from tests.loops.models import WIDTH, Manual, Net, check_nothing_left, data, fit, hooks, run
 from tests.loops.test_precision import scaled
 
 
@@ -238,3 +242,55 @@ def test_shares_are_not_written_to_with_the_gradients(
     trace, _ = run(Halved, tmp_path / "a.zarr", loader=lambda: loader, bound=bound, max_epochs=1, **options)
     assert (trace.steps["residual"] < bound).all()
     np.testing.assert_allclose(trace.steps["clip_factor"], 0.5, rtol=1e-3)
+
+
+def failing(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Call a function, and fail at its second call."""
+    n = 0
+
+    def fails(*args: Any, **kwargs: Any) -> Any:
+        nonlocal n
+        n += 1
+        if n == 2:
+            raise RuntimeError("out of luck")
+        return function(*args, **kwargs)
+
+    return fails
+
+
+@pytest.mark.parametrize("registers", [False, True], ids=["alone", "among hooks"])
+@pytest.mark.parametrize("bare", [False, True], ids=["announced", "bare optimizer"])
+@pytest.mark.parametrize("moment", ["begin", "keep_gradients", "complete", "shifts"])
+def test_a_failure_in_a_hook_of_a_step_ends_the_trace_and_not_the_training(
+    moment: str, bare: bool, registers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bare(Manual):
+        """Steps an optimizer that Lightning does not wrap, which has hooks of its own that come after ours."""
+
+        def on_train_batch_start(self, batch, batch_idx) -> None:
+            if registers and (self.current_epoch, batch_idx) == (0, 0):
+                optimizer = self.optimizers(use_pl_optimizer=False)
+                optimizer.register_step_pre_hook(lambda *args: called.append("before"))
+                optimizer.register_step_post_hook(lambda *args: called.append("after"))
+
+        def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+            return super().optimizers(use_pl_optimizer=not bare and use_pl_optimizer)
+
+    owner: Any = Step if moment == "shifts" else StepDivision
+    weights, calls = [], []
+    for path in (None, tmp_path / "a.zarr"):
+        called: list[str] = []
+        pl.seed_everything(3, verbose=False)
+        model = Bare()
+        if path is None:
+            fit(model)
+        else:
+            monkeypatch.setattr(owner, moment, failing(getattr(owner, moment)))
+            with pytest.warns(UserWarning, match="GradTrace stopped recording, training goes on: .*out of luck"):
+                trainer = fit(model, GradTrace(path, TopK(3), on_error="disable"))
+            assert hooks(model) == [] and len(trainer.optimizers[0]._optimizer_step_pre_hooks) == registers
+            assert len(trainer.optimizers[0]._optimizer_step_post_hooks) == registers
+        weights.append(model.state_dict())
+        calls.append(called)
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items()) and calls[0] == calls[1]
+    assert open_trace(tmp_path / "a.zarr").steps.index.tolist() == [0]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.capture.uses._base import N, layer, on, use
+from tests.capture.rules.uses._base import N, layer, on, use
 
 W, V = {"w": (4, 5)}, {"w": (5,)}
 

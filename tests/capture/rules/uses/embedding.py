@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.capture.uses._base import Function, N, layer, on, use
+from tests.capture.rules.uses._base import Function, N, layer, on, use
 
 
 def _bags(m: nn.Module, x: Tensor) -> Tensor:

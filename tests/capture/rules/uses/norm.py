@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from tests.capture.uses._base import N, layer, on
+from tests.capture.rules.uses._base import N, layer, on
 
 NORM = [
     layer("layer_norm: two feature axes", lambda: nn.LayerNorm((4, 5)), (N, 2, 4, 5)),

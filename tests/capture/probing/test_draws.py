@@ -14,7 +14,7 @@ from lightning_gradtrace.capture.engines.tape import TapeEngine
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placing.placement import UnattributableError
 from lightning_gradtrace.capture.probing.probe import PermutationProbe
-from tests.capture.noises import LENGTH, ORDINARY, SHARED, WIDTH, Training, layers, net, out, scored, squares
+from tests.capture.probing.noises import LENGTH, ORDINARY, SHARED, WIDTH, Training, layers, net, out, scored, squares
 from tests.capture.test_attribution import Net, capture
 
 N = 4

@@ -15,7 +15,7 @@ from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placing import settling
 from lightning_gradtrace.capture.placing.placement import UnattributableError
-from tests.capture.mixtures import ELSEWHERE, EXACT, SIZES, Model, Sizes
+from tests.capture.routes.mixtures import ELSEWHERE, EXACT, SIZES, Model, Sizes
 from tests.capture.test_attribution import Net, capture
 
 Losses = Callable[[nn.Module, Tensor], Tensor]

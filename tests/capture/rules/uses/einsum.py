@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tests.capture.uses._base import N, use
+from tests.capture.rules.uses._base import N, use
 
 EINSUM = [
     use(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tests.capture.uses._base import N, layer, on, use
+from tests.capture.rules.uses._base import N, layer, on, use
 
 D, P = {"w": (4,)}, {"w": (7, 4)}
 X = (N, 7, 4)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from tests.capture.uses._base import N, UseCase, layer, on
+from tests.capture.rules.uses._base import N, UseCase, layer, on
 
 
 def _conv(name: str, n_axes: int, input: Sequence[int], share: str | None = None, **options: object) -> UseCase:

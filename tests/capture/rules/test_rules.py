@@ -17,7 +17,7 @@ from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from lightning_gradtrace.capture.rules import registered
 from lightning_gradtrace.capture.shares import convolution
-from tests.capture.uses import USES, N, UseCase
+from tests.capture.rules.uses import USES, N, UseCase
 
 
 def capture(model: nn.Module, x: Tensor, axis: int = 0, *, rules: bool = True, n_samples: int = N) -> MicroBatch:
@@ -217,4 +217,4 @@ def test_a_complex_parameter_is_left_to_the_general_rule(served: list[tuple[str,
 def test_every_rule_is_exercised() -> None:
     names = {function.__name__ for function in registered()}
     tested = {case.name.split(":")[0] for case in USES if case.closed}
-    assert names == tested, "add the new rule's uses to tests/capture/uses"
+    assert names == tested, "add the new rule's uses to tests/capture/rules/uses"
