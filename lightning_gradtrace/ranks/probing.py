@@ -52,7 +52,7 @@ class JointProbe:
         """Return what the probe found."""
         return _told(self.runs)
 
-    def sharing(self, sites: Container[DrawSite]) -> JointProbe:
+    def sharing(self, sites: Container[DrawSite], fixed: Collection[DrawSite] = ()) -> JointProbe:
         """Return what was found with random numbers as constants; those that are known to be were so from the start."""
         return replace(self, runs=self.aside) if sites is EVERYWHERE else self
 
@@ -101,7 +101,7 @@ def probe_together(
     n_wanted, n_doubtful, n_drawn, squares = told
     if probe is None:
         return None
-    probe = replace(probe.sharing(doubt.shared), trials=0)
+    probe = replace(probe.sharing(doubt.shared, doubt.shared), trials=0)
     joint = JointProbe(probe, _attempt(probe) if n_wanted else None)
     if not n_doubtful:
         return joint
@@ -110,7 +110,8 @@ def probe_together(
     influences = _attempt(functools.partial(probe.influence, sorted(doubt.drawn, key=str)))
     own = isinstance(influences, dict) and not any(found is not False for found in influences.values())
     (n_asides,) = recorder.ranks.agree(recorder.failure, [float(not own)])
-    aside = _attempt(probe.sharing(EVERYWHERE)) if n_asides else None
+    shared = {site for site, found in influences.items() if found} if isinstance(influences, dict) else set()
+    aside = _attempt(probe.sharing(EVERYWHERE, shared.union(doubt.shared))) if n_asides else None
     return replace(joint, influences=influences, aside=aside)
 
 

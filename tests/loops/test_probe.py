@@ -99,11 +99,22 @@ class Scaled(Doubtful):
 
 
 class Scheduled(Scaled):
-    """Takes it from a generator."""
+    """Takes it from iterators of Python's own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.factors = (1 / n for n in itertools.count(1))
+        self.counts, self.held = itertools.count(1), {"factors": iter([1 / n for n in range(1, 99)])}
+
+    def factor(self) -> float:
+        return 1 / next(self.counts) + next(self.held["factors"])
+
+
+class Generated(Scaled):
+    """Takes it from a generator, which tells of the step that it is asked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = (1 / (n + self.global_step) for n in itertools.count(1))
 
     def factor(self) -> float:
         return next(self.factors)
@@ -114,7 +125,7 @@ class SecondLoader(Scaled):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loader = DataLoader(torch.arange(5.0), shuffle=True, generator=torch.Generator().manual_seed(0))
+        self.loader = DataLoader(torch.arange(5.0), shuffle=True)
         self.held = {"batches": iter(self.loader)}
 
     def factor(self) -> float:
@@ -180,9 +191,24 @@ def of_class() -> nn.Module:
     return OfClass()
 
 
-KINDS = [Teacher, Bounded, Clipping, Forgetting, Raw, Adapting, Scheduled, SecondLoader, of_class, closed, Calling]
+KINDS = [
+    Teacher,
+    Bounded,
+    Clipping,
+    Forgetting,
+    Raw,
+    Adapting,
+    Scheduled,
+    Generated,
+    SecondLoader,
+    of_class,
+    closed,
+    Calling,
+]
 
 
+# Its outcome is tested all the same: without the probe, sizes must not mislead.
+@pytest.mark.filterwarnings("ignore:.*`training_step` takes from an iterator .*, which can't be set back")
 @pytest.mark.filterwarnings("ignore:GradTrace. `last.bias` took no part")
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_what_a_step_changes_is_put_back(kind: Callable[[], nn.Module], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_gradtrace.capture.forward.functions import Facts, tensors_among
-from lightning_gradtrace.capture.forward.ways import Ways
+from lightning_gradtrace.capture.forward.ways import Call, Ways
 from lightning_gradtrace.capture.intake.batch import holds_only_tensors, tensors
 from lightning_gradtrace.capture.probing.draws import DrawSite
 
@@ -102,10 +102,9 @@ class Taint:
         known = self._drawn.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else _NOWHERE
 
-    def meets(self, known: Facts, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Take note of a call that comes, if random numbers are among its arguments."""
-        if self._drawn:
-            self.ways.note(known.name, args, kwargs)
+    def before(self, known: Facts, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call | None:
+        """Look at a call that comes, if random numbers may be among its arguments; a probe asks for no ways."""
+        return self.ways.before(known.name, args, kwargs) if self._drawn and self._note is None else None
 
     def any(self, values: Iterable[Any]) -> bool:
         """Say whether any tensor among values, or in lists and tuples among them, is batched."""

@@ -165,21 +165,21 @@ class Tape(TorchFunctionMode):
                 shape = torch.broadcast_shapes(*(tensor.shape for tensor in args))
                 return tuple(tensor.expand(shape) for tensor in args)
         if not self._is_tracked(args) and not (kwargs and self._is_tracked(kwargs.values())):
-            known = facts(func)
-            self._taint.meets(known, args, kwargs)
-            return self._untracked(known, func, args, kwargs)
+            return self._untracked(facts(func), func, args, kwargs)
         rule = rule_for(func)
         if rule is None and isinstance(func, types.FunctionType):
             call_of = (func, *map(id, args))
             if call_of not in self._opened:
                 return self._look_inside(call_of, args, kwargs)
         known = facts(func)
-        self._taint.meets(known, args, kwargs)
         if not (self._probing or torch.is_grad_enabled()):
             return self._untracked(known, func, args, kwargs)
         # What a call overwrites, or draws, is known only before it.
         call = self._call(known, func, args, kwargs) if known.in_place or known.random else None
+        drawn = self._taint.before(known, args, kwargs)
         result = self._run(func, args, kwargs)
+        if drawn is not None:
+            self._taint.ways.after(drawn, args[0] if known.in_place else result)
         outputs = outputs_of(known.in_place, args, result)
         if not self._live(known, outputs):
             self._taint.after(known, args, kwargs, self._is_batched(args, kwargs), result)
@@ -211,7 +211,10 @@ class Tape(TorchFunctionMode):
         self, known: Facts, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         batched = self._is_batched(args, kwargs)
+        drawn = self._taint.before(known, args, kwargs)
         result = self._run(func, args, kwargs)
+        if drawn is not None:
+            self._taint.ways.after(drawn, args[0] if known.in_place else result)
         if self._taint.after(known, args, kwargs, batched, result):
             self._routes.after(known, func, args, kwargs, result, self._taint)
         return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -91,7 +91,7 @@ class Doubt:
     places: bool = False
     draws: Collection[DrawSite] = ()
     drawn: Collection[DrawSite] = ()
-    shared: Container[DrawSite] = ()
+    shared: Collection[DrawSite] = ()
 
     def __bool__(self) -> bool:
         return self.places or bool(self.draws)
@@ -116,8 +116,13 @@ class Probe(Protocol):
     def again(self) -> Sequence[Use]:
         """Return the uses of a later run on the batch: other random numbers, a later state of the model."""
 
-    def sharing(self, sites: Container[DrawSite]) -> Probe:
-        """Return a probe that takes random numbers for constants that are drawn in these places."""
+    def sharing(self, sites: Container[DrawSite], fixed: Collection[DrawSite] = ()) -> Probe:
+        """Return a probe for random numbers that all samples share.
+
+        Args:
+            sites: where they are drawn; these are constants.
+            fixed: which of these are known to be shared, and stay as they are when the samples are permuted.
+        """
 
     def influence(self, sites: Collection[DrawSite]) -> Mapping[DrawSite, bool | None]:
         """Say of random numbers whether all samples share them, None where they have no influence yet."""
@@ -188,13 +193,8 @@ def settle(
         if not fitting and alike and _is_untold(real, place, len(order)):
             others = in_the_middle(found, before.shape, len(order))
             fitting = [o for o in others if same(o.permute(before, order), after)]
-        whole = [o for o in found if o.factor == "whole"]
-        if not fitting and len(whole) > 1:  # samples against samples: it is split by the first of the two axes
-            fitting = [
-                one
-                for one, other in itertools.combinations(whole, 2)
-                if same(other.permute(one.permute(before, order), order), after)
-            ]
+        if not fitting:  # samples against samples: it is split by the first of the two axes
+            fitting = [one for one in _both(before, after, order) if one in found]
         if not fitting and len(found) == 1 and not strictly and not same(before, after):
             stays = _close(before, after) | _close(found[0].permute(before, order), after)
             fitting = found if bool(stays.all()) or ask.differs_by_chance(first, place) else []
@@ -244,7 +244,16 @@ def _is_explained(first: Use, second: Use | None, place: Place, order: Tensor) -
     before, after = _compared(first, place), None if second is None else _compared(second, place)
     if before is None or after is None or before.shape != after.shape or same(before, after):
         return before is None or (after is not None and before.shape == after.shape)
-    return is_permuted(before, after, order)
+    return is_permuted(before, after, order) or next(_both(before, after, order), None) is not None
+
+
+def _both(before: Tensor, after: Tensor, order: Tensor) -> Iterator[SampleAxis]:
+    """Yield the first of any two axes along both of which a tensor is permuted: samples against samples."""
+    order = order.to(before.device)
+    whole = [way for way in candidates(before.shape, len(order)) if way.factor == "whole"]
+    for one, other in itertools.combinations(whole, 2):
+        if same(other.permute(one.permute(before, order), order), after):
+            yield one
 
 
 def is_permuted(before: Tensor, after: Tensor, order: Tensor) -> bool:
@@ -252,6 +261,13 @@ def is_permuted(before: Tensor, after: Tensor, order: Tensor) -> bool:
     order = order.to(before.device)
     ways = candidates(before.shape, len(order))
     return before.shape == after.shape and any(same(way.permute(before, order), after) for way in ways)
+
+
+def stays_or_moves(before: Tensor, after: Tensor, order: Tensor) -> bool:
+    """Say whether every entry of a tensor is as it was, or as it is with its samples in an order."""
+    order = order.to(before.device)
+    ways, stays = candidates(before.shape, len(order)), _close(before, after)
+    return bool(stays.all()) or any(bool((stays | _close(way.permute(before, order), after)).all()) for way in ways)
 
 
 def _compared(use: Use, place: Place) -> Tensor | None:

@@ -7,53 +7,60 @@ function in which they were defined.
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gradtrace.capture.probing.contents import LEFT_ALONE, content_of, entry, is_installed
-from lightning_gradtrace.capture.probing.iterators import Iterators
+from lightning_gradtrace.capture.probing.contents import LEFT_ALONE, content_of, iterators_in
+from lightning_gradtrace.capture.probing.iterators import Iterators, Place
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CODE = (type, FunctionType)
+_DATA = (Tensor, np.ndarray, nn.Module, torch.Generator, np.random.Generator, np.random.RandomState)
 
 
 class Attributes:
     """Attributes of a module and of those in it, with what hangs on them: containers, tensors, generators, objects.
 
     What is written back goes into the same objects: a list may be shared, a tensor may be a parameter elsewhere. Data
-    sets and objects of libraries, such as the trainer, are left alone; what can't be looked at is too. Iterators give
-    way to others until `end`, see `iterators.py`.
+    sets and objects of libraries, such as the trainer, are left alone; what can't be looked at is too. From the
+    beginning to `end` nothing takes from iterators, see `iterators.py`.
 
     Args:
         module: the module; its parameters and buffers are not among its attributes.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._left_alone: tuple[type, ...] = LEFT_ALONE
-        self._iterators: Iterators | None = Iterators()
         parts = list(module.modules())
-        # By identity, which lasts as long as the object is held.
-        self._met: dict[int, Any] = {id(one): one for one in (*parts, *module.parameters(), *module.buffers())}
-        self._restorers: list[Callable[[], Any]] = []
+        self._begin((*parts, *module.parameters(), *module.buffers()), LEFT_ALONE, type(module).__mro__)
         found: list[Any] = []
         for part in parts:
-            self._iterators.look(entry(dict, vars(part), name) for name in _own(part))
             own = _own(part)
             self._restorers.append(functools.partial(_put_back, part, own))
+            self._add_iterators(iterators_in(dict, vars(part), own.items()))
             found += own.values()
         self._note([*found, *map(type, parts)])
+        self._iterators.replace()
+
+    def _begin(self, known: Iterable[Any], left_alone: tuple[type, ...], classes: Iterable[type] = ()) -> None:
+        self._left_alone = left_alone
+        self._met: dict[int, Any] = {id(one): one for one in known}  # lasts as long as the object is held
+        self._restorers: list[Callable[[], Any]] = []
+        self._iterators = Iterators()
+        self._packages = set(map(_package, classes))
 
     def _note(self, found: Iterable[Any]) -> None:
         """Look into objects and into those in them; at last into code, which may lead to half of the world."""
         code: list[Any] = []
         self._follow(found, lambda value: not isinstance(value, _CODE), code)
-        self._follow(code, lambda value: isinstance(value, nn.Module) or not is_installed(value))
+        self._follow(code, lambda value: isinstance(value, _DATA) or not self._is_installed(value))
 
     def _follow(self, found: Iterable[Any], wanted: Callable[[Any], bool], unwanted: list[Any] | None = None) -> None:
         pending = list(found)
@@ -68,27 +75,36 @@ class Attributes:
             self._met[id(value)] = value
             with suppress(Exception):  # an object of a class that does not let itself be looked at
                 content = content_of(value, self._left_alone)
-                if self._iterators is not None and self._iterators.look(content.places):
-                    content = content_of(value, self._left_alone)  # with those that stand in
                 self._restorers += content.restorers
+                self._add_iterators(content.iterators)
                 pending += content.inside
 
+    def _add_iterators(self, places: Iterable[Place]) -> None:
+        for place in places:
+            self._iterators.add(place)
+
+    def _is_installed(self, value: Any) -> bool:
+        """Say whether something is of a package that is installed, and not of the one that the model is of."""
+        of = value if isinstance(value, _CODE) else type(value)
+        if _package(of) in self._packages:
+            return False
+        file = getattr(sys.modules.get(of.__module__), "__file__", None) or ""
+        return "site-packages" in file or "dist-packages" in file
+
     def restore(self) -> None:
-        """Put back what has changed.
+        """Put back what has changed; another run may come.
 
         Raises:
             Exception: something could not be put back, after everything else was.
         """
         with torch.no_grad(), ExitStack() as stack:
+            stack.callback(self._iterators.replace)
             for restore in self._restorers:
                 stack.callback(restore)
-            if self._iterators is not None:
-                stack.callback(self._iterators.rewind)
 
     def end(self) -> None:
-        """Let the training go on: what iterators gave to runs is kept for it."""
-        if self._iterators is not None:
-            self._iterators.end()
+        """Let the training take from iterators again."""
+        self._iterators.put_back()
 
 
 class OptimizerStates(Attributes):
@@ -100,11 +116,12 @@ class OptimizerStates(Attributes):
     """
 
     def __init__(self, optimizers: Iterable[Optimizer], module: nn.Module) -> None:
-        self._left_alone = tuple(kind for kind in LEFT_ALONE if kind is not Optimizer)
-        self._iterators = None
-        self._met = {id(p): p for p in module.parameters()}
-        self._restorers = []
+        self._begin(module.parameters(), tuple(kind for kind in LEFT_ALONE if kind is not Optimizer))
         self._note([one for one in optimizers if type(one).__module__.partition(".")[0] != "torch"])
+
+
+def _package(of: Any) -> str:
+    return str(of.__module__).partition(".")[0]
 
 
 def _own(module: nn.Module) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import random
 import sys
 from argparse import Namespace
 from collections import OrderedDict, UserDict, UserList, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from types import FunctionType, MethodType, SimpleNamespace
+from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,13 @@ from torch.optim import Optimizer
 from torch.quasirandom import SobolEngine
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_gradtrace.capture.probing.iterators import Place
+from lightning_gradtrace.capture.probing.iterators import Place, is_iterator
 
 LEFT_ALONE = (Dataset, DataLoader, Sampler, Optimizer, np.memmap)
 _BASES = (OrderedDict, dict, list, set, deque)
 _OPEN = (SimpleNamespace, Namespace, UserDict, UserList, SobolEngine)  # objects of libraries that hold a user's state
 _TRAINERS = frozenset(("torch", "lightning", "pytorch_lightning", "lightning_fabric", __name__.partition(".")[0]))
+_EMPTY = object()
 _LIBRARIES = sys.stdlib_module_names | _TRAINERS | {"builtins", "numpy"}
 
 
@@ -35,12 +36,12 @@ class Content:
     Attributes:
         restorers: what puts it back as it was.
         inside: the objects in it.
-        places: where those of them hang in whose place others can be hung.
+        iterators: where iterators hang.
     """
 
     restorers: list[Callable[[], Any]] = field(default_factory=list)
     inside: list[Any] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    iterators: list[Place] = field(default_factory=list)
 
 
 def content_of(value: Any, left_alone: tuple[type, ...] = LEFT_ALONE) -> Content:
@@ -68,7 +69,7 @@ def content_of(value: Any, left_alone: tuple[type, ...] = LEFT_ALONE) -> Content
     if isinstance(value, (staticmethod, classmethod)):
         return Content(inside=[value.__func__])
     if isinstance(value, property):
-        return Content(inside=[value.fget, value.fset])
+        return Content(inside=[value.fget, value.fset, value.fdel])
     if isinstance(value, FunctionType):
         return _of_function(value)
     if isinstance(value, type):
@@ -90,27 +91,29 @@ def _generator(value: Any) -> Callable[[], Any] | None:
 
 
 def _of_function(function: FunctionType) -> Content:
-    """Look at the variables that a user's function shares with the one in which it was defined, and at its defaults."""
+    """Look at what a user's function shares with the one in which it was defined, its defaults, and its attributes."""
     if _root(function) in _LIBRARIES:
         return Content()
-    found = Content(inside=[*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()])
+    named = function.__kwdefaults__ or {}
+    found = Content(inside=[*(function.__defaults__ or ()), *named.values(), vars(function)])
     for cell in function.__closure__ or ():
-        place = Place(functools.partial(getattr, cell, "cell_contents", None), functools.partial(_fill_cell, cell))
+        place = _cell(cell)
         content = place.get()
         found.restorers.append(functools.partial(_hang, place, content))
         found.inside.append(content)
-        found.places.append(place)
+        if _is_taken_from(content):
+            found.iterators.append(place)
     return found
 
 
 def _of_class(cls: type) -> Content:
-    """Look at the attributes of a user's class."""
+    """Look at the attributes of a user's class, and at those of the classes above and of its own class."""
+    above = [*cls.__bases__, type(cls)]
     if _root(cls) in _LIBRARIES:
-        return Content()
-    names = [name for name in vars(cls) if not _is_of_python(name)]
-    before = {name: vars(cls)[name] for name in names}
-    places = [Place(functools.partial(vars(cls).get, n), functools.partial(type.__setattr__, cls, n)) for n in names]
-    return Content([functools.partial(_refill_class, cls, before)], [*before.values(), *cls.__bases__], places)
+        return Content(inside=above)
+    before = {name: value for name, value in vars(cls).items() if not _is_of_python(name)}
+    iterators = [_class_attribute(cls, name) for name, value in before.items() if _is_taken_from(value)]
+    return Content([functools.partial(_refill_class, cls, before)], [*before.values(), *above], iterators)
 
 
 def _of_object(value: Any) -> Content:
@@ -118,21 +121,30 @@ def _of_object(value: Any) -> Content:
     found = Content()
     base: Any = next((base for base in _BASES if isinstance(value, base)), None)
     if base is not None:
-        is_dict = issubclass(base, dict)
-        items = list(base.items(value) if is_dict else base.__iter__(value))
+        items = list(base.items(value) if issubclass(base, dict) else base.__iter__(value))
         found.restorers.append(functools.partial(_refill, base, value, items))
-        found.inside += [item for _, item in items] if is_dict else items
-        keys = [name for name, _ in items] if is_dict else range(0 if base is set else len(items))
-        found.places += [entry(base, value, key) for key in keys]
+        pairs = items if issubclass(base, dict) else list(enumerate(items))
+        found.inside += [item for _, item in pairs]
+        if base is not set:
+            found.iterators += iterators_in(base, value, pairs)
     if _is_users(value) or isinstance(value, Optimizer):
         attributes = getattr(value, "__dict__", {})
         found.restorers.append(functools.partial(_refill, dict, attributes, list(attributes.items())))
         slots = {name: getattr(value, name) for name in _slots(type(value)) if hasattr(value, name)}
         found.restorers.append(functools.partial(_refill_slots, value, slots))
         found.inside += [*attributes.values(), *slots.values(), type(value)]
-        found.places += [entry(dict, attributes, name) for name in attributes]
-        found.places += [_slot(value, name) for name in slots]
+        found.iterators += iterators_in(dict, attributes, attributes.items())
+        found.iterators += [_slot(value, name) for name, held in slots.items() if _is_taken_from(held)]
     return found
+
+
+def iterators_in(base: Any, container: Any, pairs: Iterable[tuple[Any, Any]]) -> list[Place]:
+    """Return the places of the iterators among entries; they are put there by the methods of the container's base."""
+    return [
+        Place(functools.partial(_entry, base, container, key), functools.partial(base.__setitem__, container, key))
+        for key, value in pairs
+        if _is_taken_from(value)
+    ]
 
 
 def _root(of: Any) -> str:
@@ -152,37 +164,49 @@ def _is_users(value: Any) -> bool:
     return roots[0] not in _LIBRARIES and _TRAINERS.isdisjoint(roots)
 
 
-def is_installed(value: Any) -> bool:
-    """Say whether an object is of a package that is installed, not of the code that uses it."""
-    cls = value if isinstance(value, type) else type(value)
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None) or ""
-    return "site-packages" in file or "dist-packages" in file
+def _is_taken_from(value: Any) -> bool:
+    return is_iterator(value) and not _is_users(value)
 
 
 def _slots(of: type) -> Iterator[str]:
     for cls in of.__mro__:
         names = vars(cls).get("__slots__", ())
-        yield from (names,) if isinstance(names, str) else names
+        for name in (names,) if isinstance(names, str) else names:
+            is_private = name.startswith("__") and not name.endswith("__")
+            yield f"_{cls.__name__.lstrip('_')}{name}" if is_private else name
 
 
-def entry(base: Any, container: Any, key: Any) -> Place:
-    """Return the place of an entry, by the methods of the container's base, not by its own."""
-
-    def get() -> Any:
-        try:
-            return base.__getitem__(container, key)
-        except LookupError:
-            return None
-
-    return Place(get, functools.partial(base.__setitem__, container, key))
+def _entry(base: Any, container: Any, key: Any) -> Any:
+    try:
+        return base.__getitem__(container, key)
+    except LookupError:
+        return None
 
 
 def _slot(value: Any, name: str) -> Place:
     return Place(functools.partial(getattr, value, name, None), functools.partial(object.__setattr__, value, name))
 
 
-def _fill_cell(cell: Any, content: Any) -> None:
-    cell.cell_contents = content
+def _class_attribute(cls: type, name: str) -> Place:
+    return Place(lambda: vars(cls).get(name), functools.partial(type.__setattr__, cls, name))
+
+
+def _cell(cell: CellType) -> Place:
+    """Return the place of a variable that functions share; it may have no value."""
+
+    def get() -> Any:
+        try:
+            return cell.cell_contents
+        except ValueError:
+            return _EMPTY
+
+    def put(content: Any) -> None:
+        if content is _EMPTY:
+            del cell.cell_contents
+        else:
+            cell.cell_contents = content
+
+    return Place(get, put)
 
 
 def _hang(place: Place, content: Any) -> None:

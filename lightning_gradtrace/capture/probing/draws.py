@@ -210,6 +210,7 @@ def arrange(
     run: Callable[[Mapping[int, SampleAxis]], T],
     count_unexplained: Callable[[T], int],
     most_trials: int,
+    fixed: Container[int] = (),
 ) -> tuple[dict[int, SampleAxis], T]:
     """Find out where the samples are in the draws of a pass, by trying.
 
@@ -222,11 +223,12 @@ def arrange(
         run: makes the pass on the permuted batch, given places.
         count_unexplained: counts the tensors that are neither as they were nor permuted.
         most_trials: how often the pass may be made beside the first time.
+        fixed: numbers of draws that hold no samples.
 
     Returns:
         The places by number of the draw, and the pass with them.
     """
-    options = {i: found for i, draw in enumerate(draws) if len(found := draw.options(n_samples)) > 1}
+    options = {i: found for i, draw in enumerate(draws) if i not in fixed and len(found := draw.options(n_samples)) > 1}
     chosen = {i: found[0] for i, found in options.items()}
     best = run(_placed(chosen))
     unexplained = count_unexplained(best)

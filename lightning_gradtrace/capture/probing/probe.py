@@ -7,14 +7,15 @@ own; along the right axis, what a use receives in the second run is what it rece
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lightning_gradtrace.capture.forward.influence import InfluenceTape
 from lightning_gradtrace.capture.forward.tape import Tape
 from lightning_gradtrace.capture.forward.use import Use
 from lightning_gradtrace.capture.intake.batch import permute_samples, sample_axis_of, tensors
@@ -54,7 +55,8 @@ def _is_irregular(order: Tensor) -> bool:
     return n_samples < 5 or not bool((order == identity).any())
 
 
-Uses = Callable[[Any, Draws], list[Use]]
+T = TypeVar("T")
+AnyTape = TypeVar("AnyTape", bound=Tape)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class PermutationProbe:
         n_samples: number of samples in it.
         batch_axis: axis of the samples in the batch's tensors.
         state: random states when the real forward pass began; None for the present ones.
-        shared: where random numbers are drawn that all samples share.
+        shared: where random numbers are drawn that count as shared by all samples.
+        fixed: where they are known to be; these stay as they are when the samples are permuted.
         training: run as in training, not in evaluation mode.
         trials: how many runs may be spent on the places of samples in random numbers.
     """
@@ -82,6 +85,7 @@ class PermutationProbe:
     batch_axis: int
     state: RandomState | None = None
     shared: Container[DrawSite] = ()
+    fixed: Collection[DrawSite] = ()
     training: bool = False
     trials: int = 32
 
@@ -100,21 +104,21 @@ class PermutationProbe:
             Uses of the run on the batch, uses of the run on the permuted batch, and the order of its samples.
         """
         order = permutation(self.n_samples)
-        with self._runs() as uses:
+        with self._runs(Tape) as run:
             draws = Draws()
-            first = uses(self.batch, draws)
+            first = run(self.batch, draws)
             try:
-                _, second = self._arranged(uses, first, draws, order)
+                _, second = self._arranged(run, first, draws, order)
             except Exception:
                 if self.n_samples != 2 or is_spread(self.module):
                     raise
                 order = torch.zeros_like(order)  # a step may depend on the longer one of two to be there
-                _, second = self._arranged(uses, first, draws, order)
-        return first, second, order
+                _, second = self._arranged(run, first, draws, order)
+        return first.uses, second.uses, order
 
-    def sharing(self, sites: Container[DrawSite]) -> PermutationProbe:
-        """Return a probe that takes random numbers for constants that are drawn in these places."""
-        return replace(self, shared=sites)
+    def sharing(self, sites: Container[DrawSite], fixed: Collection[DrawSite] = ()) -> PermutationProbe:
+        """Return a probe for random numbers that all samples share, see `Probe`."""
+        return replace(self, shared=sites, fixed=fixed)
 
     def influence(self, sites: Collection[DrawSite]) -> dict[DrawSite, bool | None]:
         """Say of random numbers whether all samples share them, None for those without an influence.
@@ -127,14 +131,14 @@ class PermutationProbe:
         probe = replace(self, shared=EVERYWHERE, training=True)
         order = torch.arange(self.n_samples, device="cpu").roll(1)
         found = {}
-        with probe._runs() as uses:
+        with probe._runs(InfluenceTape) as run:
             draws = Draws()
-            first = uses(self.batch, draws)
-            places, moved = probe._arranged(uses, first, draws, order)
+            first = run(self.batch, draws)
+            places, moved = probe._arranged(run, first, draws, order)
             for site in sites:
                 numbers = draws.sites.get(site, ())
                 others = {i: place for i, place in places.items() if i not in numbers}
-                fixed = uses(probe._permuted(order), Draws(draws.made, others, order))
+                fixed = run(probe._permuted(order), Draws(draws.made, others, order))
                 found[site] = is_shared(site, first, fixed, moved, order) if numbers else None
         return found
 
@@ -142,16 +146,17 @@ class PermutationProbe:
         return permute_samples(self.batch, order, self.n_samples, self.batch_axis)
 
     def _arranged(
-        self, uses: Uses, first: Sequence[Use], draws: Draws, order: Tensor
-    ) -> tuple[dict[int, SampleAxis], list[Use]]:
-        """Return where the samples are in the draws of a run, and the uses of the permuted run that shows it."""
+        self, run: Callable[[Any, Draws], AnyTape], first: Tape, draws: Draws, order: Tensor
+    ) -> tuple[dict[int, SampleAxis], AnyTape]:
+        """Return where the samples are in the draws of a run, and the permuted run that shows it."""
         permuted = self._permuted(order)
-
-        def run(places: Mapping[int, SampleAxis]) -> list[Use]:
-            return uses(permuted, Draws(draws.made, places, order))
-
         return arrange(
-            draws.made, self.n_samples, run, lambda found: count_unexplained(first, found, order), self.trials
+            draws.made,
+            self.n_samples,
+            lambda places: run(permuted, Draws(draws.made, places, order)),
+            lambda found: count_unexplained(first.uses, found.uses, order),
+            self.trials,
+            frozenset(number for site in self.fixed for number in draws.sites.get(site, ())),
         )
 
     def own_axis(self, tensor: Tensor) -> int | None:
@@ -165,34 +170,34 @@ class PermutationProbe:
         """Record the uses of a second run on the batch, after a first one that leaves its state and random numbers."""
 
         def run(with_gradients: bool) -> list[Use]:
-            self._tape(self.batch, with_gradients=with_gradients)
-            return self._tape(self.batch, with_gradients=with_gradients).uses
+            self._taped(Tape, self.batch, with_gradients=with_gradients)
+            return self._taped(Tape, self.batch, with_gradients=with_gradients).uses
 
         with undisturbed(self.module):
             return self._with_gradients_if_needed(run)
 
     @contextmanager
-    def _runs(self) -> Iterator[Uses]:
-        """Yield what runs the model on a batch and returns the uses; all runs begin alike."""
+    def _runs(self, kind: type[AnyTape]) -> Iterator[Callable[[Any, Draws], AnyTape]]:
+        """Yield what runs the model on a batch under a tape; all runs begin alike."""
         with undisturbed(self.module, self.training) as restore:
 
-            def uses(data: Any, draws: Draws) -> list[Use]:
-                def run(with_gradients: bool) -> list[Use]:
+            def run(data: Any, draws: Draws) -> AnyTape:
+                def once(with_gradients: bool) -> AnyTape:
                     draws.made.clear()
                     draws.sites.clear()
                     try:
                         if self.state is not None:
                             self.state.restore()
                         with draws:
-                            return self._tape(data, draws, with_gradients=with_gradients).uses
+                            return self._taped(kind, data, draws, with_gradients=with_gradients)
                     finally:
                         restore()
 
-                return self._with_gradients_if_needed(run)
+                return self._with_gradients_if_needed(once)
 
-            yield uses
+            yield run
 
-    def _with_gradients_if_needed(self, run: Callable[[bool], list[Use]]) -> list[Use]:
+    def _with_gradients_if_needed(self, run: Callable[[bool], T]) -> T:
         try:
             return run(False)
         except RuntimeError as error:  # a step that differentiates on its own, to adapt to a part of the batch
@@ -200,8 +205,10 @@ class PermutationProbe:
                 raise
         return run(True)
 
-    def _tape(self, data: Any, draws: Draws | None = None, *, with_gradients: bool = False) -> Tape:
-        tape = Tape(self.parameters, data, self.n_samples, probing=True, shared=self.shared, draws=draws)
+    def _taped(
+        self, kind: type[AnyTape], data: Any, draws: Draws | None = None, *, with_gradients: bool = False
+    ) -> AnyTape:
+        tape = kind(self.parameters, data, self.n_samples, probing=True, shared=self.shared, draws=draws)
         with torch.set_grad_enabled(with_gradients), tape:
             self.run(data)
         return tape

@@ -85,16 +85,6 @@ class RandomState(_State):
         """Take down the present states."""
         return cls(TorchState.now(), np.random.get_state(), random.getstate())
 
-    def is_same(self, other: RandomState) -> bool:
-        """Say whether nothing was drawn between two moments."""
-        ours, theirs = ([state.torch.cpu, *state.torch.devices.values()] for state in (self, other))
-        return (
-            len(ours) == len(theirs)
-            and all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-            and self.python == other.python
-            and all(np.array_equal(a, b) for a, b in zip(self.numpy, other.numpy, strict=True))
-        )
-
     @override
     def restore(self) -> None:
         self.torch.restore()

@@ -9,17 +9,16 @@ with them if they share the draw, and does not if each had its own.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from lightning_gradtrace.capture.forward.influence import InfluenceTape
 from lightning_gradtrace.capture.forward.tape import Tape
-from lightning_gradtrace.capture.forward.use import Use
 from lightning_gradtrace.capture.forward.ways import Way
-from lightning_gradtrace.capture.placing.batch_axis import candidates
 from lightning_gradtrace.capture.placing.placement import Probe, UnattributableError
-from lightning_gradtrace.capture.placing.settling import is_permuted, same
+from lightning_gradtrace.capture.placing.settling import is_permuted, same, stays_or_moves
 from lightning_gradtrace.capture.probing.draws import EVERYWHERE, DrawSite
 
 # How often the model is asked about a draw that has no influence yet, as before a layer that begins with zeros.
@@ -76,13 +75,17 @@ class Sharing:
         calm = self._calm.get(n_samples, 0)
         self._calm[n_samples] = 0 if self.doubtful else min(calm + 1, CALM_PASSES)
         if not drawn(tape) & (self.shared | self.doubtful):
-            return tape, probe.sharing(self.shared) if self.shared else probe
+            return tape, probe.sharing(self.shared, self.shared) if self.shared else probe
         if tape.aside is None:
             raise UnattributableError(_late(drawn(tape) & (self.shared | self.doubtful)))
-        return tape.aside, probe.sharing(EVERYWHERE)
+        return tape.aside, probe.sharing(EVERYWHERE, self.shared)
 
     def _ask(self, sites: Collection[DrawSite], tape: Tape, probe: Probe) -> set[DrawSite]:
-        """Learn what draws are, and return those of which it can't be told; they count as shared in the end."""
+        """Learn what draws are, and return those of which it can't be told; they count as shared in the end.
+
+        Raises:
+            UnattributableError: the model can't be asked.
+        """
         try:
             found = probe.influence(sites)
         except Exception as error:
@@ -95,7 +98,10 @@ class Sharing:
                 answer = self._asked[site] == MOST_QUESTIONS or None
             if answer is None:
                 doubtful.add(site)
-            elif answer:
+                continue
+            self._asked.pop(site, None)
+            if answer:
+                self.own.pop(site, None)
                 self.shared.add(site)
             else:
                 self.own.setdefault(site, set()).update(tape.ways(site))
@@ -119,10 +125,10 @@ def _not_told(sites: Collection[DrawSite], error: Exception) -> str:
 
 def _late(sites: Collection[DrawSite]) -> str:
     return (
-        f"GradTrace: the random numbers of {_listed(sites)} are shared by all samples, as far as can be told, and they "
-        "are as many. This was not known when the forward pass was recorded, because no captured step before drew "
-        "them, or used them as this one does. Begin the trace at a step that does, draw them in a line of their own, "
-        "or draw another number."
+        f"GradTrace: the random numbers of {_listed(sites)} are shared by all samples, or it can't be told that they "
+        "are not, and they are as many. This was not known when the forward pass was recorded, because no captured "
+        "step before drew them, or used them as this one does. Begin the trace at a step that does, draw them in a line "
+        "of their own, or draw another number."
     )
 
 
@@ -131,15 +137,15 @@ def _listed(sites: Collection[DrawSite]) -> str:
 
 
 def is_shared(
-    site: DrawSite, first: Sequence[Use], fixed: Sequence[Use], moved: Sequence[Use], order: Tensor
+    site: DrawSite, first: InfluenceTape, fixed: InfluenceTape, moved: InfluenceTape, order: Tensor
 ) -> bool | None:
     """Say whether all samples share a draw.
 
     Args:
         site: where it is made.
-        first: uses of a run on the batch, with all draws as constants.
-        fixed: those of a run on the permuted batch, with this draw as it was and all others permuted.
-        moved: those of a run on the permuted batch, with all draws permuted.
+        first: a run on the batch.
+        fixed: a run on the permuted batch, with this draw as it was and all others permuted.
+        moved: a run on the permuted batch, with all draws permuted.
         order: the order of its samples.
 
     Returns:
@@ -149,11 +155,10 @@ def is_shared(
     Raises:
         UnattributableError: it is shared in one place and not in another.
     """
-    then, later = ({use.site: use for use in uses} for uses in (fixed, moved))
     votes = set[bool | None]()
-    for use in first:
-        if any(site in lineage.draws for lineage in use.lineages.values()):
-            votes |= _votes(use, then.get(use.site), later.get(use.site), order)
+    for key, result in first.results.items():
+        if site in first.sites[key]:
+            votes |= _votes(result, fixed.results.get(key), moved.results.get(key), order)
     if votes >= {True, False}:
         raise UnattributableError("they seem to be shared in one place, and the samples' own in another")
     if not votes:
@@ -161,17 +166,19 @@ def is_shared(
     return next((vote for vote in votes if vote is not None), None)
 
 
-def _votes(use: Use, fixed: Use | None, moved: Use | None, order: Tensor) -> set[bool | None]:
-    """Say for every output with room for the samples whether it tells of a draw that all samples share."""
-    votes = set[bool | None]()
-    for i, kept in enumerate(use.outputs):
-        if kept is None or not candidates(kept.tensor.shape, len(order)):
-            continue
-        one, other = (None if found is None else found.outputs[i] for found in (fixed, moved))
-        if one is None or other is None:
-            votes.add(None)
-        elif is_permuted(kept.tensor, one.tensor, order):
-            votes.add(None if same(one.tensor, other.tensor) else True)
-        else:
-            votes.add(False if is_permuted(kept.tensor, other.tensor, order) else None)
-    return votes
+def _votes(first: Tensor, fixed: Tensor | None, moved: Tensor | None, order: Tensor) -> set[bool | None]:
+    """Say whether a result tells of a draw that all samples share; nothing if it has not met the samples.
+
+    Args:
+        first: the result on the batch.
+        fixed: on the permuted batch with the draw as it was; None if the run did not come to it.
+        moved: on the permuted batch with the draw permuted.
+        order: the order of the samples.
+    """
+    if fixed is None or moved is None or fixed.shape != first.shape or moved.shape != first.shape:
+        return {None}
+    if stays_or_moves(first, fixed, order) and not is_permuted(first, fixed, order):
+        return set()  # rows that are only joined with the samples stay where they were, whoever they belong to
+    if is_permuted(first, fixed, order):
+        return {None if same(fixed, moved) else True}
+    return {False if is_permuted(first, moved, order) else None}

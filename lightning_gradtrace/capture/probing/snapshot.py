@@ -61,9 +61,9 @@ class Snapshot:
         self._module = module
         self._weights = [] if is_spread(module) else [Weight.of(parameter) for parameter in module.parameters()]
         self._buffers = {buffer: buffer.clone() for buffer in module.buffers()}
-        self._attributes = Attributes(module)
         self._settings = GradientSettings(module)
         self._random = RandomState.now()
+        self._attributes = Attributes(module)
 
     def restore(self) -> None:
         """Put everything back that has changed, whatever fails."""

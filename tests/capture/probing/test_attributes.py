@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.quasirandom import SobolEngine
+from torch.utils.data import DataLoader
 
 from lightning_gradtrace.capture.probing.attributes import Attributes
 from lightning_gradtrace.capture.probing.snapshot import undisturbed
@@ -195,58 +196,68 @@ def test_an_error_is_raised_after_everything_else_was_put_back() -> None:
     assert module.count == 0 and module.training and torch.equal(torch.get_rng_state(), state)
 
 
-def test_an_iterator_gives_every_run_the_same_and_the_training_what_it_would_have_given() -> None:
-    module, letters = nn.Linear(2, 2), iter("abcdef")
-    module.letters, module.held, module.slotted = letters, [{"letters": letters}, iter(())], Slotted(iter([1, 2, 3]))
-    assert next(module.letters) == "a"
-    for left in ("bcd", "", "cde"):
-        with undisturbed(module) as restore:
-            for _ in range(2):
-                assert [next(module.held[0]["letters"]) for _ in left] == list(left)
-                assert next(module.held[1], None) is None
-                assert next(module.slotted.count) == 1
-                restore()
-        if left == "bcd":
-            assert next(module.letters) == "b"
-    assert "".join(module.letters) == "cdef" and list(module.slotted.count) == [1, 2, 3]
-    assert module.letters is module.held[0]["letters"] is letters
+@pytest.mark.parametrize(
+    "make",
+    [lambda: iter([[1], [2], [3]]), lambda: iter(([1], [2], [3])), lambda: itertools.count(np.array([1]))],
+    ids=["list", "tuple", "count"],
+)
+def test_a_run_takes_from_a_copy_of_an_iterator(make: Callable[[], Any]) -> None:
+    module, source = nn.Linear(2, 2), make()
+    module.source, module.held, module.slotted = source, [{"source": source}], Slotted(source)
+    assert next(module.source) == [1]
+    with undisturbed(module) as restore:
+        for _ in range(2):
+            assert module.source and next(module.held[0]["source"]) == [2]
+            next(module.source).__imul__(0)
+            restore()
+    assert module.source is module.held[0]["source"] is module.slotted.count is source
+    assert [next(source), next(source)] == [[2], [3]]
 
 
-def test_an_iterator_is_itself_again_when_all_that_was_kept_has_been_taken() -> None:
-    module, source = nn.Linear(2, 2), iter([1, 2, 3])
-    module.source = source
-    with undisturbed(module):
-        pass
-    assert module.source is source
-    with undisturbed(module):
-        assert [next(module.source), next(module.source)] == [1, 2]
-    assert module.source is not source and next(module.source) == 1
-    assert next(module.source) == 2 and module.source is source
-    with undisturbed(module):
-        assert list(module.source) == [3]
-    assert list(module.source) == [3] and list(module.source) == []
-
-
-def test_an_iterator_that_draws_is_warned_of() -> None:
+def test_a_run_does_not_take_from_an_iterator_that_can_not_be_copied() -> None:
     module = nn.Linear(2, 2)
-    module.noise = (torch.rand(1).item() for _ in itertools.count())
-    warned = pytest.warns(UserWarning, match=r"took from an iterator \(`generator`\) that draws random numbers")
-    with warned, undisturbed(module):
-        next(module.noise)
+    module.sources = [
+        (n for n in range(3)),
+        map(abs, [0, 1]),
+        iter(DataLoader(range(3))),
+        zip([0]),
+        itertools.cycle([0]),
+    ]
+    before = list(module.sources)
     with undisturbed(module):
-        next(module.noise)  # what is kept is not drawn
+        for source in module.sources:
+            with pytest.raises(RuntimeError, match=r"takes from an iterator \(`.*`\), which can't be set back"):
+                next(source)
+    assert all(one is other for one, other in zip(module.sources, before, strict=True))
+    assert [int(next(source)) for source in module.sources[:3]] == [0, 0, 0]
+
+
+def test_an_iterator_that_a_run_begins_is_gone_with_it() -> None:
+    module = nn.Linear(2, 2)
+    module.source = source = iter([1])
+    with undisturbed(module):
+        assert list(module.source) == [1]
+        module.source = iter([5])
+        assert next(module.source) == 5
+    assert module.source is source and list(source) == [1]
 
 
 def test_attributes_of_classes_and_variables_around_functions_are_put_back() -> None:
-    n, seen = 0, []
+    n, seen, weights, statistics = 0, [], torch.zeros(1), nn.BatchNorm1d(2)
 
     class Counted(nn.Module):
         count = 0
         seen: ClassVar[list[int]] = []
+        sums: ClassVar[Tensor] = torch.zeros(1)
+        source = torch.Generator()
 
         def forward(self) -> None:
-            nonlocal n
+            nonlocal n, late
             n += 1
+            late = n
+            weights.add_(torch.rand(1, generator=self.source))
+            self.sums.add_(n)
+            statistics(torch.ones(2, 2))
             seen.append(n)
             Counted.count += 1
             Counted.seen.append(n)
@@ -255,12 +266,18 @@ def test_attributes_of_classes_and_variables_around_functions_are_put_back() -> 
     class Heir(Counted):
         pass
 
-    module = Heir()
+    if seen:
+        late = 0
+    module, state = Heir(), Counted.source.get_state()
     with undisturbed(module) as restore:
         for _ in range(2):
             module.forward()
-            assert n == Counted.count == 1 and seen == Counted.seen == [1] and Counted.made == 1
+            assert n == late == Counted.count == Counted.sums == 1 and seen == Counted.seen == [1] == [Counted.made]
             restore()
+            assert not weights.any() and not Counted.sums.any() and not statistics.num_batches_tracked
+            assert torch.equal(Counted.source.get_state(), state) and module.forward.__closure__
+            with pytest.raises(NameError):
+                print(late)
             assert n == Counted.count == 0 and seen == Counted.seen == [] and not hasattr(Counted, "made")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -154,6 +154,61 @@ def test_numbers_that_were_the_samples_own_and_come_to_be_shared(read_aside: boo
         assert n_equal(model, training, engine, N, N, seed) > 0
     shared = False
     assert n_equal(model, training, engine, N, N, 3) > 0
+
+
+def joined_by_cat(h: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.cat([h, words]).chunk(2)  # type: ignore[return-value]
+
+
+def joined_by_stack(h: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.stack([h, words]).unbind()  # type: ignore[return-value]
+
+
+def joined_by_writing(h: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    both = h.new_zeros(2 * len(h), h.shape[1])
+    both[: len(h)], both[len(h) :] = h, words
+    return both[: len(h)], both[len(h) :]
+
+
+@pytest.mark.parametrize("join", [joined_by_cat, joined_by_stack, joined_by_writing])
+@pytest.mark.parametrize("shared", [False, True])
+def test_numbers_that_are_joined_with_the_samples(shared: bool, join: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    """Their rows stay where they were, whether all samples share them or not; the loss tells."""
+
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        h, words = join(m.first(x).mean(1), m.table(torch.randint(n, (n,))))
+        return scored(h, words) if shared else squares(h * words)
+
+    torch.manual_seed(0)
+    model, engine = Net(**layers(table=nn.Embedding(N, WIDTH))), TapeEngine()
+    for seed in range(3):
+        if shared:
+            with pytest.raises(UnattributableError, match=r"can't attribute `(first|table).weight`"):
+                n_equal(model, Training("joined", run, layers), engine, N, N, seed)
+        else:
+            assert n_equal(model, Training("joined", run, layers), engine, N, N, seed) > 0
+
+
+def test_what_is_only_looked_at_is_no_new_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    ask = PermutationProbe.influence
+    monkeypatch.setattr(PermutationProbe, "influence", lambda self, sites: asked.append(sites) or ask(self, sites))
+    n_steps = 0
+
+    def run(m: nn.Module, x: Tensor, n: int) -> Tensor:
+        drawn = torch.rand(len(x), 1)
+        time = m.time(drawn)
+        if n_steps > 2:
+            (time.detach() * 2).norm(dim=1)
+            drawn.mean()
+            with torch.no_grad():
+                time.square().sum(1)
+        return squares(m.first(x) + time[:, None])
+
+    model, engine = Net(**layers(time=net(1, 5, WIDTH))), TapeEngine()
+    for n_steps in range(6):
+        assert n_equal(model, Training("looked at", run, layers), engine, N, N, n_steps) > 0
+    assert len(asked) == 1
 
 
 def test_nothing_is_asked_again_about_numbers_that_are_used_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
