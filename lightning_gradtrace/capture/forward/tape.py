@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_gradtrace.capture.forward.arriving import arriving
 from lightning_gradtrace.capture.forward.derived import Derived, Lineage, Operand, Root, flatten_call
 from lightning_gradtrace.capture.forward.elements import Elements, elements_of
 from lightning_gradtrace.capture.forward.functions import METADATA, Facts, facts, without_running_statistics
@@ -319,7 +320,7 @@ class Tape(TorchFunctionMode):
                 self._mixtures[leaf].readers.append(use)
         for i, tensor in live.items():
             if tensor.requires_grad:
-                self.watch(tensor, functools.partial(use.receive, i))
+                self.watch(*arriving(tensor, functools.partial(use.receive, i), leaves, known.in_place))
         if known.in_place:
             self._lineage.pop(id(outputs[0]), None)
             self._taint.written(outputs[0], use.draws)

@@ -55,16 +55,29 @@ def tensors(batch: Any) -> Iterator[Tensor]:
 
 
 def holds_one_each(batch: Any, n_samples: int) -> bool:
-    """Say whether a list holds one tensor for each sample, as texts or images of unlike lengths come.
+    """Say whether a list holds one tensor for each sample, as texts or images of unlike sizes come.
 
-    Lists of fields hold samples along one of the first two axes of every tensor, and their tensors are not alike.
+    The tensors of fields are not alike, and hold the samples along one of the first two axes: in a list all of them, in
+    a tuple one at least (texts that are strung together, their lengths, their labels).
     """
     if not isinstance(batch, (tuple, list)) or len(batch) != n_samples or n_samples < 2:
         return False
     if not all(isinstance(value, Tensor) and value.dim() > 0 for value in batch):
         return False
-    alike = len({(value.dtype, value.shape[1:]) for value in batch}) == 1
-    return alike and not all(n_samples in value.shape[:2] for value in batch)
+    if not any(len({(v.dtype, v.dim(), part(v.shape)) for v in batch}) == 1 for part in (_of_text, _of_image)):
+        return False
+    hold_samples = [n_samples in value.shape[:2] for value in batch]
+    return not (any(hold_samples) if isinstance(batch, tuple) else all(hold_samples))
+
+
+def _of_text(shape: torch.Size) -> Any:
+    """Return what texts of unlike lengths have in common, shape (position, ...)."""
+    return shape[1:]
+
+
+def _of_image(shape: torch.Size) -> Any:
+    """Return what images of unlike sizes have in common, shape (channel, ..., height, width)."""
+    return shape[:-2] or shape
 
 
 def pieces(batch: Any, n_samples: int) -> Iterator[tuple[int, Tensor]]:

@@ -127,8 +127,8 @@ def _late(sites: Collection[DrawSite]) -> str:
     return (
         f"GradTrace: the random numbers of {_listed(sites)} are shared by all samples, or it can't be told that they "
         "are not, and they are as many. This was not known when the forward pass was recorded, because no captured "
-        "step before drew them, or used them as this one does. Begin the trace at a step that does, draw them in a line "
-        "of their own, or draw another number."
+        "step before drew them, or used them as this one does. Begin the trace at a step that does, draw them in a "
+        "line of their own, or draw another number."
     )
 
 

@@ -23,6 +23,7 @@ _BY_PLACE = {
     **{"flip": (1, None), "roll": (2, None)},
 }
 _ANYWHERE = names_of("masked_select _pack_padded_sequence") | PLACES
+_CUTS = names_of("select narrow unbind __iter__ split chunk tensor_split split_with_sizes")
 _MASKS = (torch.bool, torch.uint8)
 PICKS = {"__getitem__", *_BY_INDEX, *_BY_PLACE, *_ANYWHERE}
 
@@ -95,6 +96,17 @@ def picks_samples(call: Call, n_samples: int) -> bool:
         dim = call.args[1:] or dim
     hit = by_index if name in _BY_INDEX else by_place
     return any(d is None or d % max(len(shape), 1) in hit for d in tree_leaves(dim, is_leaf=lambda one: one is None))
+
+
+def cuts_out(call: Call) -> bool:
+    """Say whether a function returns parts as they lie in the first argument, wherever these are told to be."""
+    if call.name == "__getitem__":
+        return not any(isinstance(part, (Tensor, list)) for part in tree_leaves(call.args[1], is_leaf=_is_list))
+    return call.name in _CUTS
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
 
 
 def picks_by_batch(call: Call) -> bool:

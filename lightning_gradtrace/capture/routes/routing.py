@@ -38,7 +38,7 @@ from lightning_gradtrace.capture.routes.orders import (
     sorted_along,
     strings_numbers,
 )
-from lightning_gradtrace.capture.routes.picking import PICKS, Call, picker, picks_by_batch, picks_samples
+from lightning_gradtrace.capture.routes.picking import PICKS, Call, cuts_out, picker, picks_by_batch, picks_samples
 from lightning_gradtrace.capture.routes.rows import (
     CERTAIN,
     LOST,
@@ -171,6 +171,9 @@ class Routes:
             return [self._picked_by_batch(call)] * len(call.outputs)
         elif call.name in WRITES:
             source, places, arguments = None, [CERTAIN], [(t, None) for t in call.batched]
+        elif call.picks_from_batch and cuts_out(call) and not call.places(self._n):
+            # Texts that are strung together have no axis for the samples, nor has one that is as long as they are many.
+            return [NOBODY if candidates(t.shape, self._n) else None for t in call.outputs]
         else:
             return [None] * len(call.outputs)
         found: list[dict[SampleAxis, Owners]] = [{} for _ in call.outputs]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_gradtrace.capture.intake.batch import holds_one_each
 from lightning_gradtrace.capture.oracle import per_sample_gradients
+from lightning_gradtrace.capture.placing.placement import UnattributableError
 from tests.capture.test_attribution import N, Net, capture
 
 Run = Callable[[nn.Module, Tensor], Tensor]
@@ -104,7 +106,39 @@ def test_lists_of_one_tensor_for_each_sample(lengths: tuple[int, ...]) -> None:
         ([torch.zeros(3, 5), torch.zeros(7, 4)], False),
         ([torch.zeros(3, 5)], False),
         ([torch.zeros(3, 5), "text"], False),
+        ([torch.zeros(1, 5, 4), torch.zeros(1, 3, 7)], True),  # images
+        ([torch.zeros(3, 5, 4), torch.zeros(1, 5, 4)], True),
+        ([torch.zeros(3, 5, 4), torch.zeros(1, 3, 7)], False),
+        ((torch.zeros(9), torch.zeros(2)), False),  # texts that are strung together, and their lengths
+        ([torch.zeros(9), torch.zeros(2)], True),  # two texts
     ],
 )
-def test_lists_of_fields_are_no_lists_of_samples(batch: list[object], expected: bool) -> None:
+def test_lists_of_fields_are_no_lists_of_samples(batch: Sequence[object], expected: bool) -> None:
     assert holds_one_each(batch, 2) is expected
+
+
+@pytest.mark.parametrize("first", ["cut", "embedded"])
+@pytest.mark.parametrize("lengths", [(4, 6, 5, 8, 6), (4, 6, 7), (5, 5, 5, 5, 5), (3, 9, 3), (2, 2, 7)], ids=str)
+def test_texts_that_are_strung_together_and_cut_apart_again(lengths: tuple[int, ...], first: str) -> None:
+    """A text may be as long as the samples are many, and there may be as many fields."""
+    torch.manual_seed(0)
+    n = len(lengths)
+    model = Net(table=nn.Embedding(11, 7), out=nn.Linear(7, 3)).double()
+    flat, targets = torch.randint(11, (sum(lengths),)), torch.arange(n) % 3
+
+    def losses(m: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        flat, lengths, targets = batch
+        texts = flat.split(lengths.tolist()) if first == "cut" else m.table(flat).split(lengths.tolist())
+        each = [m.table(t) if first == "cut" else t for t in texts]
+        return torch.stack([F.cross_entropy(m.out(t.tanh().mean(0)), targets[i]) for i, t in enumerate(each)])
+
+    batch = flat, torch.tensor(lengths), targets
+    try:
+        shares = capture(model, batch, lambda m, b: losses(m, b).sum(), n=n).shares
+    except UnattributableError as error:
+        assert sum(lengths) % n == 0 and "can't attribute" in str(error)  # any factor may hold samples
+        return
+    for name, wanted in per_sample_gradients(
+        lambda i: losses(model, batch)[i], n, dict(model.named_parameters())
+    ).items():
+        torch.testing.assert_close(shares[name].dense(), wanted)
