@@ -15,7 +15,7 @@ from lightning_gradtrace.capture.forward.replay import Surroundings
 from lightning_gradtrace.capture.placing.batch_axis import candidates, shape_before_view
 from lightning_gradtrace.capture.precision import coarsest, coarsest_by_name
 from lightning_gradtrace.capture.probing.draws import DrawSite
-from lightning_gradtrace.capture.routes.rows import Route
+from lightning_gradtrace.capture.routes.rows import LOST, Route
 from lightning_gradtrace.capture.rules import Rule
 from lightning_gradtrace.update.sharding import local
 
@@ -180,8 +180,11 @@ class Use:
             n_samples: number of samples, None if it is unknown.
         """
         n = n_samples
-        if n is None or n == 1 or any(operand.route is not None for operand in self.operands.values()):
+        if n is None or n == 1:
             return True
+        able = [o for o in self.operands.values() if o.route not in (None, LOST) or candidates(o.tensor.shape, n)]
+        if not able or any(operand.route is not None for operand in able):
+            return bool(able)
         shapes = [t.shape for t in outputs]
         if any(n in shape for shape in shapes):
             return True

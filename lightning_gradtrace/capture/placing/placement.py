@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from lightning_gradtrace.capture.forward.use import BoundUse, Site, Use
+from lightning_gradtrace.capture.forward.use import Site, Use
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates, narrow, shape_before_view
+from lightning_gradtrace.capture.placing.cotangents import AnyAxis, after, chosen, told_by_cotangents
 from lightning_gradtrace.capture.placing.settling import (
     Options,
     Place,
@@ -22,8 +23,6 @@ from lightning_gradtrace.capture.placing.settling import (
     sources_of,
 )
 from lightning_gradtrace.capture.routes.rows import CERTAIN, Fate, Rows
-
-AnyAxis = SampleAxis | Rows
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class Placement:
         for i, cotangent in use.cotangents.items():
             found: AnyAxis | None = outputs.get(i) or self.outputs.get(i)
             if found is None and bound is not None and bound.place is not None:
-                found = _after(bound, inputs[bound.place]) if bound.place in inputs else None
+                found = after(bound, inputs[bound.place]) if bound.place in inputs else None
             if found is None or not found.fits(cotangent.shape, n_samples):
                 return None
             outputs[i] = found
@@ -131,13 +130,6 @@ def _followed(use: Use, sources: Mapping[Place, SampleAxis]) -> dict[Place, AnyA
     """Return what routes tell of places, given the places of the samples in their sources."""
     found = {place: route.place(sources.get(place.source, CERTAIN)) for place, route in routes_of(use).items()}
     return {place: axis for place, axis in found.items() if axis is not None}
-
-
-def _after(bound: BoundUse, axis: AnyAxis) -> Any:
-    """Return where the samples of a rule's input come out, None if nowhere; rows come out where they went in."""
-    if isinstance(axis, Rows) or axis.factor == "single":
-        return axis
-    return replace(axis, axis=bound.axes[axis.axis]) if axis.axis in bound.axes else None
 
 
 class UnattributableError(RuntimeError):
@@ -168,9 +160,11 @@ class Placer:
         options, lost, doubtful = _unknown([use for use in uses if found[use.site] is None], n_samples)
         if n_samples > 1 and (doubtful or (options and probe.coincides())):
             options = self._confirm({use.site: use for use in uses}, options, probe, doubtful, lost)
+        outputs = {site: places.outputs for site, places in found.items() if places is not None}
+        told = told_by_cotangents(uses, options, outputs)
         for use in uses:
             if use.site in options:
-                placement = _decide(use, options[use.site], n_samples)
+                placement = _decide(use, chosen(use, options[use.site], told), n_samples)
                 # One sample fits everywhere and teaches nothing about later batches.
                 if n_samples > 1 and not placement.is_lost(use):
                     self._known[_key(use)] = placement
@@ -272,7 +266,7 @@ def _decide(use: Use, options: Options, n_samples: int) -> Placement:
     if bound is not None and bound.place is not None:
         needed = [Place(True, bound.place)]
         if bound.place in inputs:
-            outputs = dict.fromkeys(use.cotangents, _after(bound, inputs[bound.place]))
+            outputs = dict.fromkeys(use.cotangents, after(bound, inputs[bound.place]))
     else:
         needed = [Place(False, i) for i in use.cotangents]
     for place in needed:
