@@ -190,6 +190,9 @@ def settle(
             kept = found if before is None else ask.own(before, found)
             settled[place] = kept if len(kept) == 1 and not strictly else []
             continue
+        if strictly and same(before, after):  # in any order, it may be: that tells nothing
+            settled[place] = []
+            continue
         order = order.to(before.device)
         fitting = [o for o in found if same(o.permute(before, order), after)]
         if not fitting and alike and _is_untold(real, place, len(order)):

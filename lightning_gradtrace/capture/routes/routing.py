@@ -165,6 +165,8 @@ class Routes:
             # A table of parameters or constants has rows, not samples, however many there are.
             source = first.detach()
             options = [o for o in call.places(self._n) if o.axis < max(first.dim() - 1, 1)]
+            if not options and call.name in PLACES:  # there are as many hits as samples by chance
+                return [LOST if call.places(self._n) else NOBODY] * len(call.outputs)
             places = options
             arguments = [(first, Route(source, {o: laid_out(o, first, self._n) for o in options}))]
         elif not call.picks_from_batch and picks_by_batch(call):
