@@ -197,6 +197,7 @@ def out() -> nn.Module:
 
 
 ORDINARY = [
+    Training("time grid", time_grid, lambda n: layers(time=net(1, 5, WIDTH))),  # one time has no room for samples
     Training("numbers", grid_like(of_numbers), lambda n: layers(time=net(1, 5, WIDTH))),
     Training("masked features", masked_features, lambda n: {"into": nn.Linear(WIDTH, n), "square": nn.Linear(n, n)}),
     Training("generated", generated, lambda n: {"generator": net(3, 5, WIDTH), "critic": net(WIDTH, 4, 1)}),
@@ -217,7 +218,6 @@ ORDINARY = [
 SHARED = [
     Training("shared negatives", shared_negatives, lambda n: layers(table=nn.Embedding(n, WIDTH))),
     Training("listed negatives", listed_negatives, lambda n: layers(table=nn.Embedding(n, WIDTH), bias=(n + 1,))),
-    Training("time grid", time_grid, lambda n: layers(time=net(1, 5, WIDTH))),
     Training("sampled weights", sampled_weights, lambda n: {"mean": (WIDTH,), "scale": (WIDTH,)}),
     Training("whole rows", whole_rows, lambda n: {"rows": (n, WIDTH), "out": out()}),
     Training("sampled codes", sampled_codes, lambda n: {"hyper": net(3, 5, WIDTH)}),
