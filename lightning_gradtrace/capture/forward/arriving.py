@@ -24,7 +24,7 @@ def arriving(result: Tensor, hook: Hook, arguments: Iterable[Any], in_place: boo
         in_place: whether the result is what the function wrote into.
     """
     base = result._base
-    if base is None or not base.requires_grad or not base.is_contiguous():
+    if base is None or not base.requires_grad or not base.is_contiguous() or _kind(base) != _kind(result):
         return result, hook
     if any(size > 1 and not stride for size, stride in zip(result.shape, result.stride(), strict=True)):
         return result, hook  # expanded
@@ -39,3 +39,8 @@ def arriving(result: Tensor, hook: Hook, arguments: Iterable[Any], in_place: boo
         hook(cotangent.as_strided(shape, strides, cotangent.storage_offset() + offset))
 
     return base, arrives
+
+
+def _kind(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what entries are; those of a complex tensor may be seen as real ones, or as conjugated."""
+    return tensor.dtype, tensor.is_conj(), tensor.is_neg()

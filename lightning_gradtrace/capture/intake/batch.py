@@ -54,20 +54,25 @@ def tensors(batch: Any) -> Iterator[Tensor]:
         yield from tensors(part)
 
 
-def holds_one_each(batch: Any, n_samples: int) -> bool:
+def holds_one_each(part: Any, n_samples: int, is_whole: bool = False) -> bool:
     """Say whether a list holds one tensor for each sample, as texts or images of unlike sizes come.
 
-    The tensors of fields are not alike, and hold the samples along one of the first two axes: in a list all of them, in
-    a tuple one at least (texts that are strung together, their lengths, their labels).
+    The tensors of fields are not alike, and hold the samples along one of the first two axes: all of them, but for a
+    tuple that is the whole batch, where one is enough (texts that are strung together, their lengths, their labels).
+
+    Args:
+        part: a part of a batch.
+        n_samples: number of samples.
+        is_whole: whether it is all of the batch.
     """
-    if not isinstance(batch, (tuple, list)) or len(batch) != n_samples or n_samples < 2:
+    if not isinstance(part, (tuple, list)) or len(part) != n_samples or n_samples < 2:
         return False
-    if not all(isinstance(value, Tensor) and value.dim() > 0 for value in batch):
+    if not all(isinstance(value, Tensor) and value.dim() > 0 for value in part):
         return False
-    if not any(len({(v.dtype, v.dim(), part(v.shape)) for v in batch}) == 1 for part in (_of_text, _of_image)):
+    if not any(len({(v.dtype, v.dim(), common(v.shape)) for v in part}) == 1 for common in (_of_text, _of_image)):
         return False
-    hold_samples = [n_samples in value.shape[:2] for value in batch]
-    return not (any(hold_samples) if isinstance(batch, tuple) else all(hold_samples))
+    hold_samples = [n_samples in value.shape[:2] for value in part]
+    return not (any(hold_samples) if is_whole and isinstance(part, tuple) else all(hold_samples))
 
 
 def _of_text(shape: torch.Size) -> Any:
@@ -80,13 +85,13 @@ def _of_image(shape: torch.Size) -> Any:
     return shape[:-2] or shape
 
 
-def pieces(batch: Any, n_samples: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield the tensors of a batch that belong to one sample alone, after the number of the sample."""
-    if holds_one_each(batch, n_samples):
+def pieces(batch: Any, n_samples: int, is_whole: bool = True) -> Iterator[tuple[int, Tensor]]:
+    """Yield the tensors of a batch, or of a part of it, that belong to one sample alone, after its number."""
+    if holds_one_each(batch, n_samples, is_whole):
         yield from enumerate(batch)
     else:
         for part in (_parts(batch) or {}).values():
-            yield from pieces(part, n_samples)
+            yield from pieces(part, n_samples, is_whole=False)
 
 
 def holds_only_tensors(batch: Any) -> bool:
@@ -208,14 +213,15 @@ def sample_axis_of(tensor: Tensor, n_samples: int, batch_axis: int) -> int | Non
     return axes[0] if axes else None
 
 
-def permute_samples(batch: Any, order: Tensor, n_samples: int, batch_axis: int) -> Any:
+def permute_samples(batch: Any, order: Tensor, n_samples: int, batch_axis: int, is_whole: bool = True) -> Any:
     """Return the batch with its samples in another order.
 
     Args:
-        batch: the batch.
+        batch: the batch, or a part of it.
         order: a permutation of ``range(n_samples)``.
         n_samples: number of samples.
         batch_axis: axis of the samples in the batch's tensors.
+        is_whole: whether it is all of the batch.
 
     Returns:
         A batch of the same structure; tensors without samples are the same objects.
@@ -223,12 +229,13 @@ def permute_samples(batch: Any, order: Tensor, n_samples: int, batch_axis: int) 
     if isinstance(batch, Tensor):
         axis = sample_axis_of(batch, n_samples, batch_axis)
         return batch if axis is None else batch.index_select(axis, order.to(batch.device))
-    if holds_one_each(batch, n_samples):
+    if holds_one_each(batch, n_samples, is_whole):
         return _rebuilt(batch, dict(enumerate(batch[i] for i in order.tolist())))
     parts = _parts(batch)
     if parts is None:
         return batch
-    return _rebuilt(batch, {key: permute_samples(part, order, n_samples, batch_axis) for key, part in parts.items()})
+    of = (order, n_samples, batch_axis)
+    return _rebuilt(batch, {key: permute_samples(part, *of, is_whole=False) for key, part in parts.items()})
 
 
 def token_ids(batch: Any, n_samples: int, batch_axis: int) -> Tensor | None:

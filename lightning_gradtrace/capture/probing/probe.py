@@ -129,7 +129,7 @@ class PermutationProbe:
             UnattributableError: all samples share a draw in one place and not in another.
         """
         probe = replace(self, shared=EVERYWHERE, training=True)
-        order = torch.arange(self.n_samples, device="cpu").roll(1)
+        order = permutation(self.n_samples)
         found = {}
         with probe._runs(InfluenceTape) as run:
             draws = Draws()

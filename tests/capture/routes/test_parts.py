@@ -80,10 +80,11 @@ def test_parts_of_a_batch_belong_to_their_samples(run: Run, positions: int | Non
         torch.testing.assert_close(shares[name].dense(), g, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
 @pytest.mark.parametrize("lengths", [(2, 5, 3, 1), (N, 3, 2 * N, 2), (3, 3, 3, 3)])
-def test_lists_of_one_tensor_for_each_sample(lengths: tuple[int, ...]) -> None:
+def test_lists_of_one_tensor_for_each_sample(lengths: tuple[int, ...], kind: type) -> None:
     m = model()
-    batch = {"texts": [torch.randn(length, 5).double() for length in lengths], "y": torch.randn(N, 3).double()}
+    batch = {"texts": kind(torch.randn(length, 5).double() for length in lengths), "y": torch.randn(N, 3).double()}
 
     def one(m: nn.Module, text: Tensor, y: Tensor) -> Tensor:
         return (net(m, text).mean(0) - y).square().sum()
@@ -114,7 +115,8 @@ def test_lists_of_one_tensor_for_each_sample(lengths: tuple[int, ...]) -> None:
     ],
 )
 def test_lists_of_fields_are_no_lists_of_samples(batch: Sequence[object], expected: bool) -> None:
-    assert holds_one_each(batch, 2) is expected
+    assert holds_one_each(batch, 2, is_whole=True) is expected
+    assert not isinstance(batch, tuple) or holds_one_each(batch, 2)  # in a batch of other fields
 
 
 @pytest.mark.parametrize("first", ["cut", "embedded"])
