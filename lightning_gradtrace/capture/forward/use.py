@@ -182,9 +182,13 @@ class Use:
         n = n_samples
         if n is None or n == 1:
             return True
-        able = [o for o in self.operands.values() if o.route not in (None, LOST) or candidates(o.tensor.shape, n)]
-        if not able or any(operand.route is not None for operand in able):
-            return bool(able)
+        operands = list(self.operands.values())
+        if any(operand.route is not None for operand in operands):
+            operands = [operand for operand in operands if _may_hold(operand, n)]
+            if not operands or any(operand.route is not None for operand in operands):
+                return bool(operands)
+        if not any(n in o.tensor.shape or candidates(o.tensor.shape, n) for o in operands):
+            return False
         shapes = [t.shape for t in outputs]
         if any(n in shape for shape in shapes):
             return True
@@ -203,6 +207,14 @@ class Use:
         cotangent = cotangent.detach() if self.spread is None else self.spread(cotangent.detach())
         known = self.cotangents.get(output)
         self.cotangents[output] = cotangent if known is None else known + cotangent
+
+
+def _may_hold(operand: Operand, n_samples: int) -> bool:
+    """Say whether a tensor can hold samples; a number that was computed can't, as that of an expert."""
+    shape, route = operand.tensor.shape, operand.route
+    if route is None or route is LOST or (not shape and not route.is_given):
+        return bool(candidates(shape, n_samples))
+    return True
 
 
 @dataclass(eq=False)

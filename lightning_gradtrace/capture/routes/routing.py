@@ -24,7 +24,7 @@ from lightning_gradtrace.capture.forward.elements import LOSSES
 from lightning_gradtrace.capture.forward.functions import Facts, names_of, tensors_among
 from lightning_gradtrace.capture.forward.taint import Taint
 from lightning_gradtrace.capture.forward.use import Use
-from lightning_gradtrace.capture.intake.batch import pieces
+from lightning_gradtrace.capture.intake.batch import pieces, tensors
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates
 from lightning_gradtrace.capture.routes.features import Features
 from lightning_gradtrace.capture.routes.mixing import MIXERS, mixes_samples
@@ -84,6 +84,9 @@ class Routes:
         self._n = n_samples or 1
         self._features = Features()
         self._known: dict[int, tuple[Callable[[], Tensor | None], Route]] = {}
+        self._given = {
+            tensor.untyped_storage().data_ptr() for tensor in tensors(batch) if tensor.layout is torch.strided
+        }
         for sample, tensor in pieces(batch, self._n):
             self._set(tensor, Route(None, {CERTAIN: belonging_to(sample, tensor)}))
 
@@ -183,7 +186,8 @@ class Routes:
             mine = {id(t): _at(route, place, t, call, self._n) for t, route in arguments}
             for owners, output in zip(self._follow(call, mine), found, strict=True):
                 output[place] = settled(owners, self._n) if isinstance(owners, Tensor) else owners
-        return [_route(source, owners) for owners in found]
+        given = source is None or source.untyped_storage().data_ptr() in self._given
+        return [_route(source, owners, given) for owners in found]
 
     def _picked_by_batch(self, call: Call) -> Route | None:
         """Return the route of rows of a constant that a mask or counts of the batch pick: they are as these are.
@@ -266,11 +270,11 @@ def _looked_up(call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
     return owners[(..., *[None] * (output.dim() - owners.dim()))].expand(output.shape) if ahead else Fate.LOST
 
 
-def _route(source: Tensor | None, owners: Mapping[SampleAxis, Owners]) -> Route | None:
+def _route(source: Tensor | None, owners: Mapping[SampleAxis, Owners], is_given: bool = True) -> Route | None:
     for fate, route in ((Fate.ORDINARY, None), (Fate.LOST, LOST), (Fate.NOBODY, NOBODY)):
         if all(found is fate for found in owners.values()):
             return route
-    return Route(source, {at: Fate.LOST if found is Fate.NOBODY else found for at, found in owners.items()})
+    return Route(source, {at: Fate.LOST if found is Fate.NOBODY else found for at, found in owners.items()}, is_given)
 
 
 def _at(route: Route | None, place: SampleAxis, tensor: Tensor, call: Call, n_samples: int) -> Tensor | Fate:

@@ -90,22 +90,24 @@ def test_large_tensors_are_not_kept_whole_by_the_probe() -> None:
     assert kept.tensor.shape == (4, 64, 1)
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize(
+    ("n", "tokens"), [*((n, False) for n in (2, 3, 4, 5, 6, 8)), *((n, True) for n in (3, 4, 6, 8))]
+)
 @pytest.mark.parametrize("n_experts", [2, 3, 4, 7, 8])
-def test_experts_that_are_picked_by_a_tensor_of_the_batch(n_experts: int, n: int) -> None:
-    """As many experts, or as many with samples, as there are samples: neither are samples."""
-    for seed in range(4):
+def test_experts_that_are_picked_by_a_tensor_of_the_batch(n_experts: int, n: int, tokens: bool) -> None:
+    """As many experts, or as many with samples, as there are samples or a multiple of that: neither are samples."""
+    for seed in range(3):
         torch.manual_seed(seed)
         model = Net(words=nn.Embedding(11, 4), experts=(n_experts, 4, 4)).double()
         x, gate = torch.randint(2, 11, (n, 5)), torch.randn(4, n_experts).double()
 
         def losses(m: nn.Module, x: Tensor) -> Tensor:
-            hidden = m.words(x).mean(1)
-            chosen, out = (hidden @ gate).argmax(1), hidden.new_zeros(len(x), 4)  # noqa: B023
+            hidden = m.words(x).flatten(0, 1) if tokens else m.words(x).mean(1)
+            chosen, out = (hidden @ gate).argmax(1), hidden.new_zeros(len(hidden), 4)  # noqa: B023
             for expert in nn.functional.one_hot(chosen, n_experts).sum(0).nonzero():
                 rows = (chosen == expert[0]).nonzero()[:, 0]
                 out = out.index_add(0, rows, hidden[rows] @ m.experts[expert[0]])
-            return out.square().sum(1)
+            return out.square().view(n, -1).sum(1)
 
         shares = capture(model, x, lambda m, x: losses(m, x).sum(), n=n).shares
         parameters = dict(model.named_parameters())
