@@ -97,7 +97,7 @@ class Ways:
         if isinstance(value, (bool, str)) or value is None:
             return value
         if isinstance(value, int):
-            if value == self._n_samples or value in (-1, 1):
-                return value if value != self._n_samples else "n"
-            return value if name in _WITH_AXES else "int"
+            if value == self._n_samples:
+                return "n"
+            return value if value in (-1, 1) or name in _WITH_AXES else "int"
         return type(value).__name__

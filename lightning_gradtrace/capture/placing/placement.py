@@ -160,10 +160,8 @@ class Placer:
         options, lost, doubtful = _unknown([use for use in uses if found[use.site] is None], n_samples)
         if n_samples > 1 and (doubtful or (options and probe.coincides())):
             options = self._confirm({use.site: use for use in uses}, options, probe, doubtful, lost)
-        if not options:  # as in most steps
-            return [_checked(use, found[use.site], n_samples) for use in uses]
         outputs = {site: places.outputs for site, places in found.items() if places is not None}
-        told = told_by_cotangents(uses, options, outputs)
+        told = told_by_cotangents(uses, options, outputs) if options else {}  # in most steps there are none
         for use in uses:
             if use.site in options:
                 placement = _decide(use, chosen(use, options[use.site], told), n_samples)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gradtrace.capture.probing.contents import LEFT_ALONE, content_of, iterators_in
-from lightning_gradtrace.capture.probing.iterators import Iterators, Place
+from lightning_gradtrace.capture.probing.contents import LEFT_ALONE, content_of, iterators_in, root_of
+from lightning_gradtrace.capture.probing.iterators import Iterators
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CODE = (type, FunctionType)
@@ -44,7 +44,7 @@ class Attributes:
         for part in parts:
             own = _own(part)
             self._restorers.append(functools.partial(_put_back, part, own))
-            self._add_iterators(iterators_in(dict, vars(part), own.items()))
+            self._iterators.add(iterators_in(dict, vars(part), own.items()))
             found += own.values()
         self._note([*found, *map(type, parts)])
         self._iterators.replace()
@@ -54,7 +54,7 @@ class Attributes:
         self._met: dict[int, Any] = {id(one): one for one in known}  # lasts as long as the object is held
         self._restorers: list[Callable[[], Any]] = []
         self._iterators = Iterators()
-        self._packages = set(map(_package, classes))
+        self._packages = set(map(root_of, classes))
 
     def _note(self, found: Iterable[Any]) -> None:
         """Look into objects and into those in them; at last into code, which may lead to half of the world."""
@@ -76,17 +76,13 @@ class Attributes:
             with suppress(Exception):  # an object of a class that does not let itself be looked at
                 content = content_of(value, self._left_alone)
                 self._restorers += content.restorers
-                self._add_iterators(content.iterators)
+                self._iterators.add(content.iterators)
                 pending += content.inside
-
-    def _add_iterators(self, places: Iterable[Place]) -> None:
-        for place in places:
-            self._iterators.add(place)
 
     def _is_installed(self, value: Any) -> bool:
         """Say whether something is of a package that is installed, and not of the one that the model is of."""
         of = value if isinstance(value, _CODE) else type(value)
-        if _package(of) in self._packages:
+        if root_of(of) in self._packages:
             return False
         file = getattr(sys.modules.get(of.__module__), "__file__", None) or ""
         return "site-packages" in file or "dist-packages" in file
@@ -117,11 +113,7 @@ class OptimizerStates(Attributes):
 
     def __init__(self, optimizers: Iterable[Optimizer], module: nn.Module) -> None:
         self._begin(module.parameters(), tuple(kind for kind in LEFT_ALONE if kind is not Optimizer))
-        self._note([one for one in optimizers if type(one).__module__.partition(".")[0] != "torch"])
-
-
-def _package(of: Any) -> str:
-    return str(of.__module__).partition(".")[0]
+        self._note([one for one in optimizers if root_of(type(one)) != "torch"])
 
 
 def _own(module: nn.Module) -> dict[str, Any]:

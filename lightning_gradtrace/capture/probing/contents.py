@@ -92,7 +92,7 @@ def _generator(value: Any) -> Callable[[], Any] | None:
 
 def _of_function(function: FunctionType) -> Content:
     """Look at what a user's function shares with the one in which it was defined, its defaults, and its attributes."""
-    if _root(function) in _LIBRARIES:
+    if root_of(function) in _LIBRARIES:
         return Content()
     named = function.__kwdefaults__ or {}
     found = Content(inside=[*(function.__defaults__ or ()), *named.values(), vars(function)])
@@ -109,7 +109,7 @@ def _of_function(function: FunctionType) -> Content:
 def _of_class(cls: type) -> Content:
     """Look at the attributes of a user's class, and at those of the classes above and of its own class."""
     above = [*cls.__bases__, type(cls)]
-    if _root(cls) in _LIBRARIES:
+    if root_of(cls) in _LIBRARIES:
         return Content(inside=above)
     before = {name: value for name, value in vars(cls).items() if not _is_of_python(name)}
     iterators = [_class_attribute(cls, name) for name, value in before.items() if _is_taken_from(value)]
@@ -147,7 +147,8 @@ def iterators_in(base: Any, container: Any, pairs: Iterable[tuple[Any, Any]]) ->
     ]
 
 
-def _root(of: Any) -> str:
+def root_of(of: Any) -> str:
+    """Return the package that a class or a function is of."""
     return str(getattr(of, "__module__", None)).partition(".")[0]
 
 
@@ -160,7 +161,7 @@ def _is_users(value: Any) -> bool:
     """Say whether an object may be of the user's own making, such as one that keeps averages of weights."""
     if isinstance(value, (nn.Module, *_OPEN)):  # a module that hides from the one that holds it
         return True
-    roots = [_root(cls) for cls in type(value).__mro__]
+    roots = [root_of(cls) for cls in type(value).__mro__]
     return roots[0] not in _LIBRARIES and _TRAINERS.isdisjoint(roots)
 
 

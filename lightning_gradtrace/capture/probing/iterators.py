@@ -62,9 +62,9 @@ class Iterators:
     def __init__(self) -> None:
         self._met: list[tuple[Place, Any]] = []
 
-    def add(self, place: Place) -> None:
-        """Take note of an iterator."""
-        self._met.append((place, place.get()))
+    def add(self, places: Iterable[Place]) -> None:
+        """Take note of iterators."""
+        self._met += [(place, place.get()) for place in places]
 
     def replace(self) -> None:
         """Let others stand in the places of the iterators, for one run."""

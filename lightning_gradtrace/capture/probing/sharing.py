@@ -177,8 +177,8 @@ def _votes(first: Tensor, fixed: Tensor | None, moved: Tensor | None, order: Ten
     """
     if fixed is None or moved is None or fixed.shape != first.shape or moved.shape != first.shape:
         return {None}
-    if stays_or_moves(first, fixed, order) and not is_permuted(first, fixed, order):
-        return set()  # rows that are only joined with the samples stay where they were, whoever they belong to
     if is_permuted(first, fixed, order):
         return {None if same(fixed, moved) else True}
+    if stays_or_moves(first, fixed, order):
+        return set()  # rows that are only joined with the samples stay where they were, whoever they belong to
     return {False if is_permuted(first, moved, order) else None}
