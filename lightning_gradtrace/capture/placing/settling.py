@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from lightning_gradtrace.capture.forward.derived import Operand
 from lightning_gradtrace.capture.forward.use import Site, Use
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates, in_the_middle, narrow
+from lightning_gradtrace.capture.placing.comparing import both, close, is_permuted, same
 from lightning_gradtrace.capture.probing.draws import DrawSite
 from lightning_gradtrace.capture.routes.rows import Route
 
@@ -41,8 +42,6 @@ class Place(NamedTuple):
 Options = dict[Place, list[SampleAxis]]
 
 
-# Entries that are as large, and so many times larger than most, tell nothing of the rounding of others.
-_LARGE, _FAR_LARGER = 1e3, 1e4
 # Larger tensors are not kept whole for the comparison of two runs.
 SMALL = 2**16
 
@@ -199,9 +198,9 @@ def settle(
             others = in_the_middle(found, before.shape, len(order))
             fitting = [o for o in others if same(o.permute(before, order), after)]
         if not fitting:  # samples against samples: it is split by the first of the two axes
-            fitting = [one for one in _both(before, after, order) if one in found]
+            fitting = [one for one in both(before, after, order) if one in found]
         if not fitting and len(found) == 1 and not strictly and not same(before, after):
-            stays = _close(before, after) | _close(found[0].permute(before, order), after)
+            stays = close(before, after) | close(found[0].permute(before, order), after)
             fitting = found if bool(stays.all()) or ask.differs_by_chance(first, place) else []
         settled[place] = ask.own(before, fitting)
     return settled
@@ -249,30 +248,7 @@ def _is_explained(first: Use, second: Use | None, place: Place, order: Tensor) -
     before, after = _compared(first, place), None if second is None else _compared(second, place)
     if before is None or after is None or before.shape != after.shape or same(before, after):
         return before is None or (after is not None and before.shape == after.shape)
-    return is_permuted(before, after, order) or next(_both(before, after, order), None) is not None
-
-
-def _both(before: Tensor, after: Tensor, order: Tensor) -> Iterator[SampleAxis]:
-    """Yield the first of any two axes along both of which a tensor is permuted: samples against samples."""
-    order = order.to(before.device)
-    whole = [way for way in candidates(before.shape, len(order)) if way.factor == "whole"]
-    for one, other in itertools.combinations(whole, 2):
-        if same(other.permute(one.permute(before, order), order), after):
-            yield one
-
-
-def is_permuted(before: Tensor, after: Tensor, order: Tensor) -> bool:
-    """Say whether a tensor is another one with its samples in an order, wherever sizes allow them."""
-    order = order.to(before.device)
-    ways = candidates(before.shape, len(order))
-    return before.shape == after.shape and any(same(way.permute(before, order), after) for way in ways)
-
-
-def stays_or_moves(before: Tensor, after: Tensor, order: Tensor) -> bool:
-    """Say whether every entry of a tensor is as it was, or as it is with its samples in an order."""
-    order = order.to(before.device)
-    ways, stays = candidates(before.shape, len(order)), _close(before, after)
-    return bool(stays.all()) or any(bool((stays | _close(way.permute(before, order), after)).all()) for way in ways)
+    return is_permuted(before, after, order) or next(both(before, after, order), None) is not None
 
 
 def _compared(use: Use, place: Place) -> Tensor | None:
@@ -283,22 +259,3 @@ def _compared(use: Use, place: Place) -> Tensor | None:
     if operand is None or operand.tensor.is_nested:
         return None
     return operand.tensor if operand.tensor.layout is torch.strided else operand.tensor.to_dense()
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Say whether two tensors are equal."""
-    return a.shape == b.shape and bool(_close(a, b).all())
-
-
-def _close(a: Tensor, b: Tensor) -> Tensor:
-    """Compare entry by entry, up to the rounding that another order of samples brings.
-
-    The largest entry tells how large it is; one that is far larger than usual, as in a mask, only that of its own.
-    """
-    if not (b.is_floating_point() or b.is_complex()) or not b.numel():
-        return a == b
-    sizes = b.abs()
-    some = sizes[(sizes > 0) & sizes.isfinite()].float()
-    usual = some[some <= (_FAR_LARGER * some.median()).clamp(min=_LARGE)].amax() if some.numel() else some.new_zeros(())
-    rounding = (1e-4 if b.element_size() >= 4 else 3e-2) * torch.where(sizes > usual, sizes, usual.to(sizes.dtype))
-    return (a == b) | (((a - b).abs() <= rounding) & sizes.isfinite())

@@ -4,8 +4,9 @@ A model that is run on its batch permuted gives its results permuted only if eac
 it met. Which numbers are the samples' own can't be told from sizes - a mask over features may be as long as the
 batch - so every draw has *options*: the places where its tensor could hold the samples, and to stay as it is.
 
-Played again is what operators draw from nothing but sizes and constants. What they draw from activations, or make of
-activations with a mask of their own, would bring the first run's activations with it; it is drawn anew.
+Played again is what operators draw from sizes, from constants and from activations whose samples changed places as the
+draw's do (sampled actions and tokens). What they draw from other activations would bring the first run's with it; it is
+drawn anew.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing_extensions import override
 
 from lightning_gradtrace.capture.forward.functions import names_of
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates
+from lightning_gradtrace.capture.placing.comparing import is_permuted
 
 T = TypeVar("T")
 
@@ -108,13 +110,21 @@ class Draw:
         whole = [place for place in places if place.factor == "whole"]
         return [*whole, None, *(place for place in places if place.factor != "whole")]
 
-    def is_like(self, other: Draw) -> bool:
-        """Say whether another pass drew from the same numbers: then it would draw the same."""
+    def is_like(self, other: Draw, order: Tensor | None = None) -> bool:
+        """Say whether another pass drew from the same numbers: then it would draw the same.
+
+        Args:
+            other: the draw of the other pass.
+            order: which samples that pass held; the numbers that it drew from may be in this order.
+        """
         return (
             other.operator is self.operator
             and [v.shape for v in self.values] == [v.shape for v in other.values]
             and len(self.inputs) == len(other.inputs)
-            and all(torch.equal(a, b) for a, b in zip(self.inputs, other.inputs, strict=True))
+            and all(
+                torch.equal(a, b) or (order is not None and is_permuted(a, b, order))
+                for a, b in zip(self.inputs, other.inputs, strict=True)
+            )
         )
 
 
@@ -173,12 +183,12 @@ class Draws(TorchDispatchMode):
 
     def _play(self, draw: Draw) -> bool:
         """Replace what was drawn by what the earlier pass drew, and keep it; say whether it was replaced."""
-        number = len(self.made)
+        number, order = len(self.made), self._order
         earlier = self._earlier[number] if number < len(self._earlier) else None
-        if earlier is not None and not earlier.is_like(draw):
+        place = self._places.get(number)
+        if earlier is not None and not earlier.is_like(draw, None if place is None else order):
             earlier = None
         if earlier is not None:
-            place, order = self._places.get(number), self._order
             for value, before in zip(draw.values, earlier.values, strict=True):
                 if place is not None and order is not None and place.fits(before.shape, len(order)):
                     value.copy_(place.permute(before, order.to(before.device)))

@@ -17,8 +17,8 @@ from torch import Tensor
 from lightning_gradtrace.capture.forward.influence import InfluenceTape
 from lightning_gradtrace.capture.forward.tape import Tape
 from lightning_gradtrace.capture.forward.ways import Way
+from lightning_gradtrace.capture.placing.comparing import is_permuted, same, stays_or_moves
 from lightning_gradtrace.capture.placing.placement import Probe, UnattributableError
-from lightning_gradtrace.capture.placing.settling import is_permuted, same, stays_or_moves
 from lightning_gradtrace.capture.probing.draws import EVERYWHERE, DrawSite
 
 # How often the model is asked about a draw that has no influence yet, as before a layer that begins with zeros.

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributions import Categorical, Normal
 
 LENGTH, WIDTH = 4, 8
 
@@ -97,6 +98,32 @@ def importance_weighted(m: nn.Module, x: Tensor, n: int) -> Tensor:
 def shuffled_decoder(m: nn.Module, x: Tensor, n: int) -> Tensor:
     hidden = m.first(x[:, 0]) + torch.randn(len(x), WIDTH)
     return squares(m.cells(torch.randn(len(x), LENGTH, WIDTH), hidden[None])[0])
+
+
+def sampled_actions(m: nn.Module, x: Tensor, n: int) -> Tensor:
+    chances = Categorical(logits=m.policy(m.first(x[:, 0]).tanh()))
+    action = chances.sample()
+    value = m.value(m.actions(action) + x[:, 1]).squeeze(1)
+    return squares(value[:, None]) - chances.log_prob(action) * value.detach()
+
+
+def sampled_words(m: nn.Module, x: Tensor, n: int) -> Tensor:
+    word, total = torch.zeros(len(x), dtype=torch.long), torch.zeros(len(x))
+    for position in range(LENGTH):
+        chances = m.policy((m.first(x[:, position]) + m.actions(word)).tanh()).softmax(1)
+        word = chances.multinomial(1).squeeze(1)
+        total = total + chances.gather(1, word[:, None]).log().squeeze(1)
+    return total
+
+
+def sampled_switches(m: nn.Module, x: Tensor, n: int) -> Tensor:
+    return squares(m.value(m.square(m.into(x[:, 0]).sigmoid().bernoulli()).tanh()))
+
+
+def sampled_torques(m: nn.Module, x: Tensor, n: int) -> Tensor:
+    chances = Normal(m.into(x[:, 0]), 0.3)
+    action = chances.sample()
+    return squares(m.value(m.square(action).tanh())) * 0.1 - chances.log_prob(action).sum(1)
 
 
 def shared_negatives(m: nn.Module, x: Tensor, n: int) -> Tensor:
@@ -196,6 +223,14 @@ def out() -> nn.Module:
     return nn.Linear(WIDTH, WIDTH)
 
 
+def acting(n: int, **more: nn.Module | tuple[int, ...]) -> dict[str, nn.Module | tuple[int, ...]]:
+    return layers(policy=nn.Linear(WIDTH, n), actions=nn.Embedding(n, WIDTH), **more)
+
+
+def switching(n: int) -> dict[str, nn.Module | tuple[int, ...]]:
+    return {"into": nn.Linear(WIDTH, n), "square": nn.Linear(n, n), "value": nn.Linear(n, 1)}
+
+
 ORDINARY = [
     Training("time grid", time_grid, lambda n: layers(time=net(1, 5, WIDTH))),  # one time has no room for samples
     Training("numbers", grid_like(of_numbers), lambda n: layers(time=net(1, 5, WIDTH))),
@@ -211,6 +246,10 @@ ORDINARY = [
     Training("two views", two_views, lambda n: layers(out=out())),
     Training("repeated", repeated, lambda n: layers(out=out())),
     Training("weighted", importance_weighted, lambda n: layers(scale=out(), out=out())),
+    Training("actions", sampled_actions, lambda n: acting(n, value=nn.Linear(WIDTH, 1))),
+    Training("sampled words", sampled_words, lambda n: acting(n)),
+    Training("switches", sampled_switches, switching),
+    Training("torques", sampled_torques, switching),
     Training("decoder", shuffled_decoder, lambda n: layers(cells=nn.GRU(WIDTH, WIDTH, batch_first=True))),
 ]
 """What parameters meet before they meet the batch is the samples' own, if there is any."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_gradtrace.capture.placing.settling import same
+from lightning_gradtrace.capture.placing.comparing import same
 
 INF, NAN = float("inf"), float("nan")
 
