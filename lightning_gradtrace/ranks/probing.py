@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.forward.use import Use
@@ -63,6 +64,10 @@ class JointProbe:
     def again(self) -> Sequence[Use]:
         """Return nothing: the other ranks don't run the model once more."""
         return []
+
+    def swapped(self) -> tuple[Sequence[Use], Tensor]:
+        """Return nothing, as `again` does."""
+        return [], torch.tensor([1, 0], device="cpu")
 
 
 def _told(found: T | Exception | None) -> T:

@@ -117,6 +117,9 @@ class Probe(Protocol):
     def again(self) -> Sequence[Use]:
         """Return the uses of a later run on the batch: other random numbers, a later state of the model."""
 
+    def swapped(self) -> tuple[Sequence[Use], Tensor]:
+        """Return the uses of a run on a batch of two samples in the other order, and that order."""
+
     def sharing(self, sites: Container[DrawSite], fixed: Collection[DrawSite] = ()) -> Probe:
         """Return a probe for random numbers that all samples share.
 
@@ -135,11 +138,29 @@ class Questions:
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self._runs: dict[Site, Use] | None = None
+        self._swapped: tuple[dict[Site, Use], Tensor] | None = None
 
     def own(self, tensor: Tensor, places: list[SampleAxis]) -> list[SampleAxis]:
         """Of several places in a tensor of the batch itself keep the batch's own."""
         axis = self._probe.own_axis(tensor) if len(places) > 1 else None
         return places if axis is None else [place for place in places if place == SampleAxis(axis)] or places
+
+    def permuted(self, first: Use, second: Use | None, place: Place, order: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return what a tensor is on permuted samples, and their order.
+
+        Where one of two samples was taken twice, a run may pick other numbers of rows, and none where it should. The
+        tensor that they are picked from is then looked at in a run on both, swapped.
+        """
+        before, after = _compared(first, place), None if second is None else _compared(second, place)
+        if before is None or (after is not None and before.shape == after.shape):
+            return after, order.to(before.device) if before is not None else order
+        if place.of_source and len(order) == 2:
+            if self._swapped is None:
+                uses, swap = self._probe.swapped()
+                self._swapped = {one.site: one for one in uses}, swap
+            found, order = self._swapped
+            after = _compared(found[first.site], place) if first.site in found else None
+        return after, order.to(before.device)
 
     def differs_by_chance(self, use: Use, place: Place) -> bool:
         """Say whether a tensor differs from run to run on the same batch; the model is run again when first asked."""
@@ -182,7 +203,8 @@ def settle(
     """
     settled: Options = {}
     for place, found in options.items():
-        before, after = _compared(first, place), None if second is None else _compared(second, place)
+        before = _compared(first, place)
+        after, taken = ask.permuted(first, second, place, order)
         if before is not None:  # a run again may have come to other sizes
             found = [o for o in found if o.fits(before.shape, len(order))]
         if not found or before is None or after is None or before.shape != after.shape:
@@ -192,16 +214,17 @@ def settle(
         if strictly and same(before, after):  # in any order, it may be: that tells nothing
             settled[place] = []
             continue
-        order = order.to(before.device)
-        fitting = [o for o in found if same(o.permute(before, order), after)]
+        fitting = [o for o in found if same(o.permute(before, taken), after)]
         if not fitting and alike and _is_untold(real, place, len(order)):
             others = in_the_middle(found, before.shape, len(order))
-            fitting = [o for o in others if same(o.permute(before, order), after)]
+            fitting = [o for o in others if same(o.permute(before, taken), after)]
         if not fitting:  # samples against samples: it is split by the first of the two axes
-            fitting = [one for one in both(before, after, order) if one in found]
+            fitting = [one for one in both(before, after, taken) if one in found]
         if not fitting and len(found) == 1 and not strictly and not same(before, after):
-            stays = close(before, after) | close(found[0].permute(before, order), after)
+            stays = close(before, after) | close(found[0].permute(before, taken), after)
             fitting = found if bool(stays.all()) or ask.differs_by_chance(first, place) else []
+        if place.of_source and len(fitting) > 1:  # a mask that holds everywhere, or nowhere, has samples for rows
+            fitting = [one for one in fitting if one.axis < before.dim() - 1] or fitting
         settled[place] = ask.own(before, fitting)
     return settled
 

@@ -116,6 +116,14 @@ class PermutationProbe:
                 _, second = self._arranged(run, first, draws, order)
         return first.uses, second.uses, order
 
+    def swapped(self) -> tuple[list[Use], Tensor]:
+        """Record the uses of a run on a batch of two samples in the other order, and return that order, too."""
+        order = torch.tensor([1, 0], device="cpu")
+        with self._runs(Tape) as run:
+            draws = Draws()
+            first = run(self.batch, draws)
+            return self._arranged(run, first, draws, order)[1].uses, order
+
     def sharing(self, sites: Container[DrawSite], fixed: Collection[DrawSite] = ()) -> PermutationProbe:
         """Return a probe for random numbers that all samples share, see `Probe`."""
         return replace(self, shared=sites, fixed=fixed)

@@ -1,13 +1,14 @@
-"""Which axes of activations hold features alone: those that weights made, however views have cut them.
+"""Which axes of activations hold features alone: those that weights or classes made, however views have cut them.
 
 Three projections that are stacked, (3, position, sample, feature), come from one axis of features. Whoever picks the
-first of three projections picks no sample, also of a batch of three.
+first of three projections picks no sample, also of a batch of three; nor does who picks one of three experts.
 """
 
 from __future__ import annotations
 
+import functools
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +26,10 @@ _COPIES = names_of("contiguous clone detach")
 
 @dataclass(frozen=True)
 class _Made:
-    """How an activation came from the output of a use, of which its shape is kept."""
+    """How an activation came from the output of a call, of which its shape and axes of features are kept."""
 
     tensor: Callable[[], Tensor | None]
-    use: Callable[[], Use | None]
+    features: Callable[[], Collection[int]]
     shape: torch.Size
     views: tuple[Callable[[Tensor], Tensor], ...] = ()
 
@@ -62,12 +63,16 @@ class Features:
             return
         if use is not None:
             if use.rule is not None:
-                self._made[id(result)] = _Made(weakref.ref(result), weakref.ref(use), result.shape)
+                own = functools.partial(_made_by, weakref.ref(use), result.dim())
+                self._made[id(result)] = _Made(weakref.ref(result), own, result.shape)
+        elif name == "one_hot":
+            last = (result.dim() - 1,)
+            self._made[id(result)] = _Made(weakref.ref(result), lambda: last, result.shape)
         elif args and (name in _VIEWS or name in _COPIES) and (before := self._of(args[0])) is not None:
             views = before.views
             if name in _VIEWS:
                 views = (*views, lambda marks: function(marks, *args[1:], **kwargs))
-            self._made[id(result)] = _Made(weakref.ref(result), before.use, before.shape, views)
+            self._made[id(result)] = _Made(weakref.ref(result), before.features, before.shape, views)
 
     def _of(self, tensor: Any) -> _Made | None:
         found = self._made.get(id(tensor))
@@ -81,13 +86,10 @@ class Features:
             n_samples: number of samples.
         """
         made = self._of(tensor)
-        use = None if made is None else made.use()
-        bound = None if use is None else use.bound()
-        if made is None or bound is None:
+        if made is None:
             return frozenset()
-        own = [axis for axis in range(len(made.shape)) if axis not in bound.axes.values()]
         marks = torch.zeros((), dtype=torch.int64, device="cpu")
-        for axis in own:  # every feature has a number, the same for all samples and positions
+        for axis in made.features():  # every feature has a number, the same for all samples and positions
             sizes = [1] * len(made.shape)
             sizes[axis] = made.shape[axis]
             marks = marks * made.shape[axis] + torch.arange(made.shape[axis], device="cpu").view(sizes)
@@ -100,6 +102,13 @@ class Features:
         if marks.shape != tensor.shape:
             return frozenset()
         return frozenset(axis for axis in range(marks.dim()) if _n_along(marks, axis) * n_samples > marks.shape[axis])
+
+
+def _made_by(use: Callable[[], Use | None], n_axes: int) -> Collection[int]:
+    """Return the axes of the output of a use that hold features alone."""
+    alive = use()
+    bound = None if alive is None else alive.bound()
+    return () if bound is None else [axis for axis in range(n_axes) if axis not in bound.axes.values()]
 
 
 def _n_along(marks: Tensor, axis: int) -> int:

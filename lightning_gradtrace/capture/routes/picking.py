@@ -111,9 +111,17 @@ def _is_list(value: Any) -> bool:
 
 def picks_by_batch(call: Call) -> bool:
     """Say whether masks or counts of the batch tell how many rows are picked from something else."""
+    by = [t for t in call.batched if t is not call.args[0]] if call.args else []
     if call.name == "repeat_interleave":
-        return isinstance(call.argument(1, "repeats"), Tensor)
-    return call.name in ("__getitem__", "masked_select") and any(t.dtype in _MASKS for t in call.batched)
+        return bool(by)
+    return call.name in ("__getitem__", "masked_select") and any(t.dtype in _MASKS for t in by)
+
+
+def lays_out(call: Call) -> bool:
+    """Say whether a function gives what was picked an axis of its own for the samples, so that order is no chance."""
+    if call.name == "_pad_packed_sequence":
+        return True
+    return call.name in ("view", "reshape", "unflatten") and call.outputs[0].dim() > call.args[0].dim()
 
 
 def picker(call: Call) -> Tensor | None:

@@ -38,7 +38,15 @@ from lightning_gradtrace.capture.routes.orders import (
     sorted_along,
     strings_numbers,
 )
-from lightning_gradtrace.capture.routes.picking import PICKS, Call, cuts_out, picker, picks_by_batch, picks_samples
+from lightning_gradtrace.capture.routes.picking import (
+    PICKS,
+    Call,
+    cuts_out,
+    lays_out,
+    picker,
+    picks_by_batch,
+    picks_samples,
+)
 from lightning_gradtrace.capture.routes.rows import (
     CERTAIN,
     LOST,
@@ -52,7 +60,7 @@ from lightning_gradtrace.capture.routes.rows import (
     settled,
     sole_owner,
 )
-from lightning_gradtrace.capture.routes.writing import WRITES, written
+from lightning_gradtrace.capture.routes.writing import WRITES, value_of, written
 
 _MOVES = names_of(
     "view reshape flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze expand T mT t "
@@ -156,9 +164,11 @@ class Routes:
             return [LOST] * len(call.outputs)
         if call.name in GATHERS:
             return gathered(call.name, call.args, call.kwargs, self(call.args[0]), len(call.outputs), self._n)
-        first = call.args[0] if call.args else None
+        first, by_batch, is_hit = call.args[0] if call.args else None, picks_by_batch(call), self._is_hit(call)
         if isinstance(first, Tensor) and call.picks_from_batch:
             call.batched = [first]  # what is picked tells whose the result is, not the index
+        if call.name in WRITES:
+            call.batched = [t for t in call.batched if t is first or t is value_of(call.name, call.args, call.kwargs)]
         routed = [route for t in call.batched if (route := self(t)) is not None]
         if routed:
             source, places = routed[0].source, list(routed[0].owners)
@@ -167,12 +177,13 @@ class Routes:
         elif isinstance(first, Tensor) and call.picks_from_batch and picks_samples(call, self._n):
             # A table of parameters or constants has rows, not samples, however many there are.
             source = first.detach()
-            options = [o for o in call.places(self._n) if o.axis < max(first.dim() - 1, 1)]
+            rows = first.dim() if call.name in PLACES else max(first.dim() - 1, 1)
+            options = [o for o in call.places(self._n) if o.axis < rows]
             if not options and call.name in PLACES:  # there are as many hits as samples by chance
-                return [LOST if call.places(self._n) else NOBODY] * len(call.outputs)
+                return [NOBODY] * len(call.outputs)
             places = options
             arguments = [(first, Route(source, {o: laid_out(o, first, self._n) for o in options}))]
-        elif not call.picks_from_batch and picks_by_batch(call):
+        elif not call.picks_from_batch and by_batch:
             return [self._picked_by_batch(call)] * len(call.outputs)
         elif call.name in WRITES:
             source, places, arguments = None, [CERTAIN], [(t, None) for t in call.batched]
@@ -185,9 +196,17 @@ class Routes:
         for place in places:
             mine = {id(t): _at(route, place, t, call, self._n) for t, route in arguments}
             for owners, output in zip(self._follow(call, mine), found, strict=True):
-                output[place] = settled(owners, self._n) if isinstance(owners, Tensor) else owners
+                output[place] = settled(owners, self._n) if isinstance(owners, Tensor) and not is_hit else owners
         given = source is None or source.untyped_storage().data_ptr() in self._given
-        return [_route(source, owners, given) for owners in found]
+        return [_route(source, owners, given, is_hit) for owners in found]
+
+    def _is_hit(self, call: Call) -> bool:
+        """Say whether values of the batch told what to pick."""
+        if lays_out(call):
+            return False
+        arguments = tensors_among((*call.args, *call.kwargs.values()))
+        before = any(route is not None and route.is_hit for route in map(self, arguments))
+        return before or call.name in PLACES or picks_by_batch(call)
 
     def _picked_by_batch(self, call: Call) -> Route | None:
         """Return the route of rows of a constant that a mask or counts of the batch pick: they are as these are.
@@ -207,7 +226,7 @@ class Routes:
             if isinstance(owners, Tensor):
                 rows = owners[by] if by.dtype is torch.bool else owners.repeat_interleave(by)
                 found[place] = rows.view(-1, *[1] * (output.dim() - 1)).expand(output.shape)
-        return _route(route.source, found) if found else LOST
+        return _route(route.source, found, is_hit=True) if found else LOST
 
     def _follow(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Sequence[Tensor | Fate]:
         """Return the owners of the outputs, given those of the batched arguments, by identity."""
@@ -270,11 +289,14 @@ def _looked_up(call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
     return owners[(..., *[None] * (output.dim() - owners.dim()))].expand(output.shape) if ahead else Fate.LOST
 
 
-def _route(source: Tensor | None, owners: Mapping[SampleAxis, Owners], is_given: bool = True) -> Route | None:
+def _route(
+    source: Tensor | None, owners: Mapping[SampleAxis, Owners], is_given: bool = True, is_hit: bool = False
+) -> Route | None:
     for fate, route in ((Fate.ORDINARY, None), (Fate.LOST, LOST), (Fate.NOBODY, NOBODY)):
         if all(found is fate for found in owners.values()):
             return route
-    return Route(source, {at: Fate.LOST if found is Fate.NOBODY else found for at, found in owners.items()}, is_given)
+    known = {at: Fate.LOST if found is Fate.NOBODY else found for at, found in owners.items()}
+    return Route(source, known, is_given, is_hit)
 
 
 def _at(route: Route | None, place: SampleAxis, tensor: Tensor, call: Call, n_samples: int) -> Tensor | Fate:

@@ -32,11 +32,13 @@ class Route:
         source: the tensor that they were picked from, detached; None if there is nothing to find out about it.
         owners: by place of the samples in the source.
         is_given: whether there is no source, or it is a tensor of the batch itself, not one that was computed.
+        is_hit: whether values of the batch told what to pick: that owners are in order is chance then.
     """
 
     source: Tensor | None
     owners: Mapping[SampleAxis, Owners]
     is_given: bool = True
+    is_hit: bool = False
 
     def place(self, axis: SampleAxis) -> Rows | SampleAxis | None:
         """Return where the samples are, given their place in the source; None if it has to be found out."""

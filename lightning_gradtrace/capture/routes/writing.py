@@ -26,6 +26,11 @@ WRITES = _BY_ROWS | _BY_ENTRIES | _BY_BRACKETS | _BY_MASK
 _NAMES = {1: ("dim", "mask", "indices"), 2: ("index", "source", "values"), 3: ("source", "src")}
 
 
+def value_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return what a function of `WRITES` writes."""
+    return _argument(args, kwargs, 2 if name in _BY_BRACKETS | _BY_MASK else 3)
+
+
 def written(
     name: str, args: Sequence[Any], kwargs: Mapping[str, Any], of: Mapping[int, Tensor | Fate], n_samples: int
 ) -> Tensor | Fate:
@@ -42,13 +47,14 @@ def written(
         What the target had before, or `Fate.LOST`.
     """
     target, own = args[0], of.get(id(args[0]), Fate.ORDINARY)
-    value = _argument(args, kwargs, 2 if name in _BY_BRACKETS | _BY_MASK else 3)
+    value = value_of(name, args, kwargs)
     if not isinstance(value, Tensor) or id(value) not in of:
         return own
     theirs = of[id(value)]
     if own is Fate.LOST or theirs is Fate.LOST:
         return Fate.LOST
-    before, new = _ways(own, target, n_samples), _ways(theirs, value, n_samples)
+    known = isinstance(theirs, Tensor)  # then they tell also a factor of an axis from a width of the same size
+    before, new = _ways(own, target, n_samples, known), _ways(theirs, value, n_samples)
     if not before or not new:
         return own
     pairs = (_both(name, args, kwargs, one, other) for one in before for other in new)
@@ -61,11 +67,11 @@ def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], place: int) -> Any
     return next((kwargs[name] for name in _NAMES[place] if name in kwargs), None)
 
 
-def _ways(owners: Tensor | Fate, tensor: Tensor, n_samples: int) -> list[Tensor]:
+def _ways(owners: Tensor | Fate, tensor: Tensor, n_samples: int, all_of_them: bool = False) -> list[Tensor]:
     if isinstance(owners, Tensor):
         return [owners]
     axes = candidates(tensor.shape, n_samples)
-    whole = [axis for axis in axes if axis.factor == "whole"]
+    whole = [] if all_of_them else [axis for axis in axes if axis.factor == "whole"]
     return [laid_out(axis, tensor, n_samples) for axis in whole or axes]
 
 

@@ -102,11 +102,7 @@ def test_rows_of_something_else_that_the_batch_picks(
 ) -> None:
     model, engine = layers(), TapeEngine()
     for lengths in (first, later, later[::-1], first):
-        if losses is by_counts and lengths is FULL:  # as many rows of each, which don't move with the samples
-            with pytest.raises(UnattributableError, match=r"`last\.weight`"):
-                n_equal(model, engine, losses, padded(lengths))
-        else:
-            assert n_equal(model, engine, losses, padded(lengths)) == 5
+        assert n_equal(model, engine, losses, padded(lengths)) == 5
 
 
 def test_samples_that_are_sorted_and_first_came_in_order() -> None:
