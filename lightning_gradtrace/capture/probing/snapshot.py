@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,24 @@ class Weight:
             self.gradient.copy_(self.held)
 
 
+class Names:
+    """Which tensors or modules a module holds under which names, which a step that assigns one changes.
+
+    Args:
+        held: the dictionary in which it holds them.
+    """
+
+    def __init__(self, held: dict[str, Any]) -> None:
+        self._held, self._before = held, dict(held)
+
+    def restore(self) -> None:
+        """Put back what stands under other names, or no longer where it stood."""
+        held, before = self._held, self._before
+        if held.keys() != before.keys() or any(held[name] is not value for name, value in before.items()):
+            held.clear()
+            held.update(before)
+
+
 class Snapshot:
     """Weights, gradients, buffers, attributes and random states at one moment.
 
@@ -59,8 +78,11 @@ class Snapshot:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._weights = [] if is_spread(module) else [Weight.of(parameter) for parameter in module.parameters()]
+        spread = is_spread(module)  # then other tensors stand for the parameters while a run gathers them
+        self._weights = [] if spread else [Weight.of(parameter) for parameter in module.parameters()]
         self._buffers = {buffer: buffer.clone() for buffer in module.buffers()}
+        held = ("_buffers", "_modules") if spread else ("_buffers", "_modules", "_parameters")
+        self._names = [Names(getattr(part, name)) for part in module.modules() for name in held]
         self._settings = GradientSettings(module)
         self._random = RandomState.now()
         self._attributes = Attributes(module)
@@ -85,6 +107,8 @@ class Snapshot:
 
     @torch.no_grad()
     def _restore_tensors(self) -> None:
+        for names in self._names:
+            names.restore()
         for weight in self._weights:
             weight.restore()
         for buffer, value in self._buffers.items():
