@@ -65,6 +65,9 @@ class JointProbe:
         """Return nothing: the other ranks don't run the model once more."""
         return []
 
+    def otherwise(self) -> None:
+        """Return nothing, as `again` does."""
+
     def swapped(self) -> tuple[Sequence[Use], Tensor]:
         """Return nothing, as `again` does."""
         return [], torch.tensor([1, 0], device="cpu")

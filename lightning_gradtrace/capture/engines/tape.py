@@ -84,7 +84,7 @@ class TapeEngine:
         """
         taped = tape
         tape, probe = self.sharing.choose(tape, n_samples, probe)
-        mixture = tape.unattributable()
+        mixture = tape.mixtures.unattributable()
         if mixture is not None:
             names = ", ".join(f"`{name}`" for name in mixture.parameters)
             raise UnattributableError(

@@ -19,7 +19,7 @@ from lightning_gradtrace.capture.probing.draws import DrawSite
 
 
 class InfluenceTape(Tape):
-    """Keeps every result of floating point that random numbers have come to, see `Tape`.
+    """Keeps every result of floating point in which random numbers have met the samples, see `Tape`.
 
     Attributes:
         results: copies of the smaller of these results that have room for the samples, by function and how often it
@@ -60,11 +60,12 @@ class InfluenceTape(Tape):
         for tensor in made:
             key = known.name, self._calls[known.name]
             self._calls[known.name] += 1
-            if tensor.is_floating_point() and tensor.numel() <= SMALL and self._has_room(tensor):
+            if tensor.is_floating_point() and tensor.numel() <= SMALL and self._holds_samples(tensor):
                 self.results[key], self.sites[key] = tensor.detach().clone(), sites
 
-    def _has_room(self, tensor: Tensor) -> bool:
-        return tensor.layout is torch.strided and bool(candidates(tensor.shape, self._n_samples or 1))
+    def _holds_samples(self, tensor: Tensor) -> bool:
+        strided = tensor.layout is torch.strided
+        return strided and self._taint(tensor) and bool(candidates(tensor.shape, self._n_samples or 1))
 
     def _sites(self, tensor: Tensor) -> frozenset[DrawSite]:
         found = self._reached.get(id(tensor))

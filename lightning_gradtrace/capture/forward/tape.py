@@ -24,10 +24,11 @@ from lightning_gradtrace.capture.forward.arriving import arriving
 from lightning_gradtrace.capture.forward.derived import Derived, Lineage, Operand, Root, flatten_call
 from lightning_gradtrace.capture.forward.elements import Elements, elements_of
 from lightning_gradtrace.capture.forward.functions import METADATA, Facts, facts, without_running_statistics
+from lightning_gradtrace.capture.forward.mixture import Mixtures
 from lightning_gradtrace.capture.forward.modes import opened
 from lightning_gradtrace.capture.forward.replay import Surroundings, outputs_of
 from lightning_gradtrace.capture.forward.taint import Taint
-from lightning_gradtrace.capture.forward.use import Mixture, Site, Use, operand
+from lightning_gradtrace.capture.forward.use import Site, Use, operand
 from lightning_gradtrace.capture.forward.ways import Way
 from lightning_gradtrace.capture.placing.settling import lighten
 from lightning_gradtrace.capture.probing.draws import Draws, DrawSite, call_open
@@ -48,6 +49,10 @@ class Tape(TorchFunctionMode):
         shared: where random numbers are drawn that all samples share.
         draws: notes which draw was made where.
         aside: reads the same pass in another way, is not entered itself, and needs what this tape needs.
+
+    Attributes:
+        uses: the uses, in the order of the pass.
+        mixtures: tensors made of parameters and of the batch as a whole.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class Tape(TorchFunctionMode):
         self._routes = Routes(batch, n_samples)
         self._n_samples = n_samples
         self._counts: dict[tuple[str, tuple[str, ...]], int] = {}
-        self._mixtures: dict[Derived, Mixture] = {}
+        self.mixtures = Mixtures()
         # Lineages hold their tensors, so that an id is not given to another tensor; what has no entries is a constant.
         self._lineage: dict[int, Lineage] = {id(p): Root(name, p) for name, p in parameters.items() if p.numel()}
         self._names = frozenset(parameters)
@@ -120,26 +125,18 @@ class Tape(TorchFunctionMode):
         """Return the ways in which the random numbers of a place were used."""
         return self._taint.ways.of(site)
 
-    def unattributable(self) -> Mixture | None:
-        """Return a mixture of samples from which the loss is computed directly, None if there is none.
-
-        Such a tensor belongs to the samples that it meets later; this one meets none.
-        """
-        return next((m for m in self._mixtures.values() if m.reached and not m.meets_samples), None)
-
     def forget_backward(self) -> None:
         """Forget what backward passes left; the uses stay, as a retained graph may be run through again."""
         for use in self.uses:
             use.cotangents.clear()
-        for mixture in self._mixtures.values():
-            mixture.reached = False
+        self.mixtures.forget_backward()
         if self.aside is not None:
             self.aside.forget_backward()
 
     def clear(self) -> None:
         """Forget everything, so that no tensor of the forward pass is kept alive."""
         self.uses.clear()
-        self._mixtures.clear()
+        self.mixtures.clear()
         self._lineage.clear()
         self._kept.clear()
         if self.aside is not None:
@@ -182,9 +179,9 @@ class Tape(TorchFunctionMode):
         if drawn is not None:
             self._taint.ways.after(drawn, args[0] if known.in_place else result)
         outputs = outputs_of(known.in_place, args, result)
-        if not self._live(known, outputs):
-            self._taint.after(known, args, kwargs, self._is_batched(args, kwargs), result)
-        elif known.in_place or not any(id(t) in self._lineage for t in outputs):  # `W.to(W.dtype)` is W
+        if not self._live(known, outputs) or self._is_frozen(args, kwargs):
+            return self._follow_on(known, func, args, kwargs, self._is_batched(args, kwargs), result)
+        if known.in_place or not any(id(t) in self._lineage for t in outputs):  # `W.to(W.dtype)` is W
             leaves, structure, around = call or self._call(known, func, args, kwargs)
             elements = elements_of(func, args, kwargs) if self._is_batched(args, kwargs) else None
             use = self._record(func, rule, leaves, structure, around, outputs, elements)
@@ -216,9 +213,19 @@ class Tape(TorchFunctionMode):
         result = self._run(func, args, kwargs)
         if drawn is not None:
             self._taint.ways.after(drawn, args[0] if known.in_place else result)
+        return self._follow_on(known, func, args, kwargs, batched, result)
+
+    def _follow_on(self, known: Facts, func: Any, args: Any, kwargs: Any, batched: bool, result: Any) -> Any:
         if self._taint.after(known, args, kwargs, batched, result):
             self._routes.after(known, func, args, kwargs, result, self._taint)
         return result
+
+    def _is_frozen(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Say whether a probe's call has no more than frozen parameters and constants, which no gradient passes."""
+        if not self._probing or self._is_batched(args, kwargs):
+            return False
+        found = [self._lineage.get(id(leaf)) for leaf in flatten_call(args, kwargs)[0]]
+        return not any(isinstance(one, Derived) or (one and one.tensor.requires_grad) for one in found)
 
     def _is_batched(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         return self._taint.any(args) or bool(kwargs and self._taint.any(kwargs.values()))
@@ -295,9 +302,8 @@ class Tape(TorchFunctionMode):
             mixed = any(isinstance(leaf, Operand) and leaf.route is NOBODY for leaf in leaves)
             self._derive(func, leaves, structure, around, live, mixed)
             return None
-        names = tuple(
-            dict.fromkeys(name for leaf in leaves if isinstance(leaf, (Root, Derived)) for name in leaf.roots)
-        )
+        tracked = [leaf for leaf in leaves if isinstance(leaf, (Root, Derived))]
+        names = tuple(dict.fromkeys(name for leaf in tracked for name in leaf.roots))
         keep = self._probing or around.random is not None
         parts, call = outputs, (leaves, structure)
         if elements is not None:
@@ -315,9 +321,8 @@ class Tape(TorchFunctionMode):
             lighten(use)
         self._counts[key] = use.site.number + 1
         self.uses.append(use)
-        for leaf in use.lineages.values():
-            if isinstance(leaf, Derived) and leaf in self._mixtures:
-                self._mixtures[leaf].readers.append(use)
+        for mixture in self.mixtures.among(use.lineages.values()):
+            mixture.readers.append(use)
         for i, tensor in live.items():
             if tensor.requires_grad:
                 self.watch(*arriving(tensor, functools.partial(use.receive, i), leaves, known.in_place))
@@ -337,13 +342,10 @@ class Tape(TorchFunctionMode):
         mixed: bool,
     ) -> None:
         shared = tuple(leaves)  # one object for all outputs: by it they are known to come from one call
-        before = [self._mixtures[leaf] for leaf in leaves if isinstance(leaf, Derived) and leaf in self._mixtures]
+        before = self.mixtures.among(leaves)
         for i, tensor in live.items():
             values = self._lasting(tensor) if self._swaps else tensor
             derived = Derived(func, shared, structure, around, i, values)
             self._lineage[id(tensor)] = derived
             if (mixed or before) and tensor.requires_grad:
-                mixture = self._mixtures[derived] = Mixture(facts(func).name, tuple(derived.roots))
-                self.watch(tensor, mixture.reach)
-                for earlier in before:
-                    earlier.readers.append(mixture)
+                self.watch(tensor, self.mixtures.add(derived, facts(func).name, before).reach)

@@ -217,42 +217,6 @@ def _may_hold(operand: Operand, n_samples: int) -> bool:
     return True
 
 
-@dataclass(eq=False)
-class Mixture:
-    """A tensor that is computed from parameters and from the batch as a whole, so that no axis holds the samples.
-
-    Attributes:
-        function: the function that returned it.
-        parameters: names of the parameters.
-        readers: calls that use it.
-        reached: whether the backward pass came here.
-    """
-
-    function: str
-    parameters: tuple[str, ...]
-    readers: list[Use | Mixture] = field(default_factory=list)
-    reached: bool = False
-
-    @property
-    def meets_samples(self) -> bool:
-        """Whether the loss depends on it through a use, that is, through samples."""
-        pending: list[Use | Mixture] = list(self.readers)
-        met: set[int] = set()
-        while pending:
-            reader = pending.pop()
-            if isinstance(reader, Use):
-                if reader.reached:
-                    return True
-            elif reader.reached and id(reader) not in met:
-                met.add(id(reader))
-                pending += reader.readers
-        return False
-
-    def reach(self, _: Tensor | None = None) -> None:
-        """Take note of the backward pass."""
-        self.reached = True
-
-
 def operand(tensor: Tensor, batched: bool, route: Route | None = None) -> Operand:
     """Make the operand of a tensor as it is now."""
     return Operand(tensor.detach(), shape_before_view(tensor), tensor._version, batched, route)

@@ -29,16 +29,25 @@ def after(bound: BoundUse, axis: AnyAxis) -> Any:
     return replace(axis, axis=bound.axes[axis.axis]) if axis.axis in bound.axes else None
 
 
-def told_by_cotangents(
+def told(
     uses: Sequence[Use], options: Mapping[Site, Options], known: Mapping[Site, Mapping[int, AnyAxis]]
-) -> Told:
-    """Return where the samples are in the cotangents of those uses that leave no doubt.
+) -> dict[Site, Options]:
+    """Of several places keep those that cotangents tell.
 
     Args:
         uses: uses of one micro-batch, with cotangents.
         options: the places that are left at sites that were not known before.
         known: the places in the outputs at the others.
+
+    Returns:
+        The places that are left now.
     """
+    by_cotangent = _told(uses, options, known)
+    return {use.site: _chosen(use, options[use.site], by_cotangent) for use in uses if use.site in options}
+
+
+def _told(uses: Sequence[Use], options: Mapping[Site, Options], known: Mapping[Site, Mapping[int, AnyAxis]]) -> Told:
+    """Return where the samples are in the cotangents of those uses that leave no doubt."""
     told: Told = {}
     for use in uses:
         bound = use.bound()
@@ -54,14 +63,7 @@ def told_by_cotangents(
     return told
 
 
-def chosen(use: Use, options: Options, told: Told) -> Options:
-    """Of several places keep those that a cotangent tells.
-
-    Args:
-        use: a use.
-        options: the places that are left.
-        told: from `told_by_cotangents`.
-    """
+def _chosen(use: Use, options: Options, told: Told) -> Options:
     bound, kept = use.bound(), dict(options)
     for i, cotangent in use.cotangents.items():
         place, known = _decisive(bound, i), told.get(_identity(cotangent))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.forward.use import Site, Use
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates, narrow, shape_before_view
-from lightning_gradtrace.capture.placing.cotangents import AnyAxis, after, chosen, told_by_cotangents
+from lightning_gradtrace.capture.placing.cotangents import AnyAxis, after, told
 from lightning_gradtrace.capture.placing.settling import (
     Options,
     Place,
@@ -158,13 +159,15 @@ class Placer:
         """
         found = {use.site: self._remembered(use, n_samples) for use in uses}
         options, lost, doubtful = _unknown([use for use in uses if found[use.site] is None], n_samples)
-        if n_samples > 1 and (doubtful or (options and probe.coincides())):
-            options = self._confirm({use.site: use for use in uses}, options, probe, doubtful, lost)
-        outputs = {site: places.outputs for site, places in found.items() if places is not None}
-        told = told_by_cotangents(uses, options, outputs) if options else {}  # in most steps there are none
+        if options:  # in most steps there are none
+            known = {site: places.outputs for site, places in found.items() if places is not None}
+            if n_samples > 1 and (doubtful or probe.coincides()):
+                options = self._confirm(uses, options, known, probe, doubtful, lost)
+            else:
+                options = told(uses, options, known)
         for use in uses:
             if use.site in options:
-                placement = _decide(use, chosen(use, options[use.site], told), n_samples)
+                placement = _decide(use, options[use.site], n_samples)
                 # One sample fits everywhere and teaches nothing about later batches.
                 if n_samples > 1 and not placement.is_lost(use):
                     self._known[_key(use)] = placement
@@ -188,15 +191,23 @@ class Placer:
 
     def _confirm(
         self,
-        real: Mapping[Site, Use],
+        uses: Sequence[Use],
         options: dict[Site, Options],
+        known: Mapping[Site, Mapping[int, AnyAxis]],
         probe: Probe,
         doubtful: bool,
         lost: Collection[Site],
     ) -> dict[Site, Options]:
-        """Let the probe choose where sizes leave doubt, and contradict them where they mislead."""
+        """Let the probe choose where sizes leave doubt, and contradict them where they mislead.
+
+        What is open then, and no cotangent tells, is asked once more in another way.
+
+        Raises:
+            UnattributableError: there is doubt, and the model can't be run again.
+        """
+        real = {use.site: use for use in uses}
         try:
-            first, second, order = probe()
+            left = told(uses, _settled(real, options, probe, lost), known)
         except Exception as error:
             if doubtful:
                 raise UnattributableError(_no_probe(options, lost, error)) from error
@@ -205,15 +216,33 @@ class Placer:
                 f"the samples ({type(error).__name__}: {error}). Sizes alone decide; they leave no doubt.",
                 stacklevel=2,
             )
-            return options
-        permuted = {use.site: use for use in second}
-        settled = dict(options)
-        ask, alike = Questions(probe), are_alike(real, first)
-        for use in first:
-            if use.site in options:
-                strictly, other = use.site in lost, permuted.get(use.site)
-                settled[use.site] = settle(real[use.site], use, other, options[use.site], order, strictly, alike, ask)
-        return settled
+            return told(uses, options, known)
+        still = {site: options[site] for site, by_place in left.items() if _open(real[site], by_place)}
+        other = probe.otherwise() if still else None
+        if other is not None:
+            with suppress(Exception):  # then it stays open
+                for site, by_place in _settled(real, still, other, lost).items():
+                    left[site].update({place: found for place, found in by_place.items() if len(found) == 1})
+        return told(uses, left, known) if still else left
+
+
+def _settled(
+    real: Mapping[Site, Use], options: Mapping[Site, Options], probe: Probe, lost: Collection[Site]
+) -> dict[Site, Options]:
+    """Return the places that a probe leaves.
+
+    Raises:
+        Exception: the model can't be run again.
+    """
+    first, second, order = probe()
+    permuted = {use.site: use for use in second}
+    settled = dict(options)
+    ask, alike = Questions(probe), are_alike(real, first)
+    for use in first:
+        if use.site in options:
+            strictly, other = use.site in lost, permuted.get(use.site)
+            settled[use.site] = settle(real[use.site], use, other, options[use.site], order, strictly, alike, ask)
+    return settled
 
 
 def _checked(use: Use, places: UsePlaces | None, n_samples: int) -> UsePlaces:
@@ -256,23 +285,35 @@ def _options(use: Use, n_samples: int) -> Options:
 
 def _decide(use: Use, options: Options, n_samples: int) -> Placement:
     """Choose the places; those of the outputs are needed, those of other arguments than a rule's are not."""
-    chosen = {place: found[0] for place, found in options.items() if len(found) == 1}
-    sources = {place: axis for place, axis in chosen.items() if place.of_source}
-    followed = _followed(use, sources)
-    own = {place: axis for place, axis in chosen.items() if not place.of_source and place not in followed}
+    sources, own, _ = _certain(use, options)
     inputs = {place.number: axis for place, axis in own.items() if place.is_input}
     outputs = {place.number: axis for place, axis in own.items() if not place.is_input}
     bound = use.bound()
-    if bound is not None and bound.place is not None:
-        needed = [Place(True, bound.place)]
-        if bound.place in inputs:
-            outputs = dict.fromkeys(use.cotangents, after(bound, inputs[bound.place]))
-    else:
-        needed = [Place(False, i) for i in use.cotangents]
-    for place in needed:
-        if place not in followed and place not in own:
-            raise UnattributableError(_complaint(use, place, options.get(place, []), n_samples))
+    if bound is not None and bound.place in inputs:
+        outputs = dict.fromkeys(use.cotangents, after(bound, inputs[bound.place]))
+    for place in _open(use, options):
+        raise UnattributableError(_complaint(use, place, options.get(place, []), n_samples))
     return Placement(inputs, outputs, {place: axis for place, axis in sources.items() if place in sources_of(use)})
+
+
+def _certain(
+    use: Use, options: Options
+) -> tuple[dict[Place, SampleAxis], dict[Place, SampleAxis], dict[Place, AnyAxis]]:
+    """Return the places that are left alone: in sources, in tensors of the use, and in those that routes follow."""
+    certain = {place: found[0] for place, found in options.items() if len(found) == 1}
+    sources = {place: axis for place, axis in certain.items() if place.of_source}
+    followed = _followed(use, sources)
+    own = {place: axis for place, axis in certain.items() if not place.of_source and place not in followed}
+    return sources, own, followed
+
+
+def _open(use: Use, options: Options) -> list[Place]:
+    """Return the places that are needed and that no option, or more than one, is left for."""
+    _, own, followed = _certain(use, options)
+    bound = use.bound()
+    source = None if bound is None else bound.place
+    needed = [Place(False, i) for i in use.cotangents] if source is None else [Place(True, source)]
+    return [place for place in needed if place not in followed and place not in own]
 
 
 def _no_probe(options: Mapping[Site, Options], lost: Collection[Site], error: Exception) -> str:

@@ -120,6 +120,9 @@ class Probe(Protocol):
     def swapped(self) -> tuple[Sequence[Use], Tensor]:
         """Return the uses of a run on a batch of two samples in the other order, and that order."""
 
+    def otherwise(self) -> Probe | None:
+        """Return a probe that may tell what this one leaves open, None if there is none."""
+
     def sharing(self, sites: Container[DrawSite], fixed: Collection[DrawSite] = ()) -> Probe:
         """Return a probe for random numbers that all samples share.
 

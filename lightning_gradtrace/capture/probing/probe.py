@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +56,23 @@ def _is_irregular(order: Tensor) -> bool:
     return n_samples < 5 or not bool((order == identity).any())
 
 
+def stir(module: nn.Module) -> None:
+    """Give a module weights that are a little other; always the same, and in other places in memory.
+
+    They are put back by who knows where they were (`snapshot.py`).
+    """
+    generator = np.random.default_rng(0)  # torch's draws are those of the model
+    for parameter in module.parameters():
+        if parameter.is_floating_point() and parameter.numel():
+            noise = torch.from_numpy(generator.standard_normal(tuple(parameter.shape))).to(parameter)
+            size = parameter.detach().square().mean().sqrt()
+            parameter.data = parameter.data + STIRRING * noise * torch.where(size > 0, size, 1.0)
+
+
+SWAP = torch.tensor([1, 0], device="cpu")
+"""Two samples in the other order. It commutes with every shift and reversal."""
+STIRRING = 0.03
+"""How large what is added to weights is, compared with them; weights that are all zero count as ones."""
 T = TypeVar("T")
 AnyTape = TypeVar("AnyTape", bound=Tape)
 
@@ -74,6 +92,7 @@ class PermutationProbe:
         shared: where random numbers are drawn that count as shared by all samples.
         fixed: where they are known to be; these stay as they are when the samples are permuted.
         training: run as in training, not in evaluation mode.
+        stirred: run on weights that are a little other than the model's, and swap two samples.
         trials: how many runs may be spent on the places of samples in random numbers.
     """
 
@@ -87,6 +106,7 @@ class PermutationProbe:
     shared: Container[DrawSite] = ()
     fixed: Collection[DrawSite] = ()
     training: bool = False
+    stirred: bool = False
     trials: int = 32
 
     def coincides(self) -> bool:
@@ -103,14 +123,14 @@ class PermutationProbe:
         Returns:
             Uses of the run on the batch, uses of the run on the permuted batch, and the order of its samples.
         """
-        order = permutation(self.n_samples)
+        order = SWAP if self.stirred and self.n_samples == 2 else permutation(self.n_samples)
         with self._runs(Tape) as run:
             draws = Draws()
             first = run(self.batch, draws)
             try:
                 _, second = self._arranged(run, first, draws, order)
             except Exception:
-                if self.n_samples != 2 or is_spread(self.module):
+                if self.n_samples != 2 or order is SWAP or is_spread(self.module):
                     raise
                 order = torch.zeros_like(order)  # a step may depend on the longer one of two to be there
                 _, second = self._arranged(run, first, draws, order)
@@ -118,11 +138,18 @@ class PermutationProbe:
 
     def swapped(self) -> tuple[list[Use], Tensor]:
         """Record the uses of a run on a batch of two samples in the other order, and return that order, too."""
-        order = torch.tensor([1, 0], device="cpu")
         with self._runs(Tape) as run:
             draws = Draws()
             first = run(self.batch, draws)
-            return self._arranged(run, first, draws, order)[1].uses, order
+            return self._arranged(run, first, draws, SWAP)[1].uses, SWAP
+
+    def otherwise(self) -> PermutationProbe | None:
+        """Return a probe that runs the model as in training, on other weights.
+
+        In evaluation mode it may call other functions, and a deep network with batch norm may let nothing through; nor
+        does a layer that begins with zeros.
+        """
+        return None if is_spread(self.module) else replace(self, training=True, stirred=True)
 
     def sharing(self, sites: Container[DrawSite], fixed: Collection[DrawSite] = ()) -> PermutationProbe:
         """Return a probe for random numbers that all samples share, see `Probe`."""
@@ -194,6 +221,8 @@ class PermutationProbe:
                     draws.made.clear()
                     draws.sites.clear()
                     try:
+                        if self.stirred:
+                            stir(self.module)
                         if self.state is not None:
                             self.state.restore()
                         with draws:
