@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
-from lightning_gradtrace.capture.forward.functions import facts
+from lightning_gradtrace.capture.forward.functions import facts, names_of
 from lightning_gradtrace.capture.probing.random_state import TorchState
+
+# Its backward pass crashes the process on channels-last inputs whose gradient nobody asks for (seen in torch 2.13).
+_NEEDS_CONTIGUOUS = names_of("group_norm native_group_norm")
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,8 @@ def run(function: Callable[..., Any], leaves: Sequence[Any], structure: Any, aro
     known = facts(function)
     if known.in_place:
         leaves = [leaves[0].clone(), *leaves[1:]]
+    if known.name in _NEEDS_CONTIGUOUS:
+        leaves = [leaf.contiguous() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     args, kwargs = tree_unflatten(list(leaves), structure)
     with around.again():
         result = function(*args, **kwargs)

@@ -33,12 +33,23 @@ def net(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def zeroed(layers: nn.Sequential) -> nn.Sequential:
+    """Let the last layer begin with zeros."""
+    nn.init.zeros_(layers[-1].weight)
+    return layers
+
+
 def squares(y: Tensor) -> Tensor:
     return y.square().flatten(1).sum(1)
 
 
 def generated(m: nn.Module, x: Tensor, n: int) -> Tensor:
     return squares(m.critic(m.generator(torch.randn(len(x), 3))))
+
+
+def generated_alike(m: nn.Module, x: Tensor, n: int) -> Tensor:
+    """Whatever the codes, a last layer that begins with zeros gives the same; they never meet the samples."""
+    return squares(m.critic(m.generator(torch.randn(len(x), 3))) - 1)
 
 
 def real_and_generated(m: nn.Module, x: Tensor, n: int) -> Tensor:
@@ -236,6 +247,7 @@ ORDINARY = [
     Training("numbers", grid_like(of_numbers), lambda n: layers(time=net(1, 5, WIDTH))),
     Training("masked features", masked_features, lambda n: {"into": nn.Linear(WIDTH, n), "square": nn.Linear(n, n)}),
     Training("generated", generated, lambda n: {"generator": net(3, 5, WIDTH), "critic": net(WIDTH, 4, 1)}),
+    Training("alike", generated_alike, lambda n: {"generator": zeroed(net(3, 5, 8)), "critic": net(8, 4, 1)}),
     Training("real and generated", real_and_generated, lambda n: {"generator": net(3, 5, 8), "critic": net(8, 4, 1)}),
     Training("timed", timed, lambda n: layers(time=net(1, 5, WIDTH), out=out())),
     Training("numbered", numbered, lambda n: layers(table=nn.Embedding(n, WIDTH), out=out())),

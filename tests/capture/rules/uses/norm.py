@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from tests.capture.rules.uses._base import N, layer, on
@@ -15,6 +16,14 @@ NORM = [
     layer("group_norm: positions", lambda: nn.GroupNorm(2, 4), (N, 4, 5)),
     layer("group_norm: no positions", lambda: nn.GroupNorm(2, 4), (N, 4)),
     layer("group_norm: merged", on(lambda: nn.GroupNorm(2, 4), lambda m, x: m(x.flatten(0, 1))), (N, 2, 4, 5)),
+    layer(
+        "group_norm: channels last",
+        on(
+            lambda: nn.Sequential(nn.Conv2d(2, 8, 1), nn.GroupNorm(2, 8)),
+            lambda m, x: m[1](m[0](x).to(memory_format=torch.channels_last)),
+        ),
+        (N, 2, 4, 5),
+    ),
     layer("instance_norm: statistics of the sample", lambda: nn.InstanceNorm2d(4, affine=True), (N, 4, 5, 2)),
     layer(
         "instance_norm: running statistics",
