@@ -200,7 +200,7 @@ class Placer:
     ) -> dict[Site, Options]:
         """Let the probe choose where sizes leave doubt, and contradict them where they mislead.
 
-        What is open then, and no cotangent tells, is asked once more in another way.
+        What is open then, and no cotangent tells, is asked again in other ways.
 
         Raises:
             UnattributableError: there is doubt, and the model can't be run again.
@@ -217,13 +217,14 @@ class Placer:
                 stacklevel=2,
             )
             return told(uses, options, known)
-        still = {site: options[site] for site, by_place in left.items() if _open(real[site], by_place)}
-        other = probe.otherwise() if still else None
-        if other is not None:
+        other = probe.otherwise()
+        while other and (still := {site: options[site] for site, found in left.items() if _open(real[site], found)}):
             with suppress(Exception):  # then it stays open
                 for site, by_place in _settled(real, still, other, lost).items():
                     left[site].update({place: found for place, found in by_place.items() if len(found) == 1})
-        return told(uses, left, known) if still else left
+                left = told(uses, left, known)
+            other = other.otherwise()
+        return left
 
 
 def _settled(
@@ -321,7 +322,7 @@ def _no_probe(options: Mapping[Site, Options], lost: Collection[Site], error: Ex
     names = ", ".join(f"`{name}`" for name in site.parameters)
     return (
         f"GradTrace: can't attribute {names}: in {site} sizes don't tell which axis holds the samples, and "
-        f"`training_step` could not be run again to find out, in evaluation mode "
+        f"`training_step` could not be run again to find out "
         f"({type(error).__name__}: {error}). Train with a batch size that divides no other axis, let "
         "`training_step` run without gradients, or leave the parameter out with `GradTrace(params=...)`."
     )

@@ -1,8 +1,8 @@
 """Run a model on a batch and on the same batch permuted, leaving no trace of it in the model.
 
-The two runs are made in evaluation mode without gradients, or with them where the training step takes gradients of its
-own; along the right axis, what a use receives in the second run is what it received in the first, permuted
-(docs/concepts.md, 2).
+The two runs are made as in training, so that they call what the step called, without gradients, or with them where the
+training step takes gradients of its own. Along the right axis, what a use receives in the second run is what it received
+in the first, permuted (docs/concepts.md, 2).
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class PermutationProbe:
         state: random states when the real forward pass began; None for the present ones.
         shared: where random numbers are drawn that count as shared by all samples.
         fixed: where they are known to be; these stay as they are when the samples are permuted.
-        training: run as in training, not in evaluation mode.
+        training: run as in training, else in evaluation mode.
         stirred: run on weights that are a little other than the model's, and swap two samples.
         trials: how many runs may be spent on the places of samples in random numbers.
     """
@@ -105,7 +105,7 @@ class PermutationProbe:
     state: RandomState | None = None
     shared: Container[DrawSite] = ()
     fixed: Collection[DrawSite] = ()
-    training: bool = False
+    training: bool = True
     stirred: bool = False
     trials: int = 32
 
@@ -144,12 +144,13 @@ class PermutationProbe:
             return self._arranged(run, first, draws, SWAP)[1].uses, SWAP
 
     def otherwise(self) -> PermutationProbe | None:
-        """Return a probe that runs the model as in training, on other weights.
+        """Return a probe that may tell what this one leaves open, None after the last.
 
-        In evaluation mode it may call other functions, and a deep network with batch norm may let nothing through; nor
-        does a layer that begins with zeros.
+        On other weights layers that begin with zeros let something through, and nothing is random in evaluation mode.
         """
-        return None if is_spread(self.module) else replace(self, training=True, stirred=True)
+        if is_spread(self.module) or not self.training:
+            return None
+        return replace(self, stirred=True, training=not self.stirred)
 
     def sharing(self, sites: Container[DrawSite], fixed: Collection[DrawSite] = ()) -> PermutationProbe:
         """Return a probe for random numbers that all samples share, see `Probe`."""
@@ -158,12 +159,10 @@ class PermutationProbe:
     def influence(self, sites: Collection[DrawSite]) -> dict[DrawSite, bool | None]:
         """Say of random numbers whether all samples share them, None for those without an influence.
 
-        The model runs as in training, because it may draw them in training only.
-
         Raises:
             UnattributableError: all samples share a draw in one place and not in another.
         """
-        probe = replace(self, shared=EVERYWHERE, training=True)
+        probe = replace(self, shared=EVERYWHERE)
         order = permutation(self.n_samples)
         found = {}
         with probe._runs(InfluenceTape) as run:

@@ -117,12 +117,12 @@ class Snapshot:
 
 
 @contextmanager
-def undisturbed(module: nn.Module, keeps_mode: bool = False) -> Iterator[Callable[[], None]]:
-    """Put a module in evaluation mode for some runs, and everything back at the end.
+def undisturbed(module: nn.Module, keeps_mode: bool = True) -> Iterator[Callable[[], None]]:
+    """Let a module run some times, and put everything back at the end.
 
     Args:
         module: the module.
-        keeps_mode: leave it in training mode where it is.
+        keeps_mode: leave it in training mode where it is, else put it in evaluation mode.
 
     Yields:
         What puts everything but the mode back between two runs.
