@@ -14,7 +14,7 @@ from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.parameters import TrackedParameter
 from lightning_gradtrace.capture.placing.placement import UnattributableError
 from lightning_gradtrace.capture.precision import coarsest
-from lightning_gradtrace.capture.shares import accumulation_dtype
+from lightning_gradtrace.capture.shares import SumShare, accumulation_dtype
 
 # Largest relative error of a sum in the dtype of the gradient, with room for another order of summation.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -65,9 +65,28 @@ def sum_errors(
     errors = {}
     for name, gradient in gradients.items():
         total = total_share(micro_batches, name)  # first: shares that run the model tell of their precision then
-        passed = [m.precision[name] for m in micro_batches if name in m.precision]
-        errors[name] = sum_error(total, gradient, overall, coarsest(passed) if passed else None)
+        met = [m.precision[name] for m in micro_batches if name in m.precision]
+        passed = coarsest(met) if met else None
+        errors[name] = sum_error(total, gradient, overall, passed)
+        if errors[name] > tolerance(gradient.dtype, passed) >= _COARSE:
+            errors[name] = sum_error(total, gradient, overall, passed, _apart(micro_batches, name))
     return errors
+
+
+def _apart(micro_batches: Sequence[MicroBatch], name: str) -> float:
+    """Return how large the terms are that cancel each other in a sum of shares: those of uses, those of samples.
+
+    In half precision each of them is rounded by itself. So the last bias of a reward model, which the better answer
+    moves up and the worse one down, has a gradient of nothing but rounding.
+    """
+    size = 0.0
+    for share in (m.shares[name] for m in micro_batches if name in m.shares):
+        signs = 1.0 - 2.0 * (torch.arange(share.n_samples, device="cpu") % 2)
+        uses = share.parts if isinstance(share, SumShare) else [share]
+        norms = [float(torch.linalg.vector_norm(use.total())) for use in uses]
+        device = uses[0].total().device
+        size += max(sum(norms), float(torch.linalg.vector_norm(share.weighted_total(signs.to(device)))))
+    return size
 
 
 def total_share(micro_batches: Sequence[MicroBatch], name: str) -> Tensor | None:
@@ -78,7 +97,13 @@ def total_share(micro_batches: Sequence[MicroBatch], name: str) -> Tensor | None
     return total
 
 
-def sum_error(total: Tensor | None, gradient: Tensor, overall: float = 0.0, passed: torch.dtype | None = None) -> float:
+def sum_error(
+    total: Tensor | None,
+    gradient: Tensor,
+    overall: float = 0.0,
+    passed: torch.dtype | None = None,
+    apart: float = 0.0,
+) -> float:
     """Compare the sum of the shares of one parameter with its gradient, see `sum_errors`.
 
     Args:
@@ -86,18 +111,21 @@ def sum_error(total: Tensor | None, gradient: Tensor, overall: float = 0.0, pass
         gradient: gradient of the parameter before clipping.
         overall: norm of the gradients of all parameters.
         passed: see `tolerance`.
+        apart: norm of the terms that may have cancelled each other.
     """
     size = float(torch.linalg.vector_norm(gradient.float()))
     if total is None:
         return size / size if size else 0.0  # a sum of nothing has no rounding
     kind = summed_in(gradient.dtype, passed)
-    return relative_error(float(torch.linalg.vector_norm(total - gradient)), size, kind, overall)
+    return relative_error(float(torch.linalg.vector_norm(total - gradient)), max(size, apart), kind, overall)
 
 
 def relative_error(difference: float, size: float, dtype: torch.dtype, overall: float = 0.0) -> float:
-    """Compare the error of a sum with the norm of the gradient, or with a small part of all gradients'."""
-    floor = overall * _FLOOR.get(dtype, _COARSE_FLOOR) if math.isfinite(overall) else 0.0
-    norm = max(size, floor) if size == size else size
+    """Compare the error of a sum with the norm of the gradient, or with a small part of all gradients'.
+
+    NaN where these are not finite: then nobody knows which gradients are nothing but rounding.
+    """
+    norm = max(size, overall * _FLOOR.get(dtype, _COARSE_FLOOR)) if math.isfinite(overall) else math.nan
     if not norm:
         return float("inf") if difference else 0.0
     return difference / norm

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_gradtrace.capture.forward.modes import deactivate
 from lightning_gradtrace.capture.intake.arrival import Arrival
+from lightning_gradtrace.capture.probing.snapshot import Memory
 
 
 @dataclass
@@ -18,11 +19,13 @@ class OpenBatch:
     Attributes:
         arrival: the batch and its samples.
         tape: the recording of its forward pass, see `capture.engines`.
+        memory: what the model remembered when the batch began; None where its forward pass leaves no question.
         loss: the loss whose backward pass is under way, without the loss scale.
     """
 
     arrival: Arrival | None = field(default=None, init=False)
     tape: Any = field(default=None, init=False)
+    memory: Memory | None = field(default=None, init=False)
     loss: Tensor | None = field(default=None, init=False)
 
     @property
@@ -35,9 +38,10 @@ class OpenBatch:
         """Whether cotangents came to the tape that nobody announced."""
         return self.is_taped and any(use.cotangents for use in self.tape.uses)
 
-    def begin(self, arrival: Arrival, tape: Any) -> None:
-        """Begin to record a batch."""
+    def begin(self, arrival: Arrival, tape: Any, module: nn.Module) -> None:
+        """Begin to record a batch; a model that may have to be run again is looked at."""
         self.arrival, self.tape = arrival, tape
+        self.memory = None if tape.state is None else Memory(module)
         self.resume()
 
     def suspend(self) -> None:
@@ -55,4 +59,4 @@ class OpenBatch:
         self.suspend()
         if self.is_taped:
             self.tape.clear()
-        self.tape, self.arrival, self.loss = None, None, None
+        self.tape, self.arrival, self.memory, self.loss = None, None, None, None

@@ -115,7 +115,8 @@ class Run:
             return
         if (found := self.reader.new_inputs(arrival)) is not None:
             self.tracer.writer.append_samples(*found)
-        self._open.begin(arrival, self.tracer.tape(arrival.batch, len(arrival.ids), arrival.axis))
+        tape = self.tracer.tape(arrival.batch, len(arrival.ids), arrival.axis)
+        self._open.begin(arrival, tape, self.tracer.module)
 
     def before_backward(self, loss: Tensor, rehearse: Rehearsal) -> None:
         """Look at the gradients as the backward pass finds them.
@@ -179,7 +180,8 @@ class Run:
         arrival = self._open.arrival
         if arrival is None:
             return None
-        return arrival.probe(self.tracer.module, self.tracer.parameters(), rehearse, self._open.tape.state)
+        of = (self.tracer.module, self.tracer.parameters(), rehearse)
+        return arrival.probe(*of, self._open.tape.state, self._open.memory)
 
     def before_step(self, optimizer: Optimizer, step: int, epoch: int, rank: int = 0) -> None:
         """Keep what the division of the coming optimizer step needs; called before clipping.

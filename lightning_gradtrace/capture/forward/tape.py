@@ -323,9 +323,8 @@ class Tape(TorchFunctionMode):
         self.uses.append(use)
         for mixture in self.mixtures.among(use.lineages.values()):
             mixture.readers.append(use)
-        for i, tensor in live.items():
-            if tensor.requires_grad:
-                self.watch(*arriving(tensor, functools.partial(use.receive, i), leaves, known.in_place))
+        for i, tensor in ((i, t) for i, t in live.items() if t.requires_grad):
+            self.watch(*arriving(tensor, functools.partial(use.receive, i), leaves, known.in_place))
         if known.in_place:
             self._lineage.pop(id(outputs[0]), None)
             self._taint.written(outputs[0], use.draws)

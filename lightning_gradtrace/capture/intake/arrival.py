@@ -15,6 +15,7 @@ from lightning_gradtrace.capture.intake.inputs import InputFilter, InputSource
 from lightning_gradtrace.capture.intake.sample_ids import IdSource
 from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from lightning_gradtrace.capture.probing.random_state import RandomState
+from lightning_gradtrace.capture.probing.snapshot import Memory
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Arrival:
         parameters: Mapping[str, Tensor],
         rehearse: Callable[[int, Any], None],
         state: RandomState | None,
+        memory: Memory | None = None,
     ) -> PermutationProbe:
         """Return a probe of the batch.
 
@@ -47,9 +49,10 @@ class Arrival:
             parameters: tracked parameters by name.
             rehearse: runs the training step's forward pass on (index of the batch, batch).
             state: random states when the real one began, None if they are not known.
+            memory: what the model remembered then, likewise.
         """
         run = functools.partial(rehearse, self.number)
-        return PermutationProbe(module, parameters, run, self.batch, len(self.ids), self.axis, state)
+        return PermutationProbe(module, parameters, run, self.batch, len(self.ids), self.axis, state, memory)
 
 
 class BatchReader:

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -213,6 +214,17 @@ def sample_axis_of(tensor: Tensor, n_samples: int, batch_axis: int) -> int | Non
     return axes[0] if axes else None
 
 
+def _lists_one_each(part: Any, n_samples: int, is_whole: bool) -> bool:
+    """Say whether a part of a batch lists something else than a tensor for each sample: its text, a tree, a name."""
+    if isinstance(part, np.ndarray):
+        return part.ndim > 0 and len(part) == n_samples > 1
+    if not isinstance(part, (list, tuple)) or hasattr(part, "_asdict") or (is_whole and isinstance(part, tuple)):
+        return False
+    if len(part) != n_samples or n_samples < 2 or len(set(map(type, part))) > 1 or isinstance(part[0], Tensor):
+        return False
+    return not any(n_samples in tensor.shape[:2] for tensor in tensors(part))
+
+
 def permute_samples(batch: Any, order: Tensor, n_samples: int, batch_axis: int, is_whole: bool = True) -> Any:
     """Return the batch with its samples in another order.
 
@@ -229,7 +241,9 @@ def permute_samples(batch: Any, order: Tensor, n_samples: int, batch_axis: int, 
     if isinstance(batch, Tensor):
         axis = sample_axis_of(batch, n_samples, batch_axis)
         return batch if axis is None else batch.index_select(axis, order.to(batch.device))
-    if holds_one_each(batch, n_samples, is_whole):
+    if holds_one_each(batch, n_samples, is_whole) or _lists_one_each(batch, n_samples, is_whole):
+        if isinstance(batch, np.ndarray):
+            return batch[order.numpy()]
         return _rebuilt(batch, dict(enumerate(batch[i] for i in order.tolist())))
     parts = _parts(batch)
     if parts is None:

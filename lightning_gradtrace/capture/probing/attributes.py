@@ -30,8 +30,8 @@ class Attributes:
     """Attributes of a module and of those in it, with what hangs on them: containers, tensors, generators, objects.
 
     What is written back goes into the same objects: a list may be shared, a tensor may be a parameter elsewhere. Data
-    sets and objects of libraries, such as the trainer, are left alone; what can't be looked at is too. From the
-    beginning to `end` nothing takes from iterators, see `iterators.py`.
+    sets and objects of libraries, such as the trainer, are left alone; what can't be looked at is too. From `lend` to
+    `end` nothing takes from iterators, see `iterators.py`.
 
     Args:
         module: the module; its parameters and buffers are not among its attributes.
@@ -42,12 +42,11 @@ class Attributes:
         self._begin((*parts, *module.parameters(), *module.buffers()), LEFT_ALONE, type(module).__mro__)
         found: list[Any] = []
         for part in parts:
-            own = _own(part)
+            own = own_attributes(part)
             self._restorers.append(functools.partial(_put_back, part, own))
             self._iterators.add(iterators_in(dict, vars(part), own.items()))
             found += own.values()
         self._note([*found, *map(type, parts)])
-        self._iterators.replace()
 
     def _begin(self, known: Iterable[Any], left_alone: tuple[type, ...], classes: Iterable[type] = ()) -> None:
         self._left_alone = left_alone
@@ -88,15 +87,18 @@ class Attributes:
         return "site-packages" in file or "dist-packages" in file
 
     def restore(self) -> None:
-        """Put back what has changed; another run may come.
+        """Put back what has changed.
 
         Raises:
             Exception: something could not be put back, after everything else was.
         """
         with torch.no_grad(), ExitStack() as stack:
-            stack.callback(self._iterators.replace)
             for restore in self._restorers:
                 stack.callback(restore)
+
+    def lend(self) -> None:
+        """Let others stand in the places of iterators, for one run."""
+        self._iterators.replace()
 
     def end(self) -> None:
         """Let the training take from iterators again."""
@@ -116,13 +118,13 @@ class OptimizerStates(Attributes):
         self._note([one for one in optimizers if root_of(type(one)) != "torch"])
 
 
-def _own(module: nn.Module) -> dict[str, Any]:
+def own_attributes(module: nn.Module) -> dict[str, Any]:
     """Return the attributes that are not torch's or the trainer's."""
     held = ("_parameters", "_buffers", "_modules", "_trainer")
     return {name: value for name, value in vars(module).items() if name not in held}
 
 
 def _put_back(module: nn.Module, before: dict[str, Any]) -> None:
-    for name in _own(module).keys() - before.keys():
+    for name in own_attributes(module).keys() - before.keys():
         del vars(module)[name]
     vars(module).update(before)

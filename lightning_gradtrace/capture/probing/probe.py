@@ -1,12 +1,13 @@
 """Run a model on a batch and on the same batch permuted, leaving no trace of it in the model.
 
 The two runs are made as in training, so that they call what the step called, without gradients, or with them where the
-training step takes gradients of its own. Along the right axis, what a use receives in the second run is what it received
-in the first, permuted (docs/concepts.md, 2).
+step takes gradients of its own. Along the right axis, what a use receives in the second run is what it received in the
+first, permuted (docs/concepts.md, 2).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from lightning_gradtrace.capture.placing.settling import count_unexplained
 from lightning_gradtrace.capture.probing.draws import EVERYWHERE, Draws, DrawSite, arrange
 from lightning_gradtrace.capture.probing.random_state import RandomState
 from lightning_gradtrace.capture.probing.sharing import is_shared
-from lightning_gradtrace.capture.probing.snapshot import undisturbed
+from lightning_gradtrace.capture.probing.snapshot import Memory, permute_memory, undisturbed
 from lightning_gradtrace.capture.sharded import is_spread
 
 
@@ -89,6 +90,7 @@ class PermutationProbe:
         n_samples: number of samples in it.
         batch_axis: axis of the samples in the batch's tensors.
         state: random states when the real forward pass began; None for the present ones.
+        memory: what the module remembered then; None for what it remembers now.
         shared: where random numbers are drawn that count as shared by all samples.
         fixed: where they are known to be; these stay as they are when the samples are permuted.
         training: run as in training, else in evaluation mode.
@@ -103,6 +105,7 @@ class PermutationProbe:
     n_samples: int
     batch_axis: int
     state: RandomState | None = None
+    memory: Memory | None = None
     shared: Container[DrawSite] = ()
     fixed: Collection[DrawSite] = ()
     training: bool = True
@@ -180,18 +183,28 @@ class PermutationProbe:
         return permute_samples(self.batch, order, self.n_samples, self.batch_axis)
 
     def _arranged(
-        self, run: Callable[[Any, Draws], AnyTape], first: Tape, draws: Draws, order: Tensor
+        self, run: Callable[..., AnyTape], first: Tape, draws: Draws, order: Tensor
     ) -> tuple[dict[int, SampleAxis], AnyTape]:
         """Return where the samples are in the draws of a run, and the permuted run that shows it."""
         permuted = self._permuted(order)
-        return arrange(
+
+        def count(found: AnyTape) -> int:
+            return count_unexplained(first.uses, found.uses, order)
+
+        places, second = arrange(
             draws.made,
             self.n_samples,
             lambda places: run(permuted, Draws(draws.made, places, order)),
-            lambda found: count_unexplained(first.uses, found.uses, order),
+            count,
             self.trials,
             frozenset(number for site in self.fixed for number in draws.sites.get(site, ())),
         )
+        if self.trials and count(second):  # hidden states may have been kept from the batch before
+            for with_buffers in (False, True):
+                follow = functools.partial(permute_memory, self.module, order, with_buffers)
+                other = run(permuted, Draws(draws.made, places, order), follow)
+                second = other if count(other) < count(second) else second
+        return places, second
 
     def own_axis(self, tensor: Tensor) -> int | None:
         """Return the axis of the samples in a tensor of the batch itself, None for all others."""
@@ -211,15 +224,19 @@ class PermutationProbe:
             return self._with_gradients_if_needed(run)
 
     @contextmanager
-    def _runs(self, kind: type[AnyTape]) -> Iterator[Callable[[Any, Draws], AnyTape]]:
-        """Yield what runs the model on a batch under a tape; all runs begin alike."""
-        with undisturbed(self.module, self.training) as restore:
+    def _runs(self, kind: type[AnyTape]) -> Iterator[Callable[..., AnyTape]]:
+        """Yield what runs the model on a batch under a tape; all runs begin alike, but for what is done before one."""
+        with undisturbed(self.module, self.training) as before:
 
-            def run(data: Any, draws: Draws) -> AnyTape:
+            def run(data: Any, draws: Draws, prepare: Callable[[], None] = lambda: None) -> AnyTape:
                 def once(with_gradients: bool) -> AnyTape:
                     draws.made.clear()
                     draws.sites.clear()
                     try:
+                        if self.memory is not None:
+                            self.memory.restore()
+                            before.lend()
+                        prepare()
                         if self.stirred:
                             stir(self.module)
                         if self.state is not None:
@@ -227,7 +244,7 @@ class PermutationProbe:
                         with draws:
                             return self._taped(kind, data, draws, with_gradients=with_gradients)
                     finally:
-                        restore()
+                        before.restore()
 
                 return self._with_gradients_if_needed(once)
 

@@ -1,4 +1,4 @@
-"""Which axes of activations hold features alone: those that weights or classes made, however views have cut them.
+"""Which axes of activations hold features alone: those that weights or classes made, as views and entry by entry go on.
 
 Three projections that are stacked, (3, position, sample, feature), come from one axis of features. Whoever picks the
 first of three projections picks no sample, also of a batch of three; nor does who picks one of three experts.
@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.forward.functions import names_of
+from lightning_gradtrace.capture.forward.functions import Facts, names_of
 from lightning_gradtrace.capture.forward.use import Use
 
 _VIEWS = names_of(
     "view reshape flatten unflatten transpose permute movedim moveaxis swapaxes swapdims squeeze unsqueeze t"
 )
-_COPIES = names_of("contiguous clone detach")
+_COPIES = names_of(
+    "contiguous clone detach type to float double half bfloat16 dropout softmax log_softmax layer_norm rms_norm "
+    "normalize"
+)
+_WITH_ROWS = names_of("matmul __matmul__ mm cdist")
 
 
 @dataclass(frozen=True)
@@ -43,21 +47,25 @@ class Features:
     def after(
         self,
         name: str,
+        known: Facts,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         result: Any,
         use: Use | None,
+        is_batched: Callable[[Tensor], bool],
     ) -> None:
         """Take note of the result of a function.
 
         Args:
             name: name of the function.
+            known: facts about it.
             function: the function.
             args: its positional arguments.
             kwargs: its named arguments.
             result: what it returned.
             use: the use that the call was, None if it was none.
+            is_batched: says whether a tensor comes from the batch.
         """
         if not isinstance(result, Tensor) or result.is_nested:
             return
@@ -65,14 +73,17 @@ class Features:
             if use.rule is not None:
                 own = functools.partial(_made_by, weakref.ref(use), result.dim())
                 self._made[id(result)] = _Made(weakref.ref(result), own, result.shape)
-        elif name == "one_hot":
-            last = (result.dim() - 1,)
+        elif name == "one_hot" or (name in _WITH_ROWS and _is_matrix(args[1:2]) and not is_batched(args[1])):
+            last = (result.dim() - 1,)  # classes, columns of a constant, distances from its rows
             self._made[id(result)] = _Made(weakref.ref(result), lambda: last, result.shape)
-        elif args and (name in _VIEWS or name in _COPIES) and (before := self._of(args[0])) is not None:
-            views = before.views
-            if name in _VIEWS:
-                views = (*views, lambda marks: function(marks, *args[1:], **kwargs))
-            self._made[id(result)] = _Made(weakref.ref(result), before.features, before.shape, views)
+        elif name in _VIEWS:
+            if args and (before := self._of(args[0])) is not None:
+                views = (*before.views, lambda marks: function(marks, *args[1:], **kwargs))
+                self._made[id(result)] = replace(before, tensor=weakref.ref(result), views=views)
+        elif known.pointwise or name in _COPIES:
+            alike = (self._of(one) for one in args if isinstance(one, Tensor) and one.shape == result.shape)
+            if (before := next(filter(None, alike), None)) is not None:
+                self._made[id(result)] = replace(before, tensor=weakref.ref(result))
 
     def _of(self, tensor: Any) -> _Made | None:
         found = self._made.get(id(tensor))
@@ -109,6 +120,10 @@ def _made_by(use: Callable[[], Use | None], n_axes: int) -> Collection[int]:
     alive = use()
     bound = None if alive is None else alive.bound()
     return () if bound is None else [axis for axis in range(n_axes) if axis not in bound.axes.values()]
+
+
+def _is_matrix(found: Sequence[Any]) -> bool:
+    return any(isinstance(one, Tensor) and one.dim() > 1 for one in found)
 
 
 def _n_along(marks: Tensor, axis: int) -> int:

@@ -32,7 +32,13 @@ MIXERS = frozenset({*_MATRIX, *_REDUCTIONS, *_LOOK_UPS, "__rmatmul__", "einsum",
 
 
 def mixes_samples(
-    name: str, args: Sequence[Any], kwargs: Any, result: Any, is_batched: Callable[[Tensor], bool], n_samples: int
+    name: str,
+    args: Sequence[Any],
+    kwargs: Any,
+    result: Any,
+    is_batched: Callable[[Tensor], bool],
+    n_samples: int,
+    features: Callable[[Tensor], Collection[int]] = lambda tensor: (),
 ) -> bool:
     """Say whether the samples may be mixed in a result that has room for them.
 
@@ -43,6 +49,7 @@ def mixes_samples(
         result: what it returned.
         is_batched: says whether a tensor comes from the batch.
         n_samples: number of samples.
+        features: returns axes of a tensor that are known to hold no samples.
 
     Returns:
         False as well for a call that can't be read.
@@ -57,8 +64,17 @@ def mixes_samples(
     batched = [(tensor, term) for tensor, term in terms if is_batched(tensor)]
     if not batched:
         return False
+    if not _may_mix(batched, kept, set(), n_samples):
+        return False
+    of_features = {term[axis] for tensor, term in batched for axis in features(tensor)}
+    return not of_features or _may_mix(batched, kept, of_features, n_samples)
+
+
+def _may_mix(batched: Terms, kept: str, of_features: Collection[str], n_samples: int) -> bool:
+    """Say whether a letter that is gone may have held the samples, other than those of features."""
     sizes = {letter: size for tensor, term in batched for letter, size in zip(term, tensor.shape, strict=True)}
-    common = set(kept).intersection(*(term for _, term in batched))
+    sizes = {letter: size for letter, size in sizes.items() if letter not in of_features}
+    common = sizes.keys() & set(kept).intersection(*(term for _, term in batched))
     safe, lost = _likely(common, sizes, n_samples), _likely(sizes.keys() - set(kept), sizes, n_samples)
     if lost == safe == 2 and not any(t.is_floating_point() or t.is_complex() for t, _ in batched):
         return True  # counts of what samples hold, or of what each holds

@@ -13,6 +13,7 @@ tensor is attributed only if the permutation probe confirms that it holds the sa
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -121,7 +122,7 @@ class Routes:
         """Take note of the result of a function with batched arguments, and of the use that it was."""
         name = known.name.removeprefix("_VF.")
         if self._n > 1:
-            self._features.after(name, function, args, kwargs, result, use)
+            self._features.after(name, known, function, args, kwargs, result, use, taint)
         if name == "where" and len(args) + len(kwargs) == 1:
             name = "nonzero"
         mixer = name in MIXERS
@@ -141,8 +142,10 @@ class Routes:
             routes = self._routes(call)
             if name in STRINGS and strings_numbers(args, kwargs, lambda t: holds(t) and not taint.draws(t), self._n):
                 routes = [NOBODY]
-            if mixer and not any(routes) and mixes_samples(name, args, kwargs, result, holds, self._n):
-                routes = [LOST] * len(call.outputs)
+            if mixer and not any(routes):
+                features = functools.partial(self._features.axes, n_samples=self._n)
+                if mixes_samples(name, args, kwargs, result, holds, self._n, features):
+                    routes = [LOST] * len(call.outputs)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
             routes = [LOST] * len(call.outputs)  # what can't be followed is no reason to stop the user's forward pass
         for tensor, route in zip(call.outputs, routes, strict=True):
@@ -175,9 +178,9 @@ class Routes:
             # Other sources count as laid out like the first one: owners that then disagree are lost.
             arguments = [(t, self(t)) for t in call.batched]
         elif isinstance(first, Tensor) and call.picks_from_batch and picks_samples(call, self._n):
-            # A table of parameters or constants has rows, not samples, however many there are.
+            # The last axis of real numbers holds features; that of words, numbers and masks may be that of the samples.
             source = first.detach()
-            rows = first.dim() if call.name in PLACES else max(first.dim() - 1, 1)
+            rows = max(first.dim() - 1, 1) if first.is_floating_point() and call.name not in PLACES else first.dim()
             options = [o for o in call.places(self._n) if o.axis < rows]
             if not options and call.name in PLACES:  # there are as many hits as samples by chance
                 return [NOBODY] * len(call.outputs)

@@ -129,10 +129,12 @@ def test_what_hangs_on_a_module_is_put_back(make: Callable[[], Any], change: Cal
 
 def test_attributes_that_a_run_makes_are_taken_away() -> None:
     module = nn.Linear(2, 2)
-    with undisturbed(module) as restore:
+    with undisturbed(module) as before:
         module.cache = torch.ones(2)
-        restore()
-        assert not hasattr(module, "cache") and not module.training
+        before.restore()
+        assert not hasattr(module, "cache") and module.training
+    with undisturbed(module, keeps_mode=False):
+        assert not module.training
     assert module.training
 
 
@@ -205,11 +207,11 @@ def test_a_run_takes_from_a_copy_of_an_iterator(make: Callable[[], Any]) -> None
     module, source = nn.Linear(2, 2), make()
     module.source, module.held, module.slotted = source, [{"source": source}], Slotted(source)
     assert next(module.source) == [1]
-    with undisturbed(module) as restore:
+    with undisturbed(module) as before:
         for _ in range(2):
             assert module.source and next(module.held[0]["source"]) == [2]
             next(module.source).__imul__(0)
-            restore()
+            before.restore()
     assert module.source is module.held[0]["source"] is module.slotted.count is source
     assert [next(source), next(source)] == [[2], [3]]
 
@@ -269,11 +271,11 @@ def test_attributes_of_classes_and_variables_around_functions_are_put_back() -> 
     if seen:
         late = 0
     module, state = Heir(), Counted.source.get_state()
-    with undisturbed(module) as restore:
+    with undisturbed(module) as before:
         for _ in range(2):
             module.forward()
             assert n == late == Counted.count == Counted.sums == 1 and seen == Counted.seen == [1] == [Counted.made]
-            restore()
+            before.restore()
             assert not weights.any() and not Counted.sums.any() and not statistics.num_batches_tracked
             assert torch.equal(Counted.source.get_state(), state) and module.forward.__closure__
             with pytest.raises(NameError):

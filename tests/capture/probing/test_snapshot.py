@@ -54,10 +54,10 @@ def test_names_lead_to_what_they_led_to(change: Callable[[Queue], None], runs: i
     tensors = {name: (t, t.clone()) for name, t in [*model.named_parameters(), *model.named_buffers()]}
     kept = [*model.state_dict()]
     parts = list(model.named_modules())
-    with undisturbed(model) as restore:
+    with undisturbed(model) as before:
         for _ in range(runs):
             change(model)
-            restore()
+            before.restore()
     assert list(model.named_modules()) == parts and [*model.state_dict()] == kept
     now = dict([*model.named_parameters(), *model.named_buffers()])
     assert list(now) == list(tensors)
