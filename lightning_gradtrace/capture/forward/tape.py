@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_gradtrace.capture.forward.arriving import arriving
+from lightning_gradtrace.capture.forward.backward import beside_parameters
 from lightning_gradtrace.capture.forward.derived import Derived, Lineage, Operand, Root, flatten_call
 from lightning_gradtrace.capture.forward.elements import Elements, elements_of
 from lightning_gradtrace.capture.forward.functions import METADATA, Facts, facts, without_running_statistics
@@ -79,9 +80,8 @@ class Tape(TorchFunctionMode):
         self._swaps = False
         self._kept: list[Tensor] = []
         self._opened: set[tuple[Any, ...]] = set()  # calls of Python functions whose bodies are running
-        self.aside = aside
         # Passes that are read once are known; the probe runs others again as they ran.
-        self.state = None if aside is None else RandomState.now()
+        self.aside, self.state = aside, None if aside is None else RandomState.now()
         self._taint = Taint(batch, n_samples, self._lineage, shared, None if draws is None else draws.note)
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -155,7 +155,7 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is Tensor.backward or func is torch.autograd.backward:
             if self._probing:
-                return None  # nothing is to come into `.grad`
+                return beside_parameters(opened(func), args, kwargs)
             with self:  # checkpointed layers run their forward pass now
                 return opened(func)(*args, **kwargs)
         if func is torch.broadcast_tensors and self._is_tracked(args):  # one function for each of its outputs

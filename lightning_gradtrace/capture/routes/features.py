@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.forward.functions import Facts, names_of
+from lightning_gradtrace.capture.forward.functions import Facts, names_of, tensors_among
 from lightning_gradtrace.capture.forward.use import Use
+from lightning_gradtrace.capture.routes.orders import SORTS
 
 _VIEWS = names_of(
     "view reshape flatten unflatten transpose permute movedim moveaxis swapaxes swapdims squeeze unsqueeze t"
@@ -39,9 +40,14 @@ class _Made:
 
 
 class Features:
-    """Follows the axes of features through the views of one forward pass."""
+    """Follows the axes of features through one forward pass.
 
-    def __init__(self) -> None:
+    Args:
+        n_samples: number of samples.
+    """
+
+    def __init__(self, n_samples: int) -> None:
+        self._n = n_samples
         self._made: dict[int, _Made] = {}
 
     def after(
@@ -67,35 +73,41 @@ class Features:
             use: the use that the call was, None if it was none.
             is_batched: says whether a tensor comes from the batch.
         """
+        if name in SORTS:
+            place, default = SORTS[name]
+            axis = args[place] if len(args) > place else kwargs.get("dim", default)
+            if isinstance(axis, int) and axis % args[0].dim() in self.axes(args[0]):
+                for one in tensors_among((result,)):
+                    self._mark(one, axis)
         if not isinstance(result, Tensor) or result.is_nested:
             return
-        if use is not None:
-            if use.rule is not None:
-                own = functools.partial(_made_by, weakref.ref(use), result.dim())
-                self._made[id(result)] = _Made(weakref.ref(result), own, result.shape)
+        alike = known.pointwise or name in _COPIES
+        if alike and (before := self._like(result, args)) is not None:
+            self._made[id(result)] = replace(before, tensor=weakref.ref(result))
+        elif use is not None and use.rule is not None:
+            own = functools.partial(_made_by, weakref.ref(use), result.dim())
+            self._made[id(result)] = _Made(weakref.ref(result), own, result.shape)
         elif name == "one_hot" or (name in _WITH_ROWS and _is_matrix(args[1:2]) and not is_batched(args[1])):
-            last = (result.dim() - 1,)  # classes, columns of a constant, distances from its rows
-            self._made[id(result)] = _Made(weakref.ref(result), lambda: last, result.shape)
-        elif name in _VIEWS:
-            if args and (before := self._of(args[0])) is not None:
-                views = (*before.views, lambda marks: function(marks, *args[1:], **kwargs))
-                self._made[id(result)] = replace(before, tensor=weakref.ref(result), views=views)
-        elif known.pointwise or name in _COPIES:
-            alike = (self._of(one) for one in args if isinstance(one, Tensor) and one.shape == result.shape)
-            if (before := next(filter(None, alike), None)) is not None:
-                self._made[id(result)] = replace(before, tensor=weakref.ref(result))
+            self._mark(result, -1)  # classes, columns of a constant, distances from its rows
+        elif name in _VIEWS and args and (before := self._of(args[0])) is not None:
+            views = (*before.views, lambda marks: function(marks, *args[1:], **kwargs))
+            self._made[id(result)] = replace(before, tensor=weakref.ref(result), views=views)
+
+    def _like(self, result: Tensor, args: Sequence[Any]) -> _Made | None:
+        """Return what is known of an argument of the shape of the result, None if nothing is."""
+        alike = (self._of(one) for one in args if isinstance(one, Tensor) and one.shape == result.shape)
+        return next(filter(None, alike), None)
+
+    def _mark(self, tensor: Tensor, axis: int) -> None:
+        own = (axis % tensor.dim(),)
+        self._made[id(tensor)] = _Made(weakref.ref(tensor), lambda: own, tensor.shape)
 
     def _of(self, tensor: Any) -> _Made | None:
         found = self._made.get(id(tensor))
         return found if found is not None and found.tensor() is tensor else None
 
-    def axes(self, tensor: Tensor, n_samples: int) -> frozenset[int]:
-        """Return the axes of a tensor in which features leave no room for the samples; none if nothing is known.
-
-        Args:
-            tensor: a tensor of the pass.
-            n_samples: number of samples.
-        """
+    def axes(self, tensor: Tensor) -> frozenset[int]:
+        """Return the axes of a tensor in which features leave no room for the samples; none if nothing is known."""
         made = self._of(tensor)
         if made is None:
             return frozenset()
@@ -112,7 +124,7 @@ class Features:
             return frozenset()
         if marks.shape != tensor.shape:
             return frozenset()
-        return frozenset(axis for axis in range(marks.dim()) if _n_along(marks, axis) * n_samples > marks.shape[axis])
+        return frozenset(axis for axis in range(marks.dim()) if _n_along(marks, axis) * self._n > marks.shape[axis])
 
 
 def _made_by(use: Callable[[], Use | None], n_axes: int) -> Collection[int]:

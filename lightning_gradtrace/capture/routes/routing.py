@@ -13,7 +13,6 @@ tensor is attributed only if the permutation probe confirms that it holds the sa
 
 from __future__ import annotations
 
-import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -91,7 +90,7 @@ class Routes:
 
     def __init__(self, batch: Any, n_samples: int | None) -> None:
         self._n = n_samples or 1
-        self._features = Features()
+        self._features = Features(self._n)
         self._known: dict[int, tuple[Callable[[], Tensor | None], Route]] = {}
         self._given = {
             tensor.untyped_storage().data_ptr() for tensor in tensors(batch) if tensor.layout is torch.strided
@@ -138,14 +137,13 @@ class Routes:
         call = Call(name, known, function, args, kwargs, outputs, batched, is_noise)
         try:
             if call.picks_from_batch:
-                call.features = self._features.axes(args[0], self._n)
+                call.features = self._features.axes(args[0])
             routes = self._routes(call)
             if name in STRINGS and strings_numbers(args, kwargs, lambda t: holds(t) and not taint.draws(t), self._n):
                 routes = [NOBODY]
-            if mixer and not any(routes):
-                features = functools.partial(self._features.axes, n_samples=self._n)
-                if mixes_samples(name, args, kwargs, result, holds, self._n, features):
-                    routes = [LOST] * len(call.outputs)
+            features = self._features.axes
+            if mixer and not any(routes) and mixes_samples(name, args, kwargs, result, holds, self._n, features):
+                routes = [LOST] * len(call.outputs)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
             routes = [LOST] * len(call.outputs)  # what can't be followed is no reason to stop the user's forward pass
         for tensor, route in zip(call.outputs, routes, strict=True):
@@ -196,8 +194,10 @@ class Routes:
         else:
             return [None] * len(call.outputs)
         found: list[dict[SampleAxis, Owners]] = [{} for _ in call.outputs]
+        apart = call.name in _JOINS and all(route is not None for _, route in arguments)
+        keeps_axes = apart or call.name in PICKS | _MOVES
         for place in places:
-            mine = {id(t): _at(route, place, t, call, self._n) for t, route in arguments}
+            mine = {id(t): _at(route, place, t, call, self._n, keeps_axes) for t, route in arguments}
             for owners, output in zip(self._follow(call, mine), found, strict=True):
                 output[place] = settled(owners, self._n) if isinstance(owners, Tensor) and not is_hit else owners
         given = source is None or source.untyped_storage().data_ptr() in self._given
@@ -302,11 +302,13 @@ def _route(
     return Route(source, known, is_given, is_hit)
 
 
-def _at(route: Route | None, place: SampleAxis, tensor: Tensor, call: Call, n_samples: int) -> Tensor | Fate:
+def _at(
+    route: Route | None, place: SampleAxis, tensor: Tensor, call: Call, n_samples: int, keeps_axes: bool
+) -> Tensor | Fate:
     """Return the owners of an argument for one place of the samples in the source."""
     owners = Fate.ORDINARY if route is None else route.owners.get(place, Fate.LOST)
     if isinstance(owners, SampleAxis):
-        return laid_out(owners, tensor, n_samples) if call.name in PICKS | _MOVES | _JOINS else Fate.ORDINARY
+        return laid_out(owners, tensor, n_samples) if keeps_axes else Fate.ORDINARY
     if owners is Fate.ORDINARY and tensor is call.args[0] and picks_samples(call, n_samples):
         ways = call.places(n_samples)
         return laid_out(ways[0], tensor, n_samples) if len(ways) == 1 else Fate.LOST
