@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidate
 
 # Entries that are as large, and so many times larger than most, tell nothing of the rounding of others.
 _LARGE, _FAR_LARGER = 1e3, 1e4
+# An error so many times larger than another is no rounding, if it is so many units of rounding.
+_CLEARLY, _ROUNDING = 100, 64
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -38,6 +40,33 @@ def is_permuted(before: Tensor, after: Tensor, order: Tensor) -> bool:
     order = order.to(before.device)
     ways = candidates(before.shape, len(order))
     return before.shape == after.shape and any(same(way.permute(before, order), after) for way in ways)
+
+
+def closest(ways: Sequence[SampleAxis], before: Tensor, after: Tensor, order: Tensor) -> list[SampleAxis]:
+    """Of several places along which a tensor is permuted keep those where it is so up to the least error.
+
+    Where attention is nearly even all positions are nearly the same, in any order. Rounding is not told from rounding.
+    """
+    if len(ways) < 2 or not after.is_floating_point():
+        return list(ways)
+    errors = [_error(way.permute(before, order.to(before.device)), after) for way in ways]
+    return [way for way, error in zip(ways, errors, strict=True) if not _clearly_more(error, min(errors), after)]
+
+
+def moves(way: SampleAxis, before: Tensor, after: Tensor, order: Tensor) -> bool:
+    """Say whether a tensor that hardly changed is clearly closer to itself with its samples in an order."""
+    if not after.is_floating_point():
+        return False
+    return _clearly_more(_error(before, after), _error(way.permute(before, order.to(before.device)), after), after)
+
+
+def _error(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().nan_to_num(0.0).amax()) if one.numel() else 0.0
+
+
+def _clearly_more(error: float, least: float, of: Tensor) -> bool:
+    largest = float(of.abs().nan_to_num(0.0, posinf=0.0, neginf=0.0).amax()) if of.numel() else 0.0
+    return error > max(_CLEARLY * least, _ROUNDING * torch.finfo(of.dtype).eps * largest)
 
 
 def stays_or_moves(before: Tensor, after: Tensor, order: Tensor) -> bool:

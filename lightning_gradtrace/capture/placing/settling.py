@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_gradtrace.capture.forward.derived import Operand
 from lightning_gradtrace.capture.forward.use import Site, Use
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates, in_the_middle, narrow
-from lightning_gradtrace.capture.placing.comparing import both, close, is_permuted, same
+from lightning_gradtrace.capture.placing.comparing import both, close, closest, is_permuted, moves, same
 from lightning_gradtrace.capture.probing.draws import DrawSite
 from lightning_gradtrace.capture.routes.rows import Route
 
@@ -214,10 +214,10 @@ def settle(
             kept = found if before is None else ask.own(before, found)
             settled[place] = kept if len(kept) == 1 and not strictly else []
             continue
-        if strictly and same(before, after):  # in any order, it may be: that tells nothing
-            settled[place] = []
-            continue
         fitting = [o for o in found if same(o.permute(before, taken), after)]
+        if strictly and same(before, after):  # in any order, it may be: that tells nothing
+            settled[place] = [o for o in fitting if moves(o, before, after, taken)]
+            continue
         if not fitting and alike and _is_untold(real, place, len(order)):
             others = in_the_middle(found, before.shape, len(order))
             fitting = [o for o in others if same(o.permute(before, taken), after)]
@@ -226,6 +226,7 @@ def settle(
         if not fitting and len(found) == 1 and not strictly and not same(before, after):
             stays = close(before, after) | close(found[0].permute(before, taken), after)
             fitting = found if bool(stays.all()) or ask.differs_by_chance(first, place) else []
+        fitting = closest(fitting, before, after, taken)
         if place.of_source and len(fitting) > 1:  # a mask that holds everywhere, or nowhere, has samples for rows
             fitting = [one for one in fitting if one.axis < before.dim() - 1] or fitting
         settled[place] = ask.own(before, fitting)
