@@ -217,8 +217,10 @@ class Placer:
                 stacklevel=2,
             )
             return told(uses, options, known)
+        # Two samples are swapped then, as by a matrix that shifts them: that tells nothing of what may be lost.
+        askable = {site: real[site] for site in left if probe.n_samples > 2 or site not in lost}
         other = probe.otherwise()
-        while other and (still := {site: options[site] for site, found in left.items() if _open(real[site], found)}):
+        while other and (still := {s: options[s] for s, use in askable.items() if _open(use, left[s])}):
             with suppress(Exception):  # then it stays open
                 for site, by_place in _settled(real, still, other, lost).items():
                     left[site].update({place: found for place, found in by_place.items() if len(found) == 1})
