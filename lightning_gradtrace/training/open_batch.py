@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_gradtrace.capture.forward.modes import deactivate
 from lightning_gradtrace.capture.intake.arrival import Arrival
-from lightning_gradtrace.capture.probing.snapshot import Memory
+from lightning_gradtrace.capture.probing.memory import Memory
 
 
 @dataclass

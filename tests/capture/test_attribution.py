@@ -361,11 +361,13 @@ def test_what_can_not_be_seen_is_named(loss: Callable[[nn.Module, Tensor], Tenso
 
 def test_a_step_that_can_not_be_run_again_is_named_where_sizes_leave_doubt() -> None:
     model, x = Net(lin=nn.Linear(N, 3)), torch.randn(N, N, N)
-    message = r"`lin.weight`, `lin.bias`: in use 0 .* could not be run again .*ValueError: trains only.*batch size"
+    message = r"`lin.weight`, `lin.bias`: in use 0 .* could not be run again .*ValueError: only once.*batch size"
+    calls: list[int] = []
 
     def loss(m: nn.Module, x: Tensor) -> Tensor:
-        if not m.training:
-            raise ValueError("trains only")
+        calls.append(len(x))
+        if len(calls) > 1:
+            raise ValueError("only once")
         return (m.lin(x).unflatten(-1, (1, 3)) * m.lin.bias).sum()
 
     with pytest.raises(UnattributableError, match=message):

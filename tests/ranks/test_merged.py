@@ -64,6 +64,10 @@ def test_selections(record, both):
         assert all(np.array_equal(a, b) for a, b in zip(*joined, strict=True))
 
 
+def _assert_close(found: np.ndarray, expected: np.ndarray) -> None:
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
+
+
 def test_records_with_rows_of_their_own_and_without(both):
     trace, expected = both
     for name in expected.params["param"]:
@@ -76,7 +80,7 @@ def test_records_with_rows_of_their_own_and_without(both):
         assert np.array_equal(trace.dense[name][3:-2, 1], expected.dense[name][3:-2, 1])
         assert np.array_equal(trace.read(f"gains/{name}/gain"), expected.read(f"gains/{name}/gain"), equal_nan=True)
     every = np.arange(expected.n_occurrences)
-    np.testing.assert_allclose(trace.sketch.inner(every, every), expected.sketch.inner(every, every), rtol=1e-5)
+    _assert_close(trace.sketch.inner(every, every), expected.sketch.inner(every, every))
     pd.testing.assert_frame_equal(trace.norms.frame(), expected.norms.frame())
 
 
@@ -86,9 +90,11 @@ def test_arrays_by_path(both):
     for path in arrays:
         if path.startswith(("inputs/", "factored")):
             continue  # samples come in another order; factors are kept in the smaller form, step by step
-        assert np.array_equal(trace.read(path), expected.read(path), equal_nan=trace.array(path).dtype.kind == "f"), (
-            path
-        )
+        found, other = trace.read(path), expected.read(path)
+        if path.startswith("sketch"):  # products of matrices, of as many rows as a rank has samples
+            _assert_close(found, other)
+        else:
+            assert np.array_equal(found, other, equal_nan=trace.array(path).dtype.kind == "f"), path
         assert trace.array(path).shape == expected.array(path).shape and trace.has(path)
     with pytest.raises(KeyError, match=r"holds no array `topk/weight`; it holds: .*topk"):
         trace.read("topk/weight")

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.intake.batch import count_samples, find_batch_axis
 from lightning_gradtrace.capture.intake.inputs import InputFilter, InputSource
 from lightning_gradtrace.capture.intake.sample_ids import IdSource
+from lightning_gradtrace.capture.probing.memory import Memory
 from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from lightning_gradtrace.capture.probing.random_state import RandomState
-from lightning_gradtrace.capture.probing.snapshot import Memory
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ first, permuted (docs/concepts.md, 2).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Collection, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,9 +23,10 @@ from lightning_gradtrace.capture.intake.batch import permute_samples, sample_axi
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis
 from lightning_gradtrace.capture.placing.settling import count_unexplained
 from lightning_gradtrace.capture.probing.draws import EVERYWHERE, Draws, DrawSite, arrange
+from lightning_gradtrace.capture.probing.memory import Memory
 from lightning_gradtrace.capture.probing.random_state import RandomState
 from lightning_gradtrace.capture.probing.sharing import is_shared
-from lightning_gradtrace.capture.probing.snapshot import Memory, permute_memory, undisturbed
+from lightning_gradtrace.capture.probing.snapshot import undisturbed
 from lightning_gradtrace.capture.sharded import is_spread
 
 
@@ -201,8 +201,7 @@ class PermutationProbe:
         )
         if self.trials and count(second):  # hidden states may have been kept from the batch before
             for with_buffers in (False, True):
-                follow = functools.partial(permute_memory, self.module, order, with_buffers)
-                other = run(permuted, Draws(draws.made, places, order), follow)
+                other = run(permuted, Draws(draws.made, places, order), order, with_buffers)
                 second = other if count(other) < count(second) else second
         return places, second
 
@@ -225,18 +224,16 @@ class PermutationProbe:
 
     @contextmanager
     def _runs(self, kind: type[AnyTape]) -> Iterator[Callable[..., AnyTape]]:
-        """Yield what runs the model on a batch under a tape; all runs begin alike, but for what is done before one."""
+        """Yield what runs the model on a batch under a tape; all runs begin alike, but for how memory is recalled."""
+        memory = self.memory or Memory(self.module)
         with undisturbed(self.module, self.training) as before:
 
-            def run(data: Any, draws: Draws, prepare: Callable[[], None] = lambda: None) -> AnyTape:
+            def run(data: Any, draws: Draws, *recalled: Any) -> AnyTape:
                 def once(with_gradients: bool) -> AnyTape:
                     draws.made.clear()
                     draws.sites.clear()
                     try:
-                        if self.memory is not None:
-                            self.memory.restore()
-                            before.lend()
-                        prepare()
+                        memory.recall(*recalled)
                         if self.stirred:
                             stir(self.module)
                         if self.state is not None:

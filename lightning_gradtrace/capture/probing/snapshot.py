@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_gradtrace.capture.placing.batch_axis import candidates
-from lightning_gradtrace.capture.probing.attributes import Attributes, own_attributes
+from lightning_gradtrace.capture.probing.attributes import Attributes
 from lightning_gradtrace.capture.probing.contents import is_same_tensor
 from lightning_gradtrace.capture.probing.random_state import RandomState
 from lightning_gradtrace.capture.sharded import GradientSettings, bring_to_rest, is_spread
@@ -67,8 +66,8 @@ class Names:
             held.update(before)
 
 
-class Memory:
-    """What a module remembers from step to step: buffers, attributes, and what stands under which names.
+class Snapshot:
+    """A module at one moment: its weights, gradients, buffers, attributes and random states.
 
     Attributes include the states of torchmetrics metrics. Not among them are files, global variables and objects of
     libraries beside the model.
@@ -78,80 +77,31 @@ class Memory:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        # Other tensors stand for spread parameters while a run gathers them.
-        held = ("_buffers", "_modules") if is_spread(module) else ("_buffers", "_modules", "_parameters")
-        self._names = [Names(getattr(part, name)) for part in module.modules() for name in held]
-        self._buffers = {buffer: buffer.clone() for buffer in module.buffers()}
-        self.attributes = Attributes(module)
-
-    def restore(self) -> None:
-        """Put everything back that has changed, whatever fails."""
-        with ExitStack() as stack:
-            stack.callback(self._restore_buffers)
-            stack.callback(self.attributes.restore)
-
-    @torch.no_grad()
-    def _restore_buffers(self) -> None:
-        for names in self._names:
-            names.restore()
-        for buffer, value in self._buffers.items():
-            if not is_same_tensor(buffer, value):  # writing would count as a change in place
-                buffer.copy_(value)
-
-
-def permute_memory(module: nn.Module, order: Tensor, with_buffers: bool = False) -> None:
-    """Let what a module keeps for the places in a batch, such as hidden states, follow samples in another order.
-
-    Args:
-        module: the module; a `Snapshot` puts everything back.
-        order: the order; tensors that hang on the module, in lists and tuples too, are taken to hold as many samples.
-        with_buffers: do so with its buffers.
-    """
-
-    def permuted(value: Any) -> Any:
-        if isinstance(value, (list, tuple)) and not hasattr(value, "_make"):
-            return type(value)(map(permuted, value))
-        if not isinstance(value, Tensor) or value.layout is not torch.strided:
-            return value
-        places = [place for place in candidates(value.shape, len(order)) if place.factor == "whole"]
-        return places[0].permute(value, order.to(value.device)) if places else value
-
-    for part in module.modules():
-        found = own_attributes(part) | (dict(part._buffers) if with_buffers else {})
-        for name, value in found.items():
-            held = part._buffers if name in part._buffers else vars(part)
-            held[name] = permuted(value)
-
-
-class Snapshot:
-    """A module at one moment: its memory, weights, gradients and random states.
-
-    Args:
-        module: the module.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._weights = [] if is_spread(module) else [Weight.of(parameter) for parameter in module.parameters()]
+        spread = is_spread(module)  # then other tensors stand for the parameters while a run gathers them
+        held = ("_buffers", "_modules") if spread else ("_buffers", "_modules", "_parameters")
+        self._names = [Names(getattr(part, name)) for part in module.modules() for name in held]
+        self._weights = [] if spread else [Weight.of(parameter) for parameter in module.parameters()]
+        self._buffers = {buffer: buffer.clone() for buffer in module.buffers()}
         self._settings = GradientSettings(module)
         self._random = RandomState.now()
-        self.memory = Memory(module)
+        self._attributes = Attributes(module)
         self.lend()
 
     def lend(self) -> None:
         """Let nothing take from iterators until it has `ended`."""
-        self.memory.attributes.lend()
+        self._attributes.lend()
 
     def restore(self) -> None:
         """Put everything back that has changed, whatever fails; another run may come."""
         with ExitStack() as stack:
             stack.callback(self.lend)
-            stack.callback(self._restore_weights)
+            stack.callback(self._restore_tensors)
             stack.callback(self._random.restore)
             stack.callback(self._settings.restore)
             # Weights that were gathered for a run would be taken for those after the next step.
             stack.callback(bring_to_rest, self._module)
-            stack.callback(self.memory.restore)
+            stack.callback(self._attributes.restore)
 
     @contextmanager
     def ended(self) -> Iterator[None]:
@@ -159,12 +109,17 @@ class Snapshot:
         try:
             yield
         finally:
-            self.memory.attributes.end()
+            self._attributes.end()
 
     @torch.no_grad()
-    def _restore_weights(self) -> None:
+    def _restore_tensors(self) -> None:
+        for names in self._names:
+            names.restore()
         for weight in self._weights:
             weight.restore()
+        for buffer, value in self._buffers.items():
+            if not is_same_tensor(buffer, value):  # writing would count as a change in place
+                buffer.copy_(value)
 
 
 @contextmanager
