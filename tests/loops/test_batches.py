@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -236,6 +237,39 @@ def test_permuted_samples_leave_the_batch_alone(kind: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
     doubled = map_tensors(lambda t: 2 * t, batch)
     assert all(torch.equal(a, 2 * b) for a, b in zip(tensors(doubled), before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        (["a", "b", "c"], ["c", "a", "b"]),
+        ([[1], [2, 3], []], [[], [1], [2, 3]]),
+        ((("x", 1), ("y", 2), ("z", 3)), (("z", 3), ("x", 1), ("y", 2))),
+        ([{"box": torch.zeros(2, 4)}, {}, {"box": torch.ones(1, 4)}], None),
+        (np.arange(6).reshape(3, 2), [[4, 5], [0, 1], [2, 3]]),
+        (["a", "b"], ["a", "b"]),  # of something else
+        (["a", 1, None], ["a", 1, None]),
+        ([{"x": torch.arange(3)}, {"x": torch.arange(3)}, {"x": torch.arange(3)}], None),  # three views of all samples
+    ],
+    ids=str,
+)
+def test_lists_of_something_else_for_each_sample_follow_the_samples(part: Any, expected: Any) -> None:
+    permuted = permute_samples({"x": torch.arange(3), "part": part}, torch.tensor([2, 0, 1]), 3, 0)
+    found = permuted["part"]
+    assert permuted["x"].tolist() == [2, 0, 1] and type(found) is type(part)
+    if expected is not None:
+        assert (found.tolist() if isinstance(found, np.ndarray) else found) == expected
+    elif len(part[1]) == 0:
+        assert found[0] is part[2] and found[1] is part[0]
+    else:
+        assert [one["x"].tolist() for one in found] == [[2, 0, 1]] * 3
+
+
+def test_fields_of_a_tuple_are_no_lists_of_samples() -> None:
+    """Two views of two samples, each with words of its own."""
+    batch = ({"text": ["a", "b"]}, {"text": ["c", "d"]})
+    permuted = permute_samples(batch, torch.tensor([1, 0]), 2, 0)
+    assert permuted == ({"text": ["b", "a"]}, {"text": ["d", "c"]})
 
 
 def test_what_a_tokenizer_says_beside_the_tensors_is_kept() -> None:

@@ -20,7 +20,7 @@ from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placing.placement import UnattributableError
 from lightning_gradtrace.capture.precision import HALF
-from lightning_gradtrace.capture.shares import DenseShare
+from lightning_gradtrace.capture.shares import DenseShare, add_shares
 from tests.cases import NoProbe
 from tests.loops.models import WIDTH, Manual, Net, check_nothing_left, data, fit, run
 from tests.loops.test_manual import Gan
@@ -480,6 +480,33 @@ def test_a_vanishing_gradient_is_measured_in_the_precision_in_which_it_was_summe
     double = MicroBatch(1, shares, precision={"w": torch.float64})
     with pytest.raises(UnattributableError, match="`w`"):
         check_sums(sum_errors([double], {"w": noise}, overall=1.0), {"w": noise}, double.precision)
+
+
+@pytest.mark.parametrize("across", ["uses", "samples"])
+def test_what_cancels_in_half_precision_is_compared_with_its_terms(across: str) -> None:
+    """The last bias of a reward model: the better answer moves it up, the worse one down, each rounded by itself."""
+    up, down = torch.full((2, 3), 0.5), torch.full((2, 3), -0.502)
+    parts = [up, down] if across == "uses" else [torch.stack([up[0], down[0]])]
+    shares = {"b": add_shares([DenseShare(part) for part in parts])}
+    left = {"b": torch.full((3,), 0.006)}
+    half = MicroBatch(2, shares, precision={"b": torch.bfloat16})
+    check_sums(sum_errors([half], left), left, half.precision)
+    wrong = {"b": torch.full((3,), 0.1)}
+    with pytest.raises(UnattributableError, match="`b`"):
+        check_sums(sum_errors([half], wrong), wrong, half.precision)
+    single = MicroBatch(2, shares, precision={"b": torch.float32})
+    with pytest.raises(UnattributableError, match="`b`"):
+        check_sums(sum_errors([single], left), left, single.precision)
+
+
+@pytest.mark.parametrize("overall", [float("nan"), float("inf")])
+def test_beside_gradients_that_are_not_finite_nothing_is_compared(overall: float) -> None:
+    """Nobody knows which gradients are nothing but rounding then, as that of the bias of keys."""
+    micro_batch = MicroBatch(1, {"k": DenseShare(torch.full((1, 2), 1e-9))})
+    noise = {"k": torch.full((2,), -1e-9)}
+    errors = sum_errors([micro_batch], noise, overall)
+    assert np.isnan(errors["k"])
+    check_sums(errors, noise)
 
 
 @pytest.mark.parametrize("order", [(torch.float64, torch.float32), (torch.float32, torch.float64)], ids=str)
