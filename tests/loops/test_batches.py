@@ -247,6 +247,8 @@ def test_permuted_samples_leave_the_batch_alone(kind: str) -> None:
         ((("x", 1), ("y", 2), ("z", 3)), (("z", 3), ("x", 1), ("y", 2))),
         ([{"box": torch.zeros(2, 4)}, {}, {"box": torch.ones(1, 4)}], None),
         (np.arange(6).reshape(3, 2), [[4, 5], [0, 1], [2, 3]]),
+        ([7, 8, 9], [9, 7, 8]),
+        ((7, 8, 9), (7, 8, 9)),  # a shape
         (["a", "b"], ["a", "b"]),  # of something else
         (["a", 1, None], ["a", 1, None]),
         ([{"x": torch.arange(3)}, {"x": torch.arange(3)}, {"x": torch.arange(3)}], None),  # three views of all samples

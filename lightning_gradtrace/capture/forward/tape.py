@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_gradtrace.capture.forward.arriving import arriving
-from lightning_gradtrace.capture.forward.backward import beside_parameters
+from lightning_gradtrace.capture.forward.backward import OwnBackward
 from lightning_gradtrace.capture.forward.derived import Derived, Lineage, Operand, Root, flatten_call
 from lightning_gradtrace.capture.forward.elements import Elements, elements_of
 from lightning_gradtrace.capture.forward.functions import METADATA, Facts, facts, without_running_statistics
@@ -54,6 +54,7 @@ class Tape(TorchFunctionMode):
     Attributes:
         uses: the uses, in the order of the pass.
         mixtures: tensors made of parameters and of the batch as a whole.
+        own_backward: makes the step's own backward passes in a probe.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Tape(TorchFunctionMode):
         self._routes = Routes(batch, n_samples)
         self._n_samples = n_samples
         self._counts: dict[tuple[str, tuple[str, ...]], int] = {}
-        self.mixtures = Mixtures()
+        self.mixtures, self.own_backward = Mixtures(), OwnBackward()
         # Lineages hold their tensors, so that an id is not given to another tensor; what has no entries is a constant.
         self._lineage: dict[int, Lineage] = {id(p): Root(name, p) for name, p in parameters.items() if p.numel()}
         self._names = frozenset(parameters)
@@ -88,7 +89,7 @@ class Tape(TorchFunctionMode):
         if self.aside is not None and not torch.compiler.is_compiling():
             return self.aside.__torch_function__(func, (), args, kwargs)
         self.aside = None  # the compiler does not follow a tape into another
-        return call_open(func, args, kwargs) if self._probing else func(*args, **kwargs)
+        return self.own_backward.noted(args, call_open(func, args, kwargs)) if self._probing else func(*args, **kwargs)
 
     def meet(self, name: str, parameter: Tensor) -> None:
         """Take a tensor for a parameter as well: FSDP2 swaps parameters while a module runs, and frees them after it.
@@ -155,7 +156,7 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is Tensor.backward or func is torch.autograd.backward:
             if self._probing:
-                return beside_parameters(opened(func), args, kwargs)
+                return self.own_backward(opened(func), args, kwargs)
             with self:  # checkpointed layers run their forward pass now
                 return opened(func)(*args, **kwargs)
         if func is torch.broadcast_tensors and self._is_tracked(args):  # one function for each of its outputs
@@ -302,8 +303,7 @@ class Tape(TorchFunctionMode):
             mixed = any(isinstance(leaf, Operand) and leaf.route is NOBODY for leaf in leaves)
             self._derive(func, leaves, structure, around, live, mixed)
             return None
-        tracked = [leaf for leaf in leaves if isinstance(leaf, (Root, Derived))]
-        names = tuple(dict.fromkeys(name for leaf in tracked for name in leaf.roots))
+        names = tuple(dict.fromkeys(n for one in leaves if isinstance(one, (Root, Derived)) for n in one.roots))
         keep = self._probing or around.random is not None
         parts, call = outputs, (leaves, structure)
         if elements is not None:

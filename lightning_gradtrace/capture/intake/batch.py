@@ -222,6 +222,8 @@ def _lists_one_each(part: Any, n_samples: int, is_whole: bool) -> bool:
         return False
     if len(part) != n_samples or n_samples < 2 or len(set(map(type, part))) > 1 or isinstance(part[0], Tensor):
         return False
+    if isinstance(part, tuple) and isinstance(part[0], (bool, int, float)):
+        return False  # a shape, a range
     return not any(n_samples in tensor.shape[:2] for tensor in tensors(part))
 
 

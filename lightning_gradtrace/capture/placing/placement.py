@@ -222,7 +222,7 @@ class Placer:
         other = probe.otherwise()
         while other and (still := {s: options[s] for s, use in askable.items() if _open(use, left[s])}):
             with suppress(Exception):  # then it stays open
-                for site, by_place in _settled(real, still, other, lost).items():
+                for site, by_place in _settled(real, still, other, strictly=still.keys()).items():
                     left[site].update({place: found for place, found in by_place.items() if len(found) == 1})
                 left = told(uses, left, known)
             other = other.otherwise()
@@ -230,21 +230,22 @@ class Placer:
 
 
 def _settled(
-    real: Mapping[Site, Use], options: Mapping[Site, Options], probe: Probe, lost: Collection[Site]
+    real: Mapping[Site, Use], options: Mapping[Site, Options], probe: Probe, strictly: Collection[Site]
 ) -> dict[Site, Options]:
-    """Return the places that a probe leaves.
+    """Return the places that a probe leaves; at some sites only those that it has seen to hold the samples.
 
     Raises:
         Exception: the model can't be run again.
     """
     first, second, order = probe()
     permuted = {use.site: use for use in second}
-    settled = dict(options)
+    settled: dict[Site, Options] = {s: {p: [] for p in of} if s in strictly else of for s, of in options.items()}
     ask, alike = Questions(probe), are_alike(real, first)
     for use in first:
-        if use.site in options:
-            strictly, other = use.site in lost, permuted.get(use.site)
-            settled[use.site] = settle(real[use.site], use, other, options[use.site], order, strictly, alike, ask)
+        site = use.site
+        if site in options:
+            of = (options[site], order, site in strictly, alike, ask)
+            settled[site] = settle(real[site], use, permuted.get(site), *of)
     return settled
 
 

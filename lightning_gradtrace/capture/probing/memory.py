@@ -24,7 +24,7 @@ class Memory:
 
     Args:
         module: the module. Objects that hang on it, other than numbers, texts, tensors and containers of these, are no
-            part of it, nor are parameters.
+            part of it, nor is what learns.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -70,7 +70,9 @@ def _is_simple(value: Any) -> bool:
         return all(map(_is_simple, value))
     if type(value) is dict:
         return all(map(_is_simple, value.values()))
-    return type(value) in _PLAIN or (type(value) is Tensor and value.layout is torch.strided and not value.is_nested)
+    if type(value) is not Tensor:
+        return type(value) in _PLAIN
+    return value.layout is torch.strided and not value.is_nested and not (value.is_leaf and value.requires_grad)
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

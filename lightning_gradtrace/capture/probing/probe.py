@@ -259,6 +259,9 @@ class PermutationProbe:
         self, kind: type[AnyTape], data: Any, draws: Draws | None = None, *, with_gradients: bool = False
     ) -> AnyTape:
         tape = kind(self.parameters, data, self.n_samples, probing=True, shared=self.shared, draws=draws)
-        with torch.set_grad_enabled(with_gradients), tape:
-            self.run(data)
+        try:
+            with torch.set_grad_enabled(with_gradients), tape:
+                self.run(data)
+        finally:
+            tape.own_backward.forget()
         return tape
