@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.placing.batch_axis import candidates
 from lightning_gradtrace.capture.probing.attributes import own_attributes
 
+_MOST_PARTS, _MOST_ENTRIES = 1000, 2**24
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -66,13 +67,15 @@ def _copies(found: dict[str, Any]) -> dict[str, tuple[bool, Any]]:
 
 
 def _is_simple(value: Any) -> bool:
-    if type(value) in (list, tuple):
-        return all(map(_is_simple, value))
-    if type(value) is dict:
-        return all(map(_is_simple, value.values()))
+    """Say whether a value is worth a copy for every run: larger ones, such as replay buffers, are as they are now."""
+    if type(value) in (list, tuple, dict):
+        parts = value.values() if isinstance(value, dict) else value
+        return len(value) <= _MOST_PARTS and all(map(_is_simple, parts))
     if type(value) is not Tensor:
         return type(value) in _PLAIN
-    return value.layout is torch.strided and not value.is_nested and not (value.is_leaf and value.requires_grad)
+    if value.layout is not torch.strided or value.is_nested or (value.is_leaf and value.requires_grad):
+        return False
+    return value.numel() <= _MOST_ENTRIES
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -128,7 +128,8 @@ def undisturbed(module: nn.Module, keeps_mode: bool = True) -> Iterator[Snapshot
 
     Args:
         module: the module.
-        keeps_mode: leave it in training mode where it is, else put it in evaluation mode.
+        keeps_mode: leave it in training mode where it is, but for what would talk with other processes, else put it in
+            evaluation mode.
 
     Yields:
         What puts everything but the mode back between two runs.
@@ -136,6 +137,9 @@ def undisturbed(module: nn.Module, keeps_mode: bool = True) -> Iterator[Snapshot
     modes = {part: part.training for part in module.modules()}
     if not keeps_mode:
         module.eval()
+    for part in modes:
+        if isinstance(part, nn.SyncBatchNorm):  # in training it waits for other processes, which may run nothing now
+            part.training = False
     try:
         before = Snapshot(module)
         try:

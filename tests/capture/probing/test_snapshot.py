@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_gradtrace.capture.probing.memory import Memory
 from lightning_gradtrace.capture.probing.snapshot import undisturbed
 
 
@@ -63,3 +64,36 @@ def test_names_lead_to_what_they_led_to(change: Callable[[Queue], None], runs: i
     assert list(now) == list(tensors)
     for name, (tensor, value) in tensors.items():
         assert now[name] is tensor and torch.equal(tensor, value), name
+
+
+@pytest.mark.parametrize("keeps_mode", [True, False])
+def test_what_talks_with_other_processes_does_not_train(keeps_mode: bool) -> None:
+    model = nn.Sequential(nn.SyncBatchNorm(2), nn.BatchNorm1d(2))
+    with undisturbed(model, keeps_mode) as before:
+        for _ in range(2):
+            assert [part.training for part in model] == [False, keeps_mode]
+            before.restore()
+    assert [part.training for part in model] == [True, True]
+
+
+def test_memory_is_recalled_by_copies() -> None:
+    model = Queue()
+    model.hidden, model.log, model.big = [torch.ones(4, 2), None], {"a": (1, 2)}, list(range(10**6))
+    model.learned = torch.ones(2, requires_grad=True)
+    memory = Memory(model)
+    kept, rows, learned = model.hidden[0], model.memory.rows, model.learned
+    values = rows.clone()
+    model.hidden[0].zero_()
+    model.memory.rows.zero_()
+    model.memory.pointer, model.step, model.log = torch.ones(()), 7, None
+    order = torch.tensor([1, 2, 3, 0])
+    with undisturbed(model):
+        for given, with_buffers in (((), False), ((order,), False), ((order, True), True)):
+            memory.recall(*given)
+            assert torch.equal(model.hidden[0], torch.ones(4, 2)) and model.hidden[0] is not kept
+            assert model.log == {"a": (1, 2)} and model.memory.pointer == 0 and not hasattr(model, "step")
+            assert model.learned is learned and len(model.big) == 10**6
+            assert torch.equal(model.memory.rows, values[order] if with_buffers else values)
+            model.hidden.append(1)
+    assert model.hidden == [kept, None] and not kept.any() and model.memory.rows is rows and not rows.any()
+    assert model.step == 7 and model.log is None and model.memory.pointer == 1
