@@ -29,12 +29,14 @@ class JointProbe:
         runs: what it found; None if no rank asked, its error if it failed.
         influences: what it found about random numbers, likewise.
         aside: what it found with all random numbers as constants, likewise.
+        evaluated: what it found in evaluation mode, likewise.
     """
 
     probe: PermutationProbe
     runs: Runs | Exception | None = None
     influences: dict[DrawSite, bool | None] | Exception | None = None
     aside: Runs | Exception | None = None
+    evaluated: Runs | Exception | None = None
 
     @property
     def n_samples(self) -> int:
@@ -55,7 +57,7 @@ class JointProbe:
 
     def sharing(self, sites: Container[DrawSite], fixed: Collection[DrawSite] = ()) -> JointProbe:
         """Return what was found with random numbers as constants; those that are known to be were so from the start."""
-        return replace(self, runs=self.aside) if sites is EVERYWHERE else self
+        return replace(self, runs=self.aside, evaluated=None) if sites is EVERYWHERE else self
 
     def influence(self, sites: Collection[DrawSite]) -> Any:
         """Return what the probe found about random numbers."""
@@ -65,8 +67,9 @@ class JointProbe:
         """Return nothing: the other ranks don't run the model once more."""
         return []
 
-    def otherwise(self) -> None:
-        """Return nothing, as `again` does."""
+    def otherwise(self) -> JointProbe | None:
+        """Return what was found in evaluation mode, where nothing is random and no run is needed to find samples."""
+        return None if self.evaluated is None else replace(self, runs=self.evaluated, evaluated=None)
 
     def swapped(self) -> tuple[Sequence[Use], Tensor]:
         """Return nothing, as `again` does."""
@@ -110,7 +113,9 @@ def probe_together(
     if probe is None:
         return None
     probe = replace(probe.sharing(doubt.shared, doubt.shared), trials=0)
-    joint = JointProbe(probe, _attempt(probe) if n_wanted else None)
+    joint = JointProbe(probe)
+    if n_wanted:
+        joint = replace(joint, runs=_attempt(probe), evaluated=_attempt(replace(probe, training=False)))
     if not n_doubtful:
         return joint
     if squares * recorder.ranks.size != n_drawn**2:
