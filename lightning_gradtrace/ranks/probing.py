@@ -29,14 +29,12 @@ class JointProbe:
         runs: what it found; None if no rank asked, its error if it failed.
         influences: what it found about random numbers, likewise.
         aside: what it found with all random numbers as constants, likewise.
-        evaluated: what it found in evaluation mode, likewise.
     """
 
     probe: PermutationProbe
     runs: Runs | Exception | None = None
     influences: dict[DrawSite, bool | None] | Exception | None = None
     aside: Runs | Exception | None = None
-    evaluated: Runs | Exception | None = None
 
     @property
     def n_samples(self) -> int:
@@ -57,7 +55,7 @@ class JointProbe:
 
     def sharing(self, sites: Container[DrawSite], fixed: Collection[DrawSite] = ()) -> JointProbe:
         """Return what was found with random numbers as constants; those that are known to be were so from the start."""
-        return replace(self, runs=self.aside, evaluated=None) if sites is EVERYWHERE else self
+        return replace(self, runs=self.aside) if sites is EVERYWHERE else self
 
     def influence(self, sites: Collection[DrawSite]) -> Any:
         """Return what the probe found about random numbers."""
@@ -67,9 +65,8 @@ class JointProbe:
         """Return nothing: the other ranks don't run the model once more."""
         return []
 
-    def otherwise(self) -> JointProbe | None:
-        """Return what was found in evaluation mode, where nothing is random and no run is needed to find samples."""
-        return None if self.evaluated is None else replace(self, runs=self.evaluated, evaluated=None)
+    def otherwise(self) -> None:
+        """Return nothing, as `again` does."""
 
     def swapped(self) -> tuple[Sequence[Use], Tensor]:
         """Return nothing, as `again` does."""
@@ -87,7 +84,8 @@ def probe_together(
 ) -> JointProbe | None:
     """Run a probe on all ranks, if the batch of one of them leaves doubt; all ranks call this.
 
-    All ranks run the model equally often: none spends a run on trials, and about random numbers, if one of them has
+    All ranks run the model equally often: none spends a run on trials, so all are in evaluation mode, where layers
+    draw nothing, and about random numbers, if one of them has
     to, they ask only if they drew them at as many places; then about all of them.
 
     Args:
@@ -112,15 +110,13 @@ def probe_together(
     n_wanted, n_doubtful, n_drawn, squares = told
     if probe is None:
         return None
-    probe = replace(probe.sharing(doubt.shared, doubt.shared), trials=0)
-    joint = JointProbe(probe)
-    if n_wanted:
-        joint = replace(joint, runs=_attempt(probe), evaluated=_attempt(replace(probe, training=False)))
+    probe = replace(probe.sharing(doubt.shared, doubt.shared), trials=0, training=False)
+    joint = JointProbe(probe, _attempt(probe) if n_wanted else None)
     if not n_doubtful:
         return joint
     if squares * recorder.ranks.size != n_drawn**2:
         return replace(joint, influences=RuntimeError("the ranks draw at unlike places"))
-    influences = _attempt(functools.partial(probe.influence, sorted(doubt.drawn, key=str)))
+    influences = _attempt(functools.partial(replace(probe, training=True).influence, sorted(doubt.drawn, key=str)))
     own = isinstance(influences, dict) and not any(found is not False for found in influences.values())
     (n_asides,) = recorder.ranks.agree(recorder.failure, [float(not own)])
     shared = {site for site, found in influences.items() if found} if isinstance(influences, dict) else set()

@@ -227,7 +227,16 @@ def _lists_one_each(part: Any, n_samples: int, is_whole: bool) -> bool:
     return not any(n_samples in tensor.shape[:2] for tensor in tensors(part))
 
 
-def permute_samples(batch: Any, order: Tensor, n_samples: int, batch_axis: int, is_whole: bool = True) -> Any:
+def has_lists(batch: Any, n_samples: int, is_whole: bool = True) -> bool:
+    """Say whether a batch lists something else than tensors with as many entries as there are samples."""
+    if _lists_one_each(batch, n_samples, is_whole):
+        return True
+    return any(has_lists(part, n_samples, is_whole=False) for part in (_parts(batch) or {}).values())
+
+
+def permute_samples(
+    batch: Any, order: Tensor, n_samples: int, batch_axis: int, is_whole: bool = True, with_lists: bool = True
+) -> Any:
     """Return the batch with its samples in another order.
 
     Args:
@@ -236,6 +245,7 @@ def permute_samples(batch: Any, order: Tensor, n_samples: int, batch_axis: int, 
         n_samples: number of samples.
         batch_axis: axis of the samples in the batch's tensors.
         is_whole: whether it is all of the batch.
+        with_lists: let lists and arrays follow that hold something else for each sample, or happen to be as long.
 
     Returns:
         A batch of the same structure; tensors without samples are the same objects.
@@ -243,15 +253,16 @@ def permute_samples(batch: Any, order: Tensor, n_samples: int, batch_axis: int, 
     if isinstance(batch, Tensor):
         axis = sample_axis_of(batch, n_samples, batch_axis)
         return batch if axis is None else batch.index_select(axis, order.to(batch.device))
-    if holds_one_each(batch, n_samples, is_whole) or _lists_one_each(batch, n_samples, is_whole):
-        if isinstance(batch, np.ndarray):
-            return batch[order.numpy()]
+    follows = with_lists and _lists_one_each(batch, n_samples, is_whole)
+    if follows and isinstance(batch, np.ndarray):
+        return batch[order.numpy()]
+    if follows or holds_one_each(batch, n_samples, is_whole):
         return _rebuilt(batch, dict(enumerate(batch[i] for i in order.tolist())))
     parts = _parts(batch)
     if parts is None:
         return batch
-    of = (order, n_samples, batch_axis)
-    return _rebuilt(batch, {key: permute_samples(part, *of, is_whole=False) for key, part in parts.items()})
+    of = (order, n_samples, batch_axis, False, with_lists)
+    return _rebuilt(batch, {key: permute_samples(part, *of) for key, part in parts.items()})
 
 
 def token_ids(batch: Any, n_samples: int, batch_axis: int) -> Tensor | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +12,12 @@ from torch import Tensor
 from lightning_gradtrace.capture.forward.use import Site, Use
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates, narrow, shape_before_view
 from lightning_gradtrace.capture.placing.cotangents import AnyAxis, after, told
+from lightning_gradtrace.capture.placing.looks import certain, followed, open_places, seen_otherwise, settled_by
 from lightning_gradtrace.capture.placing.settling import (
     Options,
     Place,
     Probe,
-    Questions,
-    are_alike,
     routes_of,
-    settle,
     sources_of,
 )
 from lightning_gradtrace.capture.routes.rows import CERTAIN, Fate, Rows
@@ -104,7 +101,7 @@ class Placement:
             }
             if fit.keys() != self.sources.keys() or not all(fit.values()):
                 return None
-            for place, axis in _followed(use, self.sources).items():
+            for place, axis in followed(use, self.sources).items():
                 (inputs if place.is_input else outputs)[place.number] = axis
         operands = use.operands
         for i, own in self.inputs.items():
@@ -125,12 +122,6 @@ class Placement:
 def _key(use: Use) -> tuple[Any, ...]:
     """Return the site, what was picked from other tensors there, and whether the samples may be lost."""
     return (use.site, frozenset(sources_of(use)), _may_be_lost(use)) if use.is_routed else (use.site,)
-
-
-def _followed(use: Use, sources: Mapping[Place, SampleAxis]) -> dict[Place, AnyAxis]:
-    """Return what routes tell of places, given the places of the samples in their sources."""
-    found = {place: route.place(sources.get(place.source, CERTAIN)) for place, route in routes_of(use).items()}
-    return {place: axis for place, axis in found.items() if axis is not None}
 
 
 class UnattributableError(RuntimeError):
@@ -207,7 +198,7 @@ class Placer:
         """
         real = {use.site: use for use in uses}
         try:
-            left = told(uses, _settled(real, options, probe, lost), known)
+            settled, seen = settled_by(real, options, probe, lost)
         except Exception as error:
             if doubtful:
                 raise UnattributableError(_no_probe(options, lost, error)) from error
@@ -217,36 +208,16 @@ class Placer:
                 stacklevel=2,
             )
             return told(uses, options, known)
-        # Two samples are swapped then, as by a matrix that shifts them: that tells nothing of what may be lost.
-        askable = {site: real[site] for site in left if probe.n_samples > 2 or site not in lost}
-        other = probe.otherwise()
-        while other and (still := {s: options[s] for s, use in askable.items() if _open(use, left[s])}):
-            with suppress(Exception):  # then it stays open
-                for site, by_place in _settled(real, still, other, strictly=still.keys()).items():
-                    left[site].update({place: found for place, found in by_place.items() if len(found) == 1})
-                left = told(uses, left, known)
-            other = other.otherwise()
+        left = told(uses, settled, known)
+        # A swap of two samples tells nothing of what may be lost.
+        askable = left.keys() - (set(lost) if probe.n_samples == 2 else set())
+        still = {s: options[s] for s in askable if open_places(real[s], left[s])}
+        if still:
+            refuted = {s for s in still if s in seen and not any(left[s].get(p) for p in open_places(real[s], left[s]))}
+            for site, by_place in seen_otherwise(real, still, probe, refuted).items():
+                left[site].update(by_place)
+            left = told(uses, left, known)
         return left
-
-
-def _settled(
-    real: Mapping[Site, Use], options: Mapping[Site, Options], probe: Probe, strictly: Collection[Site]
-) -> dict[Site, Options]:
-    """Return the places that a probe leaves; at some sites only those that it has seen to hold the samples.
-
-    Raises:
-        Exception: the model can't be run again.
-    """
-    first, second, order = probe()
-    permuted = {use.site: use for use in second}
-    settled: dict[Site, Options] = {s: {p: [] for p in of} if s in strictly else of for s, of in options.items()}
-    ask, alike = Questions(probe), are_alike(real, first)
-    for use in first:
-        site = use.site
-        if site in options:
-            of = (options[site], order, site in strictly, alike, ask)
-            settled[site] = settle(real[site], use, permuted.get(site), *of)
-    return settled
 
 
 def _checked(use: Use, places: UsePlaces | None, n_samples: int) -> UsePlaces:
@@ -289,35 +260,15 @@ def _options(use: Use, n_samples: int) -> Options:
 
 def _decide(use: Use, options: Options, n_samples: int) -> Placement:
     """Choose the places; those of the outputs are needed, those of other arguments than a rule's are not."""
-    sources, own, _ = _certain(use, options)
+    sources, own, _ = certain(use, options)
     inputs = {place.number: axis for place, axis in own.items() if place.is_input}
     outputs = {place.number: axis for place, axis in own.items() if not place.is_input}
     bound = use.bound()
     if bound is not None and bound.place in inputs:
         outputs = dict.fromkeys(use.cotangents, after(bound, inputs[bound.place]))
-    for place in _open(use, options):
+    for place in open_places(use, options):
         raise UnattributableError(_complaint(use, place, options.get(place, []), n_samples))
     return Placement(inputs, outputs, {place: axis for place, axis in sources.items() if place in sources_of(use)})
-
-
-def _certain(
-    use: Use, options: Options
-) -> tuple[dict[Place, SampleAxis], dict[Place, SampleAxis], dict[Place, AnyAxis]]:
-    """Return the places that are left alone: in sources, in tensors of the use, and in those that routes follow."""
-    certain = {place: found[0] for place, found in options.items() if len(found) == 1}
-    sources = {place: axis for place, axis in certain.items() if place.of_source}
-    followed = _followed(use, sources)
-    own = {place: axis for place, axis in certain.items() if not place.of_source and place not in followed}
-    return sources, own, followed
-
-
-def _open(use: Use, options: Options) -> list[Place]:
-    """Return the places that are needed and that no option, or more than one, is left for."""
-    _, own, followed = _certain(use, options)
-    bound = use.bound()
-    source = None if bound is None else bound.place
-    needed = [Place(False, i) for i in use.cotangents] if source is None else [Place(True, source)]
-    return [place for place in needed if place not in followed and place not in own]
 
 
 def _no_probe(options: Mapping[Site, Options], lost: Collection[Site], error: Exception) -> str:

@@ -7,7 +7,7 @@ of them. A run gets copies, so that nothing is written that the real forward pas
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.placing.batch_axis import candidates
 from lightning_gradtrace.capture.probing.attributes import own_attributes
 
-_MOST_PARTS, _MOST_ENTRIES = 1000, 2**24
+_MOST_PARTS, _MOST_ENTRIES, _DEEPEST = 1000, 2**24, 5
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
@@ -29,7 +29,9 @@ class Memory:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._kept = [(part, _copies(_attributes(part)), _copies(part._buffers)) for part in module.modules()]
+        copies = Copies(torch.clone)
+        parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
+        self._kept = [(part, copies.of(_attributes(part)), copies.of(part._buffers)) for part in parts]
 
     @torch.no_grad()
     def recall(self, order: Tensor | None = None, with_buffers: bool = False) -> None:
@@ -39,15 +41,45 @@ class Memory:
             order: an order of the samples; what has room for them follows it, such as hidden states.
             with_buffers: let buffers follow, too.
         """
-        change = torch.clone if order is None else functools.partial(_permuted, order=order)
+        following = Copies(torch.clone if order is None else functools.partial(_permuted, order=order))
+        to = following if with_buffers else Copies(torch.clone)
         for part, attributes, buffers in self._kept:
-            for name in _attributes(part).keys() - attributes.keys():
-                del vars(part)[name]
-            vars(part).update((n, _mapped(v, change)) for n, (is_copy, v) in attributes.items() if is_copy)
-            for name in part._buffers.keys() - buffers.keys():
-                del part._buffers[name]
-            to = change if with_buffers else torch.clone
-            part._buffers.update((n, _mapped(v, to)) for n, (is_copy, v) in buffers.items() if is_copy)
+            for held, kept, copies in ((vars(part), attributes, following), (part._buffers, buffers, to)):
+                for name in (_attributes(part) if held is vars(part) else held).keys() - kept.keys():
+                    del held[name]
+                held.update((name, copies(value)) for name, (is_copy, value) in kept.items() if is_copy)
+
+
+class Copies:
+    """Makes copies of simple values; what hangs at several places is one thing there as well.
+
+    Args:
+        change: makes the copy of a tensor.
+    """
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        self._change = change
+        self._made: dict[int, tuple[Any, Any]] = {}
+
+    @torch.no_grad()
+    def of(self, found: Mapping[str, Any]) -> dict[str, tuple[bool, Any]]:
+        """Return copies by name, and whether they are: of other things only the names are kept."""
+        return {name: (True, self(value)) if _is_simple(value) else (False, None) for name, value in found.items()}
+
+    def __call__(self, value: Any) -> Any:
+        """Return the copy of a value."""
+        if not isinstance(value, (Tensor, list, tuple, dict)):
+            return value
+        if id(value) not in self._made:
+            self._made[id(value)] = value, self._copy(value)  # held, so that its id stays its own
+        return self._made[id(value)][1]
+
+    def _copy(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._change(value.detach())
+        if isinstance(value, dict):
+            return {name: self(one) for name, one in value.items()}
+        return type(value)(self(one) for one in value)
 
 
 def _attributes(part: nn.Module) -> dict[str, Any]:
@@ -60,29 +92,14 @@ def _permuted(tensor: Tensor, order: Tensor) -> Tensor:
     return places[0].permute(tensor, order.to(tensor.device)) if places else tensor.clone()
 
 
-def _copies(found: dict[str, Any]) -> dict[str, tuple[bool, Any]]:
-    """Return copies by name, and whether they are: of other things only the names are kept."""
-    with torch.no_grad():
-        return {n: (True, _mapped(v, torch.clone)) if _is_simple(v) else (False, None) for n, v in found.items()}
-
-
-def _is_simple(value: Any) -> bool:
+def _is_simple(value: Any, depth: int = 0) -> bool:
     """Say whether a value is worth a copy for every run: larger ones, such as replay buffers, are as they are now."""
     if type(value) in (list, tuple, dict):
         parts = value.values() if isinstance(value, dict) else value
-        return len(value) <= _MOST_PARTS and all(map(_is_simple, parts))
+        small = depth < _DEEPEST and len(value) <= _MOST_PARTS
+        return small and all(_is_simple(part, depth + 1) for part in parts)
     if type(value) is not Tensor:
         return type(value) in _PLAIN
     if value.layout is not torch.strided or value.is_nested or (value.is_leaf and value.requires_grad):
         return False
     return value.numel() <= _MOST_ENTRIES
-
-
-def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(value.detach())
-    if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(one, change) for one in value)
-    if isinstance(value, dict):
-        return {name: _mapped(one, change) for name, one in value.items()}
-    return value

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.forward.influence import InfluenceTape
 from lightning_gradtrace.capture.forward.tape import Tape
 from lightning_gradtrace.capture.forward.use import Use
-from lightning_gradtrace.capture.intake.batch import permute_samples, sample_axis_of, tensors
+from lightning_gradtrace.capture.intake.batch import has_lists, permute_samples, sample_axis_of, tensors
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis
 from lightning_gradtrace.capture.placing.settling import count_unexplained
 from lightning_gradtrace.capture.probing.draws import EVERYWHERE, Draws, DrawSite, arrange
@@ -65,7 +65,7 @@ def stir(module: nn.Module) -> None:
     generator = np.random.default_rng(0)  # torch's draws are those of the model
     for parameter in module.parameters():
         if parameter.is_floating_point() and parameter.numel():
-            noise = torch.from_numpy(generator.standard_normal(tuple(parameter.shape))).to(parameter)
+            noise = torch.from_numpy(generator.standard_normal(tuple(parameter.shape), np.float32)).to(parameter)
             size = parameter.detach().square().mean().sqrt()
             parameter.data = parameter.data + STIRRING * noise * torch.where(size > 0, size, 1.0)
 
@@ -94,7 +94,7 @@ class PermutationProbe:
         shared: where random numbers are drawn that count as shared by all samples.
         fixed: where they are known to be; these stay as they are when the samples are permuted.
         training: run as in training, else in evaluation mode.
-        stirred: run on weights that are a little other than the model's, and swap two samples.
+        stirred: run on weights that are a little other than the model's; in training two samples are swapped then.
         trials: how many runs may be spent on the places of samples in random numbers.
     """
 
@@ -126,7 +126,8 @@ class PermutationProbe:
         Returns:
             Uses of the run on the batch, uses of the run on the permuted batch, and the order of its samples.
         """
-        order = SWAP if self.stirred and self.n_samples == 2 else permutation(self.n_samples)
+        swaps = self.stirred and self.training and self.n_samples == 2
+        order = SWAP if swaps else permutation(self.n_samples)
         with self._runs(Tape) as run:
             draws = Draws()
             first = run(self.batch, draws)
@@ -179,26 +180,33 @@ class PermutationProbe:
                 found[site] = is_shared(site, first, fixed, moved, order) if numbers else None
         return found
 
-    def _permuted(self, order: Tensor) -> Any:
-        return permute_samples(self.batch, order, self.n_samples, self.batch_axis)
+    def _permuted(self, order: Tensor, with_lists: bool = True) -> Any:
+        return permute_samples(self.batch, order, self.n_samples, self.batch_axis, with_lists=with_lists)
 
     def _arranged(
         self, run: Callable[..., AnyTape], first: Tape, draws: Draws, order: Tensor
     ) -> tuple[dict[int, SampleAxis], AnyTape]:
         """Return where the samples are in the draws of a run, and the permuted run that shows it."""
-        permuted = self._permuted(order)
+        fixed = frozenset(number for site in self.fixed for number in draws.sites.get(site, ()))
+        batches = [self._permuted(order)]
+        if self.trials and has_lists(self.batch, self.n_samples):  # a list may hold something else, such as a size
+            batches.append(self._permuted(order, with_lists=False))
 
         def count(found: AnyTape) -> int:
             return count_unexplained(first.uses, found.uses, order)
 
-        places, second = arrange(
-            draws.made,
-            self.n_samples,
-            lambda places: run(permuted, Draws(draws.made, places, order)),
-            count,
-            self.trials,
-            frozenset(number for site in self.fixed for number in draws.sites.get(site, ())),
-        )
+        tried: list[tuple[dict[int, SampleAxis], AnyTape, Any]] = []
+        for permuted in batches:
+
+            def play(places: Mapping[int, SampleAxis], permuted: Any = permuted) -> AnyTape:
+                return run(permuted, Draws(draws.made, places, order))
+
+            try:
+                tried.append((*arrange(draws.made, self.n_samples, play, count, self.trials, fixed), permuted))
+            except Exception:
+                if permuted is batches[-1] and not tried:
+                    raise
+        places, second, permuted = min(tried, key=lambda one: count(one[1]))
         if self.trials and count(second):  # hidden states may have been kept from the batch before
             for with_buffers in (False, True):
                 other = run(permuted, Draws(draws.made, places, order), order, with_buffers)

@@ -80,7 +80,8 @@ class Snapshot:
         self._module = module
         spread = is_spread(module)  # then other tensors stand for the parameters while a run gathers them
         held = ("_buffers", "_modules") if spread else ("_buffers", "_modules", "_parameters")
-        self._names = [Names(getattr(part, name)) for part in module.modules() for name in held]
+        parts = [part for part in module.modules() if not isinstance(part, torch.jit.ScriptModule)]
+        self._names = [Names(getattr(part, name)) for part in parts for name in held]
         self._weights = [] if spread else [Weight.of(parameter) for parameter in module.parameters()]
         self._buffers = {buffer: buffer.clone() for buffer in module.buffers()}
         self._settings = GradientSettings(module)
@@ -135,11 +136,9 @@ def undisturbed(module: nn.Module, keeps_mode: bool = True) -> Iterator[Snapshot
         What puts everything but the mode back between two runs.
     """
     modes = {part: part.training for part in module.modules()}
-    if not keeps_mode:
-        module.eval()
-    for part in modes:
-        if isinstance(part, nn.SyncBatchNorm):  # in training it waits for other processes, which may run nothing now
-            part.training = False
+    for part in modes:  # by hand: a `train` of the user's own may merge weights
+        # In training it waits for other processes, which may run nothing now.
+        part.training = part.training and keeps_mode and not isinstance(part, nn.SyncBatchNorm)
     try:
         before = Snapshot(module)
         try:

@@ -28,6 +28,8 @@ _MATRIX = {
 }
 _REDUCTIONS = names_of("sum mean amax amin max min prod norm logsumexp std var median")
 _LOOK_UPS = names_of("embedding take")
+LAYERS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
+"""Functions that mix features with weights that nobody learns, and how many axes of positions come after these."""
 MIXERS = frozenset({*_MATRIX, *_REDUCTIONS, *_LOOK_UPS, "__rmatmul__", "einsum", "tensordot"})
 
 
@@ -43,7 +45,7 @@ def mixes_samples(
     """Say whether the samples may be mixed in a result that has room for them.
 
     Args:
-        name: name of the function, one of `MIXERS`.
+        name: name of the function, one of `MIXERS` or `LAYERS`.
         args: its positional arguments.
         kwargs: its named arguments.
         result: what it returned.
@@ -100,6 +102,9 @@ def _terms(name: str, args: Sequence[Any], kwargs: Any) -> tuple[Terms, str] | N
         own = string.ascii_letters[: args[0].dim()]
         gone = {own[dim] for dim in dims}
         return [(args[0], own)], "".join(a for a in own if a not in gone)
+    if name in LAYERS:
+        own = string.ascii_lowercase[: args[0].dim()]
+        return [(args[0], own)], own.replace(own[-1 - LAYERS[name]], "Z")
     if name in _LOOK_UPS:  # of rows, or of entries, in any order
         table = next(t for t in args if t.is_floating_point())
         own = string.ascii_letters[: table.dim()]

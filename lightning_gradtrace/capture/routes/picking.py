@@ -20,7 +20,7 @@ _BY_PLACE = {
     **SORTS,
     **{"select": (1, 0), "narrow": (1, 0), "unbind": (1, 0), "__iter__": (1, 0)},
     **{"split": (2, 0), "chunk": (2, 0), "tensor_split": (2, 0), "split_with_sizes": (2, 0)},
-    **{"flip": (1, None), "roll": (2, None)},
+    **{"flip": (1, None), "roll": (2, None), "flipud": (1, 0), "fliplr": (1, 1), "rot90": (2, (0, 1))},
 }
 _ANYWHERE = names_of("masked_select _pack_padded_sequence") | PLACES
 _CUTS = names_of("select narrow unbind __iter__ split chunk tensor_split split_with_sizes")

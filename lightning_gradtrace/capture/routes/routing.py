@@ -27,7 +27,7 @@ from lightning_gradtrace.capture.forward.use import Use
 from lightning_gradtrace.capture.intake.batch import pieces, tensors
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates
 from lightning_gradtrace.capture.routes.features import Features
-from lightning_gradtrace.capture.routes.mixing import MIXERS, mixes_samples
+from lightning_gradtrace.capture.routes.mixing import LAYERS, MIXERS, mixes_samples
 from lightning_gradtrace.capture.routes.orders import (
     GATHERS,
     PLACES,
@@ -124,7 +124,7 @@ class Routes:
             self._features.after(name, known, function, args, kwargs, result, use, taint)
         if name == "where" and len(args) + len(kwargs) == 1:
             name = "nonzero"
-        mixer = name in MIXERS
+        mixer = name in MIXERS or (name in LAYERS and use is None)
         if self._n == 1 or not (self._known or mixer or name in _FIRST):
             return
 

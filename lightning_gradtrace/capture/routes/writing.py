@@ -71,6 +71,8 @@ def _ways(owners: Tensor | Fate, tensor: Tensor, n_samples: int, all_of_them: bo
     if isinstance(owners, Tensor):
         return [owners]
     axes = candidates(tensor.shape, n_samples)
+    if tensor.is_floating_point():  # the last axis holds features, as wide as the samples are many by chance
+        axes = [axis for axis in axes if axis.axis < tensor.dim() - 1] or axes
     whole = [] if all_of_them else [axis for axis in axes if axis.factor == "whole"]
     return [laid_out(axis, tensor, n_samples) for axis in whole or axes]
 

@@ -79,7 +79,9 @@ def test_what_talks_with_other_processes_does_not_train(keeps_mode: bool) -> Non
 def test_memory_is_recalled_by_copies() -> None:
     model = Queue()
     model.hidden, model.log, model.big = [torch.ones(4, 2), None], {"a": (1, 2)}, list(range(10**6))
-    model.learned = torch.ones(2, requires_grad=True)
+    model.learned, model.shared, model.memory.shared = torch.ones(2, requires_grad=True), model.hidden, model.hidden
+    model.endless = []
+    model.endless.append(model.endless)
     memory = Memory(model)
     kept, rows, learned = model.hidden[0], model.memory.rows, model.learned
     values = rows.clone()
@@ -95,5 +97,6 @@ def test_memory_is_recalled_by_copies() -> None:
             assert model.learned is learned and len(model.big) == 10**6
             assert torch.equal(model.memory.rows, values[order] if with_buffers else values)
             model.hidden.append(1)
+            assert model.shared is model.hidden and len(model.memory.shared) == 3
     assert model.hidden == [kept, None] and not kept.any() and model.memory.rows is rows and not rows.any()
     assert model.step == 7 and model.log is None and model.memory.pointer == 1
