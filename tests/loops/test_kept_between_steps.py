@@ -121,6 +121,26 @@ class Attacked(Keeping):
         return h
 
 
+class Recording(Keeping):
+    """Sets up hooks in the first pass, as recorders of hidden states do, and counts on what they record."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self.seen: list[Tensor] = []
+        self.ready = False
+
+    def change(self, h: Tensor) -> Tensor:
+        if not self.ready:
+            self.ready = True
+            self.last.register_forward_pre_hook(self.record)
+        found, self.seen = self.seen, []
+        assert len(found) <= 1, "recorded twice"
+        return h
+
+    def record(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        self.seen.append(args[0].detach())
+
+
 class Training(pl.LightningModule):
     def __init__(self, net: Keeping) -> None:
         super().__init__()
@@ -150,7 +170,7 @@ class Oracle(pl.Callback):
 
 @pytest.mark.filterwarnings("ignore:.*took no part in the loss")
 @pytest.mark.parametrize("n", [2, 3, 4, 6])
-@pytest.mark.parametrize("kind", [Recurrent, Remembering, Buffered, Alternating, Codes, Attacked])
+@pytest.mark.parametrize("kind", [Recurrent, Remembering, Buffered, Alternating, Codes, Attacked, Recording])
 def test_shares_are_exact_and_training_is_unchanged(tmp_path: Path, kind: type[Keeping], n: int) -> None:
     torch.manual_seed(0)
     net = kind(n).double()
@@ -159,7 +179,10 @@ def test_shares_are_exact_and_training_is_unchanged(tmp_path: Path, kind: type[K
     fit(plain, loader=loader, max_epochs=1)
     oracle, kept = Oracle(), Kept()
     trace = GradTrace(tmp_path / "a.zarr", record=kept, params="*", quantity="gradient", ledger_every_n_steps=1)
-    check_nothing_left(traced, fit(traced, trace, oracle, loader=loader, max_epochs=1))
+    trainer = fit(traced, trace, oracle, loader=loader, max_epochs=1)
+    assert len(net.last._forward_pre_hooks) == (kind is Recording)
+    net.last._forward_pre_hooks.clear()
+    check_nothing_left(traced, trainer)
     for (name, a), b in zip(plain.state_dict().items(), traced.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert len(kept.shares) == len(oracle.shares) == 4

@@ -37,6 +37,8 @@ class Memory:
     def recall(self, order: Tensor | None = None, with_buffers: bool = False) -> None:
         """Hang copies where these things hung; who put something else there puts that back (`snapshot.py`).
 
+        What was not there before stays: it may have been set up together with something that is no part of this.
+
         Args:
             order: an order of the samples; what has room for them follows it, such as hidden states.
             with_buffers: let buffers follow, too.
@@ -45,8 +47,6 @@ class Memory:
         to = following if with_buffers else Copies(torch.clone)
         for part, attributes, buffers in self._kept:
             for held, kept, copies in ((vars(part), attributes, following), (part._buffers, buffers, to)):
-                for name in (_attributes(part) if held is vars(part) else held).keys() - kept.keys():
-                    del held[name]
                 held.update((name, copies(value)) for name, (is_copy, value) in kept.items() if is_copy)
 
 

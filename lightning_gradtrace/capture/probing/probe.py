@@ -7,7 +7,8 @@ first, permuted (docs/concepts.md, 2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterator, Mapping
+import functools
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -236,22 +237,29 @@ class PermutationProbe:
         memory = self.memory or Memory(self.module)
         with undisturbed(self.module, self.training) as before:
 
-            def run(data: Any, draws: Draws, *recalled: Any) -> AnyTape:
-                def once(with_gradients: bool) -> AnyTape:
-                    draws.made.clear()
-                    draws.sites.clear()
-                    try:
-                        memory.recall(*recalled)
-                        if self.stirred:
-                            stir(self.module)
-                        if self.state is not None:
-                            self.state.restore()
-                        with draws:
-                            return self._taped(kind, data, draws, with_gradients=with_gradients)
-                    finally:
-                        before.restore()
+            def once(data: Any, draws: Draws, recalled: Sequence[Any], with_gradients: bool) -> AnyTape:
+                draws.made.clear()
+                draws.sites.clear()
+                try:
+                    memory.recall(*recalled)
+                    if self.stirred:
+                        stir(self.module)
+                    if self.state is not None:
+                        self.state.restore()
+                    with draws:
+                        return self._taped(kind, data, draws, with_gradients=with_gradients)
+                finally:
+                    before.restore()
 
-                return self._with_gradients_if_needed(once)
+            def run(data: Any, draws: Draws, *recalled: Any) -> AnyTape:
+                nonlocal memory
+                try:
+                    return self._with_gradients_if_needed(functools.partial(once, data, draws, recalled))
+                except Exception:  # what is remembered may not fit what is no part of it
+                    if memory is not self.memory or is_spread(self.module):
+                        raise
+                    memory = Memory(self.module)
+                return self._with_gradients_if_needed(functools.partial(once, data, draws, recalled))
 
             yield run
 
