@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,16 +88,21 @@ def outliers(
     of_occurrence = {"step": number, "sample": sample}.get(of)
     arguments = (groups.entry, scale, of_occurrence, of_entry, n_rows, n)
     best = over_steps(client, trace, steps, _largest, LargestOfRows.merge, *arguments)
-    row, value, shift, occurrence, entry = best.result(3)
-    names = trace.entries(entry)
+    return _table(trace, of, groups, best.result(3))
+
+
+def _table(trace: Trace, of: str, groups: Groups, found: Sequence[Any]) -> pd.DataFrame:
+    """Describe outliers, given by row, value, shift, occurrence and entry; see `outliers`."""
+    row, value, shift, occurrence, entry = found
+    names, of_occurrence = trace.entries(entry), trace.occurrences
     table = pd.DataFrame(
         {
             "rank": ranks(row),
             "value": value,
             "shift": shift.astype(np.float64),
             "occurrence": occurrence,
-            "step": step[occurrence],
-            "sample_id": occurrences["sample_id"].to_numpy()[occurrence],
+            "step": of_occurrence["step"].to_numpy()[occurrence],
+            "sample_id": of_occurrence["sample_id"].to_numpy()[occurrence],
             "entry": entry,
             "param": names["param"].astype(str).array,
             "index": names["index"].to_numpy(),

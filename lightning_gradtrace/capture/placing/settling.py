@@ -155,9 +155,9 @@ class Questions:
         tensor that they are picked from is then looked at in a run on both, swapped.
         """
         before, after = _compared(first, place), None if second is None else _compared(second, place)
-        if before is None or (after is not None and before.shape == after.shape):
-            return after, order.to(before.device) if before is not None else order
-        if place.of_source and len(order) == 2:
+        if before is None:
+            return after, order
+        if place.of_source and len(order) == 2 and (after is None or before.shape != after.shape):
             if self._swapped is None:
                 uses, swap = self._probe.swapped()
                 self._swapped = {one.site: one for one in uses}, swap

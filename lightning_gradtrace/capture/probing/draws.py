@@ -221,7 +221,7 @@ def arrange(
     count_unexplained: Callable[[T], int],
     most_trials: int,
     fixed: Container[int] = (),
-) -> tuple[dict[int, SampleAxis], T]:
+) -> tuple[dict[int, SampleAxis], T, int]:
     """Find out where the samples are in the draws of a pass, by trying.
 
     The options are tried draw by draw, because what a model computes early depends on its early draws only; then those
@@ -236,7 +236,7 @@ def arrange(
         fixed: numbers of draws that hold no samples.
 
     Returns:
-        The places by number of the draw, and the pass with them.
+        The places by number of the draw, the pass with them, and how many of its tensors are unexplained.
     """
     options = {i: found for i, draw in enumerate(draws) if i not in fixed and len(found := draw.options(n_samples)) > 1}
     chosen = {i: found[0] for i, found in options.items()}
@@ -251,7 +251,7 @@ def arrange(
         tried = run(_placed(other))
         if (count := count_unexplained(tried)) < unexplained:
             chosen, best, unexplained = other, tried, count
-    return _placed(chosen), best
+    return _placed(chosen), best, unexplained
 
 
 def _placed(chosen: Mapping[int, SampleAxis | None]) -> dict[int, SampleAxis]:

@@ -47,7 +47,7 @@ class Memory:
         to = following if with_buffers else Copies(torch.clone)
         for part, attributes, buffers in self._kept:
             for held, kept, copies in ((vars(part), attributes, following), (part._buffers, buffers, to)):
-                held.update((name, copies(value)) for name, (is_copy, value) in kept.items() if is_copy)
+                held.update((name, copies(value)) for name, value in kept.items())
 
 
 class Copies:
@@ -62,9 +62,9 @@ class Copies:
         self._made: dict[int, tuple[Any, Any]] = {}
 
     @torch.no_grad()
-    def of(self, found: Mapping[str, Any]) -> dict[str, tuple[bool, Any]]:
-        """Return copies by name, and whether they are: of other things only the names are kept."""
-        return {name: (True, self(value)) if _is_simple(value) else (False, None) for name, value in found.items()}
+    def of(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Return copies of those values that are simple, by name."""
+        return {name: self(value) for name, value in found.items() if _is_simple(value)}
 
     def __call__(self, value: Any) -> Any:
         """Return the copy of a value."""

@@ -127,26 +127,26 @@ class PermutationProbe:
         Returns:
             Uses of the run on the batch, uses of the run on the permuted batch, and the order of its samples.
         """
-        swaps = self.stirred and self.training and self.n_samples == 2
-        order = SWAP if swaps else permutation(self.n_samples)
+        if self.n_samples != 2:
+            return self._look(permutation(self.n_samples))
+        if self.stirred and self.training:
+            return self._look(SWAP)
+        try:
+            return self._look(permutation(2))
+        except Exception:
+            if is_spread(self.module):
+                raise
+        return self._look(torch.zeros(2, dtype=torch.int64, device="cpu"))  # a step may depend on the longer one
+
+    def _look(self, order: Tensor) -> tuple[list[Use], list[Use], Tensor]:
         with self._runs(Tape) as run:
             draws = Draws()
             first = run(self.batch, draws)
-            try:
-                _, second = self._arranged(run, first, draws, order)
-            except Exception:
-                if self.n_samples != 2 or order is SWAP or is_spread(self.module):
-                    raise
-                order = torch.zeros_like(order)  # a step may depend on the longer one of two to be there
-                _, second = self._arranged(run, first, draws, order)
-        return first.uses, second.uses, order
+            return first.uses, self._arranged(run, first, draws, order)[1].uses, order
 
     def swapped(self) -> tuple[list[Use], Tensor]:
         """Record the uses of a run on a batch of two samples in the other order, and return that order, too."""
-        with self._runs(Tape) as run:
-            draws = Draws()
-            first = run(self.batch, draws)
-            return self._arranged(run, first, draws, SWAP)[1].uses, SWAP
+        return self._look(SWAP)[1:]
 
     def otherwise(self) -> PermutationProbe | None:
         """Return a probe that may tell what this one leaves open, None after the last.
@@ -196,7 +196,7 @@ class PermutationProbe:
         def count(found: AnyTape) -> int:
             return count_unexplained(first.uses, found.uses, order)
 
-        tried: list[tuple[dict[int, SampleAxis], AnyTape, Any]] = []
+        tried: list[tuple[dict[int, SampleAxis], AnyTape, int, Any]] = []
         for permuted in batches:
 
             def play(places: Mapping[int, SampleAxis], permuted: Any = permuted) -> AnyTape:
@@ -207,11 +207,14 @@ class PermutationProbe:
             except Exception:
                 if permuted is batches[-1] and not tried:
                     raise
-        places, second, permuted = min(tried, key=lambda one: count(one[1]))
-        if self.trials and count(second):  # hidden states may have been kept from the batch before
-            for with_buffers in (False, True):
+            if tried and not tried[-1][2]:
+                break
+        places, second, unexplained, permuted = min(tried, key=lambda one: one[2])
+        for with_buffers in (False, True):  # hidden states may have been kept from the batch before
+            if self.trials and unexplained:
                 other = run(permuted, Draws(draws.made, places, order), order, with_buffers)
-                second = other if count(other) < count(second) else second
+                if (found := count(other)) < unexplained:
+                    second, unexplained = other, found
         return places, second
 
     def own_axis(self, tensor: Tensor) -> int | None:

@@ -98,6 +98,8 @@ class Snapshot:
         with ExitStack() as stack:
             stack.callback(self.lend)
             stack.callback(self._restore_tensors)
+            for names in self._names:
+                stack.callback(names.restore)
             stack.callback(self._random.restore)
             stack.callback(self._settings.restore)
             # Weights that were gathered for a run would be taken for those after the next step.
@@ -114,8 +116,6 @@ class Snapshot:
 
     @torch.no_grad()
     def _restore_tensors(self) -> None:
-        for names in self._names:
-            names.restore()
         for weight in self._weights:
             weight.restore()
         for buffer, value in self._buffers.items():

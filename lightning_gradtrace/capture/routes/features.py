@@ -73,12 +73,8 @@ class Features:
             use: the use that the call was, None if it was none.
             is_batched: says whether a tensor comes from the batch.
         """
-        if name in SORTS:
-            place, default = SORTS[name]
-            axis = args[place] if len(args) > place else kwargs.get("dim", default)
-            if isinstance(axis, int) and axis % args[0].dim() in self.axes(args[0]):
-                for one in tensors_among((result,)):
-                    self._mark(one, axis)
+        if name in SORTS and args and isinstance(args[0], Tensor):
+            self._sorted(SORTS[name], args, kwargs, result)
         if not isinstance(result, Tensor) or result.is_nested:
             return
         alike = known.pointwise or name in _COPIES
@@ -92,6 +88,14 @@ class Features:
         elif name in _VIEWS and args and (before := self._of(args[0])) is not None:
             views = (*before.views, lambda marks: function(marks, *args[1:], **kwargs))
             self._made[id(result)] = replace(before, tensor=weakref.ref(result), views=views)
+
+    def _sorted(self, where: tuple[int, int], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Take note of what was sorted along an axis of features: such an axis it is still, however long."""
+        place, default = where
+        axis, n_axes = args[place] if len(args) > place else kwargs.get("dim", default), args[0].dim()
+        if isinstance(axis, int) and n_axes and axis % n_axes in self.axes(args[0]):
+            for one in tensors_among((result,)):
+                self._mark(one, axis)
 
     def _like(self, result: Tensor, args: Sequence[Any]) -> _Made | None:
         """Return what is known of an argument of the shape of the result, None if nothing is."""

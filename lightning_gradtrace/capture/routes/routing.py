@@ -165,7 +165,8 @@ class Routes:
             return [LOST] * len(call.outputs)
         if call.name in GATHERS:
             return gathered(call.name, call.args, call.kwargs, self(call.args[0]), len(call.outputs), self._n)
-        first, by_batch, is_hit = call.args[0] if call.args else None, picks_by_batch(call), self._is_hit(call)
+        first, by_batch = call.args[0] if call.args else None, picks_by_batch(call)
+        is_hit = self._is_hit(call, by_batch)
         if isinstance(first, Tensor) and call.picks_from_batch:
             call.batched = [first]  # what is picked tells whose the result is, not the index
         if call.name in WRITES:
@@ -203,13 +204,12 @@ class Routes:
         given = source is None or source.untyped_storage().data_ptr() in self._given
         return [_route(source, owners, given, is_hit) for owners in found]
 
-    def _is_hit(self, call: Call) -> bool:
-        """Say whether values of the batch told what to pick."""
+    def _is_hit(self, call: Call, by_batch: bool) -> bool:
+        """Say whether values of the batch told what to pick, here or before."""
         if lays_out(call):
             return False
-        arguments = tensors_among((*call.args, *call.kwargs.values()))
-        before = any(route is not None and route.is_hit for route in map(self, arguments))
-        return before or call.name in PLACES or picks_by_batch(call)
+        before = map(self, tensors_among((*call.args, *call.kwargs.values())))
+        return by_batch or call.name in PLACES or any(route is not None and route.is_hit for route in before)
 
     def _picked_by_batch(self, call: Call) -> Route | None:
         """Return the route of rows of a constant that a mask or counts of the batch pick: they are as these are.

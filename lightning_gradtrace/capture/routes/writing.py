@@ -53,8 +53,7 @@ def written(
     theirs = of[id(value)]
     if own is Fate.LOST or theirs is Fate.LOST:
         return Fate.LOST
-    known = isinstance(theirs, Tensor)  # then they tell also a factor of an axis from a width of the same size
-    before, new = _ways(own, target, n_samples, known), _ways(theirs, value, n_samples)
+    before, new = _ways(own, target, n_samples), _ways(theirs, value, n_samples)
     if not before or not new:
         return own
     pairs = (_both(name, args, kwargs, one, other) for one in before for other in new)
@@ -67,13 +66,13 @@ def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], place: int) -> Any
     return next((kwargs[name] for name in _NAMES[place] if name in kwargs), None)
 
 
-def _ways(owners: Tensor | Fate, tensor: Tensor, n_samples: int, all_of_them: bool = False) -> list[Tensor]:
+def _ways(owners: Tensor | Fate, tensor: Tensor, n_samples: int) -> list[Tensor]:
     if isinstance(owners, Tensor):
         return [owners]
     axes = candidates(tensor.shape, n_samples)
     if tensor.is_floating_point():  # the last axis holds features, as wide as the samples are many by chance
         axes = [axis for axis in axes if axis.axis < tensor.dim() - 1] or axes
-    whole = [] if all_of_them else [axis for axis in axes if axis.factor == "whole"]
+    whole = [axis for axis in axes if axis.factor == "whole"]
     return [laid_out(axis, tensor, n_samples) for axis in whole or axes]
 
 

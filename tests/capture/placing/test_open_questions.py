@@ -83,6 +83,13 @@ def first_of_each(m: nn.Module, x: Tensor) -> Tensor:
     return squares(m.codes[words[0]]) + squares(m.first(x))
 
 
+def sorted_by_name(m: nn.Module, x: Tensor) -> Tensor:
+    """Arguments by their names, and a number that is sorted all alone."""
+    y = m.first(x)
+    values = torch.sort(input=y, dim=-1).values + torch.topk(input=y, k=1, dim=-1).values
+    return squares(m.head(values)) + y.sum().sort(dim=-1).values.detach() * 0
+
+
 RUNS: list[Losses] = [
     *(deep_supervision, another_layout, another_function, zeros_first, frozen_positions),
     *(even_attention, rotated, even_shares, first_of_each),
