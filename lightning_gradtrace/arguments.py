@@ -94,3 +94,24 @@ def check_settings(settings: Any) -> None:
             f"`GradTrace(record=...)`: found records {settings.records}, expected at least one and no two that write "
             "the same arrays"
         )
+
+
+def check_trainer(trainer: Any, kind: type) -> None:
+    """Refuse a Trainer of another package, such as `pytorch_lightning`, whose classes have the same names.
+
+    Args:
+        trainer: what called the callback.
+        kind: the class that it should have.
+
+    Raises:
+        TypeError: says where the Trainer comes from and what to do.
+    """
+    if not isinstance(trainer, kind):
+        package = type(trainer).__module__.partition(".")[0]
+        raise TypeError(
+            f"GradTrace: the Trainer comes from the package `{package}`, expected one of `lightning`: their classes "
+            "have the same names and are not the same. Make the Trainer and the model with "
+            f"`import lightning.pytorch as pl`. For a library that imports `{package}` itself, put `lightning.pytorch` "
+            "in its place before you import the library: `import sys, lightning.pytorch; "
+            f'sys.modules["{package}"] = lightning.pytorch`.'
+        )

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_gradtrace.arguments import as_records, check_settings
+from lightning_gradtrace.arguments import as_records, check_settings, check_trainer
 from lightning_gradtrace.capture.compiled import check_not_compiled
 from lightning_gradtrace.capture.engines.choice import make_engine
 from lightning_gradtrace.capture.engines.sample_losses import PerSampleLoss
@@ -158,6 +158,7 @@ class GradTrace(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
+        check_trainer(trainer, pl.Trainer)
         # Lightning loads a checkpoint after this hook; what an earlier fit left behind is none of this one's.
         self._state, self._resume = {}, {}
         check_strategy(trainer.strategy, trainer.world_size, self.records)

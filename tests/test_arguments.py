@@ -22,3 +22,13 @@ def test_what_is_no_filter_is_refused(params):
 @pytest.mark.parametrize("params", ["fc.*", ["fc.*"], ("a", "b"), {"a"}, None, lambda name, parameter: True])
 def test_filters_are_kept_as_they_are(params):
     assert GradTrace("a.zarr", params=params).params is params
+
+
+def test_the_trainer_of_another_package_is_refused(tmp_path):
+    class Trainer:
+        """As that of `pytorch_lightning`, which is not the one of `lightning.pytorch`."""
+
+    Trainer.__module__ = "pytorch_lightning.trainer.trainer"
+    with pytest.raises(TypeError, match="comes from the package `pytorch_lightning`, expected one of `lightning`"):
+        GradTrace(tmp_path / "a.zarr").setup(Trainer(), None, "fit")
+    assert not (tmp_path / "a.zarr").exists()

@@ -117,7 +117,10 @@ def sum_error(
     if total is None:
         return size / size if size else 0.0  # a sum of nothing has no rounding
     kind = summed_in(gradient.dtype, passed)
-    return relative_error(float(torch.linalg.vector_norm(total - gradient)), max(size, apart), kind, overall)
+    difference = float(torch.linalg.vector_norm(total - gradient))
+    if math.isfinite(size) and math.isfinite(overall) and not math.isfinite(difference):
+        return math.inf  # shares that are no numbers, of a gradient that is
+    return relative_error(difference, max(size, apart), kind, overall)
 
 
 def relative_error(difference: float, size: float, dtype: torch.dtype, overall: float = 0.0) -> float:

@@ -181,7 +181,7 @@ class Run:
         if arrival is None:
             return None
         of = (self.tracer.module, self.tracer.parameters(), rehearse)
-        return arrival.probe(*of, self._open.tape.state, self._open.memory)
+        return arrival.probe(*of, self._open.tape, self._open.memory)
 
     def before_step(self, optimizer: Optimizer, step: int, epoch: int, rank: int = 0) -> None:
         """Keep what the division of the coming optimizer step needs; called before clipping.

@@ -22,7 +22,8 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.tokenization_utils_base import BatchEncoding
 
 from lightning_gradtrace import GradTrace, TopK, Trace, open_trace
-from lightning_gradtrace.capture.intake.batch import map_tensors, permute_samples, tensors, token_ids
+from lightning_gradtrace.capture.intake.batch import map_tensors, tensors, token_ids
+from lightning_gradtrace.capture.intake.permuting import permute_samples
 from tests.loops.models import check_nothing_left, fit
 
 VOCAB, LENGTH, N_SAMPLES = 11, 4, 10

@@ -126,7 +126,7 @@ class LossTape(Tape):
         return not self._wanted <= {name for use in self.uses for name in use.site.parameters}
 
     @override
-    def watch(self, tensor: Tensor, hook: Callable[[Tensor], None] | None = None) -> None:
+    def watch(self, tensor: Tensor, hook: Callable[[Tensor | None], None] | None = None) -> None:
         """Let the passes come to a tensor.
 
         Not to the gradients of the parameters: nobody needs them, and those of a whole model may not find room.

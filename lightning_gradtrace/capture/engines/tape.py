@@ -91,7 +91,9 @@ class TapeEngine:
                 f"GradTrace: can't attribute {names}: the loss is computed from it by `{mixture.function}` in a way "
                 f"where no axis holds the {n_samples} samples of the batch. A penalty on the weights, a factor of the "
                 "whole loss and a statistic of the whole batch belong to no sample. Use the optimizer's `weight_decay` "
-                "for a penalty, or leave the parameter out with `GradTrace(params=...)`."
+                "for a penalty, or leave the parameter out with `GradTrace(params=...)`. If samples do come through "
+                "it, in pairs or inside of a custom `torch.autograd.Function` such as an adjoint method's, "
+                '`engine="functional"` serves it.'
             )
         uses = [use for use in tape.uses if use.reached]
         precision = coarsest_by_name(use.precision for use in uses)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
-Hook = Callable[[Tensor], None]
+_BATCHED = torch._C._dispatch_key_parse("Batched")
+Hook = Callable[[Tensor | None], None]
 
 
 def arriving(result: Tensor, hook: Hook, arguments: Iterable[Any], in_place: bool) -> tuple[Tensor, Hook]:
@@ -19,7 +21,7 @@ def arriving(result: Tensor, hook: Hook, arguments: Iterable[Any], in_place: boo
 
     Args:
         result: a result that needs a gradient, as the function returned it.
-        hook: receives the cotangent of the result.
+        hook: receives the cotangent of the result; None if nothing came to this one of several results.
         arguments: lineages and operands; with a view of one of them nothing is done.
         in_place: whether the result is what the function wrote into.
     """
@@ -34,11 +36,18 @@ def arriving(result: Tensor, hook: Hook, arguments: Iterable[Any], in_place: boo
         return result, hook
     shape, strides, offset = result.shape, result.stride(), result.storage_offset() - base.storage_offset()
 
-    def arrives(cotangent: Tensor) -> None:
+    def arrives(cotangent: Tensor | None) -> None:
+        if cotangent is None or is_vectorised(cotangent):
+            return hook(cotangent)
         cotangent = cotangent.contiguous()
-        hook(cotangent.as_strided(shape, strides, cotangent.storage_offset() + offset))
+        return hook(cotangent.as_strided(shape, strides, cotangent.storage_offset() + offset))
 
     return base, arrives
+
+
+def is_vectorised(cotangent: Tensor) -> bool:
+    """Say whether a cotangent stands for those of many backward passes at once."""
+    return torch._C._dispatch_keys(cotangent).has(_BATCHED)
 
 
 def _kind(tensor: Tensor) -> tuple[Any, ...]:

@@ -65,9 +65,9 @@ class InfluenceTape(Tape):
 
     def _holds_samples(self, tensor: Tensor) -> bool:
         strided = tensor.layout is torch.strided
-        return strided and self._taint(tensor) and bool(candidates(tensor.shape, self._n_samples or 1))
+        return strided and self.taint(tensor) and bool(candidates(tensor.shape, self._n_samples or 1))
 
     def _sites(self, tensor: Tensor) -> frozenset[DrawSite]:
         found = self._reached.get(id(tensor))
         reached = found[1] if found is not None and found[0]() is tensor else frozenset()
-        return reached | self._taint.draws(tensor)
+        return reached | self.taint.draws(tensor)

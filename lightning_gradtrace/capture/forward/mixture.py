@@ -43,9 +43,9 @@ class Mixture:
                 pending += reader.readers
         return False
 
-    def reach(self, _: Tensor | None = None) -> None:
-        """Take note of the backward pass."""
-        self.reached = True
+    def reach(self, cotangent: Tensor | None) -> None:
+        """Take note of the backward pass, unless nothing came to this one of several results."""
+        self.reached |= cotangent is not None
 
 
 class Mixtures:

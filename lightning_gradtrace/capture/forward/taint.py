@@ -18,6 +18,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from lightning_gradtrace.capture.forward.functions import Facts, tensors_among
 from lightning_gradtrace.capture.forward.ways import Call, Ways
@@ -40,6 +41,8 @@ class Taint:
 
     Attributes:
         ways: what was done with random numbers.
+        left_torch_function: whether results of functions came up that no function mode sees, as of TorchScript. What
+            gradients pass is known of them where gradients are taken.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Taint:
         self._shared = shared
         self._note = note
         self._everything = batch is None
+        self.left_torch_function = False
         self._left_torch = batch is not None and not holds_only_tensors(batch)
         self._batched: dict[int, Callable[[], Tensor | None]] = {}
         self._drawn: dict[int, tuple[Callable[[], Tensor | None], frozenset[DrawSite]]] = {}
@@ -95,7 +99,9 @@ class Taint:
         if tensor.grad_fn is None:
             return False
         known = self._constant.get(id(tensor))
-        return known is None or known() is not tensor
+        is_unexplained = known is None or known() is not tensor
+        self.left_torch_function |= is_unexplained and not isinstance(tensor.grad_fn, BackwardCFunction)
+        return is_unexplained
 
     def draws(self, tensor: Tensor) -> frozenset[DrawSite]:
         """Return where the random numbers were drawn that a tensor is made of; nowhere if the batch is in it too."""

@@ -30,7 +30,6 @@ from lightning_gradtrace.capture.forward.modes import opened
 from lightning_gradtrace.capture.forward.replay import Surroundings, outputs_of
 from lightning_gradtrace.capture.forward.taint import Taint
 from lightning_gradtrace.capture.forward.use import Site, Use, operand
-from lightning_gradtrace.capture.forward.ways import Way
 from lightning_gradtrace.capture.placing.settling import lighten
 from lightning_gradtrace.capture.probing.draws import Draws, DrawSite, call_open
 from lightning_gradtrace.capture.probing.random_state import RandomState
@@ -55,6 +54,7 @@ class Tape(TorchFunctionMode):
         uses: the uses, in the order of the pass.
         mixtures: tensors made of parameters and of the batch as a whole.
         own_backward: makes the step's own backward passes in a probe.
+        taint: knows which tensors come from the batch.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Tape(TorchFunctionMode):
         self._opened: set[tuple[Any, ...]] = set()  # calls of Python functions whose bodies are running
         # Passes that are read once are known; the probe runs others again as they ran.
         self.aside, self.state = aside, None if aside is None else RandomState.now()
-        self._taint = Taint(batch, n_samples, self._lineage, shared, None if draws is None else draws.note)
+        self.taint = Taint(batch, n_samples, self._lineage, shared, None if draws is None else draws.note)
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if self.aside is not None and not torch.compiler.is_compiling():
@@ -107,7 +107,7 @@ class Tape(TorchFunctionMode):
         if id(parameter) not in self._lineage and name in self._names:
             self._lineage[id(parameter)] = Root(name, self._lasting(parameter))
 
-    def watch(self, tensor: Tensor, hook: Callable[[Tensor], None] | None = None) -> None:
+    def watch(self, tensor: Tensor, hook: Callable[[Tensor | None], None] | None = None) -> None:
         """Take note of a tensor that backward passes are to come to.
 
         Args:
@@ -121,10 +121,6 @@ class Tape(TorchFunctionMode):
         """Return a copy with values that nobody frees; the tensor itself is kept too, so that its id stays its own."""
         self._kept.append(tensor)
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)
-
-    def ways(self, site: DrawSite) -> frozenset[Way]:
-        """Return the ways in which the random numbers of a place were used."""
-        return self._taint.ways.of(site)
 
     def forget_backward(self) -> None:
         """Forget what backward passes left; the uses stay, as a retained graph may be run through again."""
@@ -175,10 +171,10 @@ class Tape(TorchFunctionMode):
             return self._untracked(known, func, args, kwargs)
         # What a call overwrites, or draws, is known only before it.
         call = self._call(known, func, args, kwargs) if known.in_place or known.random else None
-        drawn = self._taint.before(known, args, kwargs)
+        drawn = self.taint.before(known, args, kwargs)
         result = self._run(func, args, kwargs)
         if drawn is not None:
-            self._taint.ways.after(drawn, args[0] if known.in_place else result)
+            self.taint.ways.after(drawn, args[0] if known.in_place else result)
         outputs = outputs_of(known.in_place, args, result)
         if not self._live(known, outputs) or self._is_frozen(args, kwargs):
             return self._follow_on(known, func, args, kwargs, self._is_batched(args, kwargs), result)
@@ -187,9 +183,9 @@ class Tape(TorchFunctionMode):
             elements = elements_of(func, args, kwargs) if self._is_batched(args, kwargs) else None
             use = self._record(func, rule, leaves, structure, around, outputs, elements)
             if use is not None:
-                self._routes.after(known, func, args, kwargs, result, self._taint, use)
+                self._routes.after(known, func, args, kwargs, result, self.taint, use)
                 if elements is not None:
-                    self._routes.after(known, func, elements.args, elements.kwargs, elements.value, self._taint)
+                    self._routes.after(known, func, elements.args, elements.kwargs, elements.value, self.taint)
                 use.routes = self._routes.of(outputs if elements is None else [elements.value])
         return result
 
@@ -210,15 +206,15 @@ class Tape(TorchFunctionMode):
         self, known: Facts, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         batched = self._is_batched(args, kwargs)
-        drawn = self._taint.before(known, args, kwargs)
+        drawn = self.taint.before(known, args, kwargs)
         result = self._run(func, args, kwargs)
         if drawn is not None:
-            self._taint.ways.after(drawn, args[0] if known.in_place else result)
+            self.taint.ways.after(drawn, args[0] if known.in_place else result)
         return self._follow_on(known, func, args, kwargs, batched, result)
 
     def _follow_on(self, known: Facts, func: Any, args: Any, kwargs: Any, batched: bool, result: Any) -> Any:
-        if self._taint.after(known, args, kwargs, batched, result):
-            self._routes.after(known, func, args, kwargs, result, self._taint)
+        if self.taint.after(known, args, kwargs, batched, result):
+            self._routes.after(known, func, args, kwargs, result, self.taint)
         return result
 
     def _is_frozen(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -229,7 +225,7 @@ class Tape(TorchFunctionMode):
         return not any(isinstance(one, Derived) or (one and one.tensor.requires_grad) for one in found)
 
     def _is_batched(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        return self._taint.any(args) or bool(kwargs and self._taint.any(kwargs.values()))
+        return self.taint.any(args) or bool(kwargs and self.taint.any(kwargs.values()))
 
     def _call(
         self, known: Facts, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -268,11 +264,11 @@ class Tape(TorchFunctionMode):
                 found.append(self._lineage[id(leaf)])
             else:
                 read = not known.fresh and not (known.shape_only and i)
-                batched = read and self._taint(leaf)
+                batched = read and self.taint(leaf)
                 kept = operand(self._lasting(leaf) if self._swaps and not batched else leaf, batched)
                 kept.route = self._routes(leaf) if batched else None
                 kept.batched = batched and kept.route is not NOBODY
-                kept.draws = self._taint.draws(leaf) if read else kept.draws
+                kept.draws = self.taint.draws(leaf) if read else kept.draws
                 if known.in_place and i == 0:
                     kept = self._before_writing(known, kept)
                 found.append(kept)
@@ -327,8 +323,8 @@ class Tape(TorchFunctionMode):
             self.watch(*arriving(tensor, functools.partial(use.receive, i), leaves, known.in_place))
         if known.in_place:
             self._lineage.pop(id(outputs[0]), None)
-            self._taint.written(outputs[0], use.draws)
-        self._taint.add(outputs, use.draws)
+            self.taint.written(outputs[0], use.draws)
+        self.taint.add(outputs, use.draws)
         return use
 
     def _derive(

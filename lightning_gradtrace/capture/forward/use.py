@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_unflatten
 
+from lightning_gradtrace.capture.forward.arriving import is_vectorised
 from lightning_gradtrace.capture.forward.derived import Derived, Lineage, Operand, Root
 from lightning_gradtrace.capture.forward.replay import Surroundings
 from lightning_gradtrace.capture.placing.batch_axis import candidates, shape_before_view
@@ -200,9 +201,10 @@ class Use:
 
         Args:
             output: number of the output.
-            cotangent: None where nothing came to this one of several outputs (cuDNN's recurrent layers).
+            cotangent: None where nothing came to this one of several outputs (recurrent layers). One of many backward
+                passes at once, which a step may make of its own (``is_grads_batched``), is none of the loss's.
         """
-        if cotangent is None:
+        if cotangent is None or is_vectorised(cotangent):
             return
         cotangent = cotangent.detach() if self.spread is None else self.spread(cotangent.detach())
         known = self.cotangents.get(output)

@@ -10,12 +10,13 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor, nn
 
+from lightning_gradtrace.capture.forward.tape import Tape
 from lightning_gradtrace.capture.intake.batch import count_samples, find_batch_axis
 from lightning_gradtrace.capture.intake.inputs import InputFilter, InputSource
 from lightning_gradtrace.capture.intake.sample_ids import IdSource
+from lightning_gradtrace.capture.intake.strung import Strung, number_of
 from lightning_gradtrace.capture.probing.memory import Memory
 from lightning_gradtrace.capture.probing.probe import PermutationProbe
-from lightning_gradtrace.capture.probing.random_state import RandomState
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Arrival:
         module: nn.Module,
         parameters: Mapping[str, Tensor],
         rehearse: Callable[[int, Any], None],
-        state: RandomState | None,
+        tape: Any,
         memory: Memory | None = None,
     ) -> PermutationProbe:
         """Return a probe of the batch.
@@ -48,11 +49,13 @@ class Arrival:
             module: the model.
             parameters: tracked parameters by name.
             rehearse: runs the training step's forward pass on (index of the batch, batch).
-            state: random states when the real one began, None if they are not known.
-            memory: what the model remembered then, likewise.
+            tape: the tape of the real one.
+            memory: what the model remembered when it began; None if that is not known.
         """
         run = functools.partial(rehearse, self.number)
-        return PermutationProbe(module, parameters, run, self.batch, len(self.ids), self.axis, state, memory)
+        graded = isinstance(tape, Tape) and tape.taint.left_torch_function
+        of = (module, parameters, run, self.batch, len(self.ids), self.axis)
+        return PermutationProbe(*of, tape.state, memory, graded=graded)
 
 
 class BatchReader:
@@ -84,10 +87,13 @@ class BatchReader:
             ValueError: the batch has no samples, or not as many as there are ids.
         """
         ids = self._ids.ids(batch)
-        n_samples = count_samples(batch, self._axis, None if ids is None else len(ids))
+        n_ids = None if ids is None else len(ids)
+        n_strung = number_of(batch, n_ids)
+        n_samples = n_strung or count_samples(batch, self._axis, n_ids)
         if self._axis is None:
             few = None if ids is None else functools.partial(self._ids.items, ids[:3])
-            axis = find_batch_axis(batch, n_samples, few) if ids is not None else 0
+            strung = Strung(batch, n_samples)
+            axis = find_batch_axis(batch, n_samples, few, strung) if ids is not None else 0
             self._axis = axis if n_samples > 1 else None
         else:
             axis = self._axis

@@ -1,18 +1,21 @@
-"""What a batch holds: its tensors, its number of samples, and the same batch with its samples permuted."""
+"""What a batch holds: its tensors, its number of samples, and where these are."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+import types
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 
-def _parts(batch: Any) -> dict[Any, Any] | None:
+
+def parts_of(batch: Any) -> dict[Any, Any] | None:
     """Return what a batch is put together from, by key, index or attribute; None for a leaf."""
     if isinstance(batch, Mapping):
         return dict(batch.items())
@@ -23,12 +26,12 @@ def _parts(batch: Any) -> dict[Any, Any] | None:
     if dataclasses.is_dataclass(batch):
         fields = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
         return fields | getattr(batch, "__dict__", {})  # the latter also holds what properties cache
-    if hasattr(batch, "__dict__") and not isinstance(batch, torch.nn.Module) and not callable(batch):
+    if hasattr(batch, "__dict__") and not isinstance(batch, (torch.nn.Module, *_FUNCTIONS)):
         return dict(vars(batch))  # an object of a user's class
     return None
 
 
-def _rebuilt(batch: Any, parts: Mapping[Any, Any]) -> Any:
+def rebuilt(batch: Any, parts: Mapping[Any, Any]) -> Any:
     """Return a batch of the same kind from other parts; what else it holds (encodings of a tokenizer) is kept."""
     if isinstance(batch, dict) or (isinstance(batch, Mapping) and hasattr(type(batch), "__copy__")):
         twin = copy.copy(batch)
@@ -51,7 +54,7 @@ def tensors(batch: Any) -> Iterator[Tensor]:
     """Yield the tensors of a batch, however tuples, lists, mappings, dataclasses and plain objects are nested in it."""
     if isinstance(batch, Tensor):
         yield batch
-    for part in (_parts(batch) or {}).values():
+    for part in (parts_of(batch) or {}).values():
         yield from tensors(part)
 
 
@@ -91,13 +94,13 @@ def pieces(batch: Any, n_samples: int, is_whole: bool = True) -> Iterator[tuple[
     if holds_one_each(batch, n_samples, is_whole):
         yield from enumerate(batch)
     else:
-        for part in (_parts(batch) or {}).values():
+        for part in (parts_of(batch) or {}).values():
             yield from pieces(part, n_samples, is_whole=False)
 
 
 def holds_only_tensors(batch: Any) -> bool:
     """Say whether every leaf of a batch is a tensor, so that all samples reach the model through tensors."""
-    parts = _parts(batch)
+    parts = parts_of(batch)
     if parts is None:
         return isinstance(batch, Tensor) or batch is None
     return all(holds_only_tensors(part) for part in parts.values())
@@ -107,10 +110,10 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """Return a batch of the same structure with ``function`` applied to each of its tensors."""
     if isinstance(batch, Tensor):
         return function(batch)
-    parts = _parts(batch)
+    parts = parts_of(batch)
     if parts is None:
         return batch
-    return _rebuilt(batch, {key: map_tensors(function, part) for key, part in parts.items()})
+    return rebuilt(batch, {key: map_tensors(function, part) for key, part in parts.items()})
 
 
 def _describe(batch: Any) -> str:
@@ -160,7 +163,9 @@ def count_samples(batch: Any, batch_axis: int | None, n_ids: int | None) -> int:
     return int(n)
 
 
-def find_batch_axis(batch: Any, n_samples: int, items: Callable[[], Sequence[Any]] | None) -> int:
+def find_batch_axis(
+    batch: Any, n_samples: int, items: Callable[[], Sequence[Any]] | None, strung: Container[Tensor] = ()
+) -> int:
     """Find out which axis of the batch's tensors holds the samples.
 
     Args:
@@ -168,6 +173,7 @@ def find_batch_axis(batch: Any, n_samples: int, items: Callable[[], Sequence[Any
         n_samples: its number of samples.
         items: returns the first few items of the batch as the data set holds them, asked only when axes 0 and 1 of
             the first tensor have the same size; None if there is no data set to ask.
+        strung: tensors of samples that are strung together, which have no axis for them.
 
     Returns:
         0 or 1: the axis of the first tensor that has one of the right size.
@@ -176,7 +182,7 @@ def find_batch_axis(batch: Any, n_samples: int, items: Callable[[], Sequence[Any
         ValueError: both axes are possible and the items can't tell them apart.
     """
     for tensor in tensors(batch):
-        axes = [a for a in range(min(tensor.dim(), 2)) if tensor.shape[a] == n_samples]
+        axes = [a for a in range(min(tensor.dim(), 2)) if tensor.shape[a] == n_samples and tensor not in strung]
         if len(axes) == 1 or (axes and n_samples == 1):
             return axes[0]
         if axes:
@@ -214,57 +220,6 @@ def sample_axis_of(tensor: Tensor, n_samples: int, batch_axis: int) -> int | Non
     return axes[0] if axes else None
 
 
-def _lists_one_each(part: Any, n_samples: int, is_whole: bool) -> bool:
-    """Say whether a part of a batch lists something else than a tensor for each sample: its text, a tree, a name."""
-    if isinstance(part, np.ndarray):
-        return part.ndim > 0 and len(part) == n_samples > 1
-    if not isinstance(part, (list, tuple)) or hasattr(part, "_asdict") or (is_whole and isinstance(part, tuple)):
-        return False
-    if len(part) != n_samples or n_samples < 2 or len(set(map(type, part))) > 1 or isinstance(part[0], Tensor):
-        return False
-    if isinstance(part, tuple) and isinstance(part[0], (bool, int, float)):
-        return False  # a shape, a range
-    return not any(n_samples in tensor.shape[:2] for tensor in tensors(part))
-
-
-def has_lists(batch: Any, n_samples: int, is_whole: bool = True) -> bool:
-    """Say whether a batch lists something else than tensors with as many entries as there are samples."""
-    if _lists_one_each(batch, n_samples, is_whole):
-        return True
-    return any(has_lists(part, n_samples, is_whole=False) for part in (_parts(batch) or {}).values())
-
-
-def permute_samples(
-    batch: Any, order: Tensor, n_samples: int, batch_axis: int, is_whole: bool = True, with_lists: bool = True
-) -> Any:
-    """Return the batch with its samples in another order.
-
-    Args:
-        batch: the batch, or a part of it.
-        order: a permutation of ``range(n_samples)``.
-        n_samples: number of samples.
-        batch_axis: axis of the samples in the batch's tensors.
-        is_whole: whether it is all of the batch.
-        with_lists: let lists and arrays follow that hold something else for each sample, or happen to be as long.
-
-    Returns:
-        A batch of the same structure; tensors without samples are the same objects.
-    """
-    if isinstance(batch, Tensor):
-        axis = sample_axis_of(batch, n_samples, batch_axis)
-        return batch if axis is None else batch.index_select(axis, order.to(batch.device))
-    follows = with_lists and _lists_one_each(batch, n_samples, is_whole)
-    if follows and isinstance(batch, np.ndarray):
-        return batch[order.numpy()]
-    if follows or holds_one_each(batch, n_samples, is_whole):
-        return _rebuilt(batch, dict(enumerate(batch[i] for i in order.tolist())))
-    parts = _parts(batch)
-    if parts is None:
-        return batch
-    of = (order, n_samples, batch_axis, False, with_lists)
-    return _rebuilt(batch, {key: permute_samples(part, *of) for key, part in parts.items()})
-
-
 def token_ids(batch: Any, n_samples: int, batch_axis: int) -> Tensor | None:
     """Return the token ids of a batch, shape (sample, position), or None if nothing in it looks like tokens.
 
@@ -284,6 +239,6 @@ def _named(batch: Any, name: Any = None, mask: Any = None) -> Iterator[tuple[Any
     """Yield the tensors of a batch, each with its own name and the ``attention_mask`` beside it."""
     if isinstance(batch, Tensor):
         yield name, batch, mask
-    parts = _parts(batch) or {}
+    parts = parts_of(batch) or {}
     for key, part in parts.items():
         yield from _named(part, key, parts.get("attention_mask"))

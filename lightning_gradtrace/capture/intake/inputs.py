@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from lightning_gradtrace.capture.intake.batch import token_ids
+from lightning_gradtrace.capture.intake.strung import Strung
 
 InputSource = Literal["auto"] | Callable[[Any], Any] | None
 
@@ -49,7 +50,7 @@ class InputFilter:
         if callable(self._source):
             tokens = np.asarray(self._source(batch))
         else:
-            found = token_ids(batch, len(ids), batch_axis)
+            found = None if Strung(batch, len(ids)) else token_ids(batch, len(ids), batch_axis)
             if found is None:
                 return None
             tokens = found.cpu().numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Container, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
@@ -151,16 +152,19 @@ class Questions:
     def permuted(self, first: Use, second: Use | None, place: Place, order: Tensor) -> tuple[Tensor | None, Tensor]:
         """Return what a tensor is on permuted samples, and their order.
 
-        Where one of two samples was taken twice, a run may pick other numbers of rows, and none where it should. The
-        tensor that they are picked from is then looked at in a run on both, swapped.
+        Where one of two samples was taken twice, a run may pick other numbers of rows, and none where it should, or
+        pad to another length. The tensor is then looked at in a run on both, swapped.
         """
         before, after = _compared(first, place), None if second is None else _compared(second, place)
         if before is None:
             return after, order
-        if place.of_source and len(order) == 2 and (after is None or before.shape != after.shape):
+        is_other = place.of_source if after is None else before.shape != after.shape
+        if is_other and len(order) == 2:
             if self._swapped is None:
-                uses, swap = self._probe.swapped()
-                self._swapped = {one.site: one for one in uses}, swap
+                self._swapped = {}, order
+                with suppress(Exception):  # a step that asks that the longer one comes first
+                    uses, swap = self._probe.swapped()
+                    self._swapped = {one.site: one for one in uses}, swap
             found, order = self._swapped
             after = _compared(found[first.site], place) if first.site in found else None
         return after, order.to(before.device)
@@ -272,6 +276,9 @@ def _places(use: Use) -> list[Place]:
 
 
 def _is_explained(first: Use, second: Use | None, place: Place, order: Tensor) -> bool:
+    route = None if place.of_source else routes_of(first).get(place)
+    if route is not None and all(isinstance(owners, Tensor) for owners in route.owners.values()):
+        return True  # rows that are followed need not be in the order of the samples
     before, after = _compared(first, place), None if second is None else _compared(second, place)
     if before is None or after is None or before.shape != after.shape or same(before, after):
         return before is None or (after is not None and before.shape == after.shape)

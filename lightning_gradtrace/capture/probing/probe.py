@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.forward.influence import InfluenceTape
 from lightning_gradtrace.capture.forward.tape import Tape
 from lightning_gradtrace.capture.forward.use import Use
-from lightning_gradtrace.capture.intake.batch import has_lists, permute_samples, sample_axis_of, tensors
+from lightning_gradtrace.capture.intake.batch import sample_axis_of, tensors
+from lightning_gradtrace.capture.intake.permuting import has_lists, permute_samples
+from lightning_gradtrace.capture.intake.strung import Strung
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis
 from lightning_gradtrace.capture.placing.settling import count_unexplained
 from lightning_gradtrace.capture.probing.draws import EVERYWHERE, Draws, DrawSite, arrange
@@ -58,6 +60,12 @@ def _is_irregular(order: Tensor) -> bool:
     return n_samples < 5 or not bool((order == identity).any())
 
 
+def in_order(n_samples: int) -> Tensor:
+    """Return an order in which every other sample is taken twice, and none comes before one that it came after."""
+    numbers = torch.arange(n_samples, device="cpu")
+    return numbers - numbers % 2
+
+
 def stir(module: nn.Module) -> None:
     """Give a module weights that are a little other; always the same, and in other places in memory.
 
@@ -68,13 +76,14 @@ def stir(module: nn.Module) -> None:
         if parameter.is_floating_point() and parameter.numel():
             noise = torch.from_numpy(generator.standard_normal(tuple(parameter.shape), np.float32)).to(parameter)
             size = parameter.detach().square().mean().sqrt()
-            parameter.data = parameter.data + STIRRING * noise * torch.where(size > 0, size, 1.0)
+            parameter.data = parameter.data + STIRRING * noise * torch.where(size > TINY, size, 1.0)
 
 
 SWAP = torch.tensor([1, 0], device="cpu")
 """Two samples in the other order. It commutes with every shift and reversal."""
 STIRRING = 0.03
-"""How large what is added to weights is, compared with them; weights that are all zero count as ones."""
+"""How large what is added to weights is, compared with them; weights that are all tiny count as ones."""
+TINY = 3e-3
 T = TypeVar("T")
 AnyTape = TypeVar("AnyTape", bound=Tape)
 
@@ -96,6 +105,7 @@ class PermutationProbe:
         fixed: where they are known to be; these stay as they are when the samples are permuted.
         training: run as in training, else in evaluation mode.
         stirred: run on weights that are a little other than the model's; in training two samples are swapped then.
+        graded: run with gradients, because what gradients pass is not known without.
         trials: how many runs may be spent on the places of samples in random numbers.
     """
 
@@ -111,13 +121,15 @@ class PermutationProbe:
     fixed: Collection[DrawSite] = ()
     training: bool = True
     stirred: bool = False
+    graded: bool = False
     trials: int = 32
 
     def coincides(self) -> bool:
         """Say whether something else than samples is as numerous: positions, features, rows of a table."""
         sizes = {size for tensor in (*self.module.parameters(), *self.module.buffers()) for size in tensor.shape}
+        strung = Strung(self.batch, self.n_samples)
         for tensor in tensors(self.batch):
-            samples = sample_axis_of(tensor, self.n_samples, self.batch_axis)
+            samples = None if tensor in strung else sample_axis_of(tensor, self.n_samples, self.batch_axis)
             sizes |= {size for axis, size in enumerate(tensor.shape) if axis != samples}
         return self.n_samples in sizes
 
@@ -127,16 +139,14 @@ class PermutationProbe:
         Returns:
             Uses of the run on the batch, uses of the run on the permuted batch, and the order of its samples.
         """
-        if self.n_samples != 2:
-            return self._look(permutation(self.n_samples))
-        if self.stirred and self.training:
+        if self.stirred and self.training and self.n_samples == 2:
             return self._look(SWAP)
         try:
-            return self._look(permutation(2))
+            return self._look(permutation(self.n_samples))
         except Exception:
             if is_spread(self.module):
                 raise
-        return self._look(torch.zeros(2, dtype=torch.int64, device="cpu"))  # a step may depend on the longer one
+        return self._look(in_order(self.n_samples))  # a step may ask that longer ones come first
 
     def _look(self, order: Tensor) -> tuple[list[Use], list[Use], Tensor]:
         with self._runs(Tape) as run:
@@ -221,7 +231,8 @@ class PermutationProbe:
         """Return the axis of the samples in a tensor of the batch itself, None for all others."""
         for own in tensors(self.batch):
             if own.shape == tensor.shape and own.data_ptr() == tensor.data_ptr():
-                return sample_axis_of(own, self.n_samples, self.batch_axis)
+                is_strung = own in Strung(self.batch, self.n_samples)
+                return None if is_strung else sample_axis_of(own, self.n_samples, self.batch_axis)
         return None
 
     def again(self) -> list[Use]:
@@ -267,6 +278,8 @@ class PermutationProbe:
             yield run
 
     def _with_gradients_if_needed(self, run: Callable[[bool], T]) -> T:
+        if self.graded and not is_spread(self.module):
+            return run(True)
         try:
             return run(False)
         except RuntimeError as error:  # a step that differentiates on its own, to adapt to a part of the batch

@@ -52,7 +52,7 @@ class Sharing:
 
         Those of the samples' own may turn out to be shared where they are used in a way that is new.
         """
-        return {s for s in drawn(tape) - self.shared if s not in self.own or not tape.ways(s) <= self.own[s]}
+        return {s for s in drawn(tape) - self.shared if s not in self.own or not tape.taint.ways.of(s) <= self.own[s]}
 
     def choose(self, tape: Tape, n_samples: int, probe: Probe) -> tuple[Tape, Probe]:
         """Return the reading of a pass that is right, and the probe for it.
@@ -104,7 +104,7 @@ class Sharing:
                 self.own.pop(site, None)
                 self.shared.add(site)
             else:
-                self.own.setdefault(site, set()).update(tape.ways(site))
+                self.own.setdefault(site, set()).update(tape.taint.ways.of(site))
         return doubtful
 
 

@@ -98,6 +98,34 @@ def picks_samples(call: Call, n_samples: int) -> bool:
     return any(d is None or d % max(len(shape), 1) in hit for d in tree_leaves(dim, is_leaf=lambda one: one is None))
 
 
+def picks_samples_by_batch(call: Call, n_samples: int, is_nobodys: Callable[[Tensor], bool]) -> bool:
+    """Say whether numbers of the batch tell which samples are picked, as an order of texts by their lengths does.
+
+    Those that pick something else of each sample, as its last word, are none of these.
+
+    Args:
+        call: a call.
+        n_samples: number of samples.
+        is_nobodys: says whether a tensor comes from the batch and holds no samples, as an order of them.
+    """
+    if not call.picks_from_batch:
+        return False
+    first, index = call.args[0], call.argument(1, "index")
+
+    def from_batch(part: Any) -> bool:
+        return isinstance(part, Tensor) and (is_nobodys(part) or any(part is t for t in call.batched))
+
+    if call.name == "__getitem__":
+        parts = index if isinstance(index, tuple) else (index,)
+        kept = [part if from_batch(part) or not isinstance(part, (Tensor, list)) else slice(None) for part in parts]
+        axes = {place.axis for place in call.places(n_samples)}
+        return any(map(from_batch, parts)) and _index_hits(tuple(kept), first.shape, axes, set())
+    if call.name in ("index_select", "gather", "take_along_dim"):
+        named = (call.argument(2, "index"), call.argument(1, "indices"))
+        return any(map(from_batch, (index, *named))) and picks_samples(call, n_samples)
+    return False
+
+
 def cuts_out(call: Call) -> bool:
     """Say whether a function returns parts as they lie in the first argument, wherever these are told to be."""
     if call.name == "__getitem__":
@@ -127,6 +155,8 @@ def lays_out(call: Call) -> bool:
 def picker(call: Call) -> Tensor | None:
     """Return the mask or the counts that pick all rows of the result, of `picks_by_batch`; None if it can't be told."""
     by = call.argument(1, "repeats") if call.name == "repeat_interleave" else call.argument(1, "mask")
+    if isinstance(by, tuple) and by and all(_is_whole(part) for part in by[1:]):
+        by = by[0]
     first = call.args[0]
     if not isinstance(by, Tensor) or not any(by is t for t in call.batched) or not isinstance(first, Tensor):
         return None
@@ -135,6 +165,10 @@ def picker(call: Call) -> Tensor | None:
         along = first.dim() == 1 if at is None else at % max(first.dim(), 1) == 0
         return by if along and by.dim() == 1 and by.dtype is not torch.bool else None
     return by if by.dtype is torch.bool and first.shape[: by.dim()] == by.shape else None
+
+
+def _is_whole(part: Any) -> bool:
+    return part is Ellipsis or (isinstance(part, slice) and part == slice(None))
 
 
 def _index_hits(index: Any, shape: Sequence[int], by_index: set[int], by_place: set[int]) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from lightning_gradtrace.capture.forward.taint import Taint
 from lightning_gradtrace.capture.forward.use import Use
 from lightning_gradtrace.capture.intake.batch import pieces, tensors
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates
+from lightning_gradtrace.capture.routes.apart import MOVES, looked_up, reduces, through, weighing
 from lightning_gradtrace.capture.routes.features import Features
 from lightning_gradtrace.capture.routes.mixing import LAYERS, MIXERS, mixes_samples
 from lightning_gradtrace.capture.routes.orders import (
@@ -46,6 +48,7 @@ from lightning_gradtrace.capture.routes.picking import (
     picker,
     picks_by_batch,
     picks_samples,
+    picks_samples_by_batch,
 )
 from lightning_gradtrace.capture.routes.rows import (
     CERTAIN,
@@ -55,28 +58,15 @@ from lightning_gradtrace.capture.routes.rows import (
     Owners,
     Route,
     belonging_to,
-    constant,
     laid_out,
     settled,
     sole_owner,
 )
+from lightning_gradtrace.capture.routes.strung_rows import StrungRows
 from lightning_gradtrace.capture.routes.writing import WRITES, value_of, written
 
-_MOVES = names_of(
-    "view reshape flatten unflatten transpose permute movedim swapaxes squeeze unsqueeze expand T mT t "
-    "repeat view_as tile swapdims moveaxis"
-)
-_KEEPS = names_of(
-    "clone contiguous detach to float double half bfloat16 type dropout layer_norm rms_norm type_as normalize "
-    "requires_grad_ alpha_dropout feature_dropout"
-)
-_ALONG = names_of("softmax log_softmax cumsum")
-_REDUCES = names_of("sum mean amax amin norm logsumexp prod")
-_ROWS = names_of("linear matmul __matmul__ mm grouped_mm _grouped_mm")
-_IMAGES = names_of("conv1d conv2d conv3d max_pool1d max_pool2d avg_pool1d avg_pool2d adaptive_avg_pool2d")
-_RECURRENT = names_of("lstm gru rnn_tanh rnn_relu")
 _JOINS = names_of("cat concat stack")
-_CHOICES = names_of("where masked_fill masked_fill_ clamp") | LOSSES
+_CHOICES = names_of("where masked_fill masked_fill_ clamp __and__ __or__ __xor__") | LOSSES
 _FIRST = PICKS | WRITES | GATHERS | STRINGS  # after them there is something to follow
 
 
@@ -95,8 +85,11 @@ class Routes:
         self._given = {
             tensor.untyped_storage().data_ptr() for tensor in tensors(batch) if tensor.layout is torch.strided
         }
+        self._strung = StrungRows(batch, self._n)
         for sample, tensor in pieces(batch, self._n):
             self._set(tensor, Route(None, {CERTAIN: belonging_to(sample, tensor)}))
+        for tensor, owners in self._strung.given():
+            self._set(tensor, Route(None, {CERTAIN: owners}))
 
     def __call__(self, tensor: Tensor) -> Route | None:
         """Return the route of a tensor, None if it holds the samples in the ordinary way."""
@@ -131,7 +124,8 @@ class Routes:
         def holds(tensor: Tensor) -> bool:
             return taint(tensor) and self(tensor) is not NOBODY
 
-        batched = [t for t in tensors_among((*args, *kwargs.values())) if holds(t)]
+        values = args[:1] if known.shape_only else (*args, *kwargs.values())
+        batched = [t for t in tensors_among(values) if holds(t)]
         outputs = list(tensors_among(args[:1] if name == "__setitem__" else (result,)))
         is_noise = bool(args) and isinstance(args[0], Tensor) and bool(taint.draws(args[0]))
         call = Call(name, known, function, args, kwargs, outputs, batched, is_noise)
@@ -150,6 +144,8 @@ class Routes:
             self._set(tensor, route)
             if route is LOST and known.in_place and tensor._base is not None:
                 self._set(tensor._base, LOST)
+        if self._strung:
+            self._strung.take_note(call, [None if route is None else route.owners.get(CERTAIN) for route in routes])
 
     def _set(self, tensor: Tensor, route: Route | None) -> None:
         if route is None:
@@ -161,20 +157,25 @@ class Routes:
         """Return the route of every output."""
         if not call.batched and any(self(t) is NOBODY for t in tensors_among((*call.args, *call.kwargs.values()))):
             return [NOBODY] * len(call.outputs)
+        made = self._strung.made(call, self._certain) if self._strung else None
+        if made is not None:
+            made = self._settled(made) if isinstance(made, Tensor) else made
+            return [_route(None, {CERTAIN: made})] * len(call.outputs)
         if call.name == "repeat_interleave" and call.argument(1, "repeats") is None:  # numbers of rows, of counts alone
             return [LOST] * len(call.outputs)
         if call.name in GATHERS:
             return gathered(call.name, call.args, call.kwargs, self(call.args[0]), len(call.outputs), self._n)
         first, by_batch = call.args[0] if call.args else None, picks_by_batch(call)
-        is_hit = self._is_hit(call, by_batch)
+        is_hit = self._is_hit(call, by_batch or picks_samples_by_batch(call, self._n, lambda t: self(t) is NOBODY))
         if isinstance(first, Tensor) and call.picks_from_batch:
             call.batched = [first]  # what is picked tells whose the result is, not the index
         if call.name in WRITES:
             call.batched = [t for t in call.batched if t is first or t is value_of(call.name, call.args, call.kwargs)]
         routed = [route for t in call.batched if (route := self(t)) is not None]
         if routed:
-            source, places = routed[0].source, list(routed[0].owners)
             # Other sources count as laid out like the first one: owners that then disagree are lost.
+            leader = next((route for route in routed if CERTAIN not in route.owners), routed[0])
+            source, places = leader.source, list(leader.owners)
             arguments = [(t, self(t)) for t in call.batched]
         elif isinstance(first, Tensor) and call.picks_from_batch and picks_samples(call, self._n):
             # The last axis of real numbers holds features; that of words, numbers and masks may be that of the samples.
@@ -196,13 +197,33 @@ class Routes:
             return [None] * len(call.outputs)
         found: list[dict[SampleAxis, Owners]] = [{} for _ in call.outputs]
         apart = call.name in _JOINS and all(route is not None for _, route in arguments)
-        keeps_axes = apart or call.name in PICKS | _MOVES
+        keeps_axes = apart or call.name in PICKS | MOVES
         for place in places:
             mine = {id(t): _at(route, place, t, call, self._n, keeps_axes) for t, route in arguments}
             for owners, output in zip(self._follow(call, mine), found, strict=True):
-                output[place] = settled(owners, self._n) if isinstance(owners, Tensor) and not is_hit else owners
+                output[place] = owners
+                if isinstance(owners, Tensor) and (not is_hit or self._is_restored(call, mine, owners)):
+                    output[place] = self._settled(owners)
+        if source is not None and call.known.pointwise and any(CERTAIN in route.owners for route in routed):
+            found = [_ascertained(owners) for owners in found]
         given = source is None or source.untyped_storage().data_ptr() in self._given
-        return [_route(source, owners, given, is_hit) for owners in found]
+        return [_route(None if CERTAIN in owners else source, owners, given, is_hit) for owners in found]
+
+    def _is_restored(self, call: Call, of: Mapping[int, Tensor | Fate], owners: Tensor) -> bool:
+        """Say whether a pick has put samples in order that were out of it, which is no chance."""
+        before = of.get(id(call.args[0])) if call.name in PICKS else None
+        if not isinstance(before, Tensor) or isinstance(self._settled(owners), Tensor):
+            return False
+        return isinstance(self._settled(before), Tensor)
+
+    def _certain(self, tensor: Tensor) -> Owners | None:
+        """Return the owners of a tensor that don't depend on where the samples are in another."""
+        route = self(tensor)
+        return None if route is None else route.owners.get(CERTAIN)
+
+    def _settled(self, owners: Tensor) -> Owners:
+        """Return the axis along which owners are in order; of what is strung together only where it holds no more."""
+        return self._strung.settled(owners) if self._strung else settled(owners, self._n)
 
     def _is_hit(self, call: Call, by_batch: bool) -> bool:
         """Say whether values of the batch told what to pick, here or before."""
@@ -234,6 +255,8 @@ class Routes:
     def _follow(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Sequence[Tensor | Fate]:
         """Return the owners of the outputs, given those of the batched arguments, by identity."""
         everywhere, first = len(call.outputs), call.args[0] if call.args else None
+        if call.known.pointwise or call.name in _CHOICES:
+            call = replace(call, batched=weighing(call.batched))
         known = [of.get(id(t), Fate.ORDINARY) for t in call.batched]
         own = of.get(id(first), Fate.ORDINARY)
         if call.name in PLACES or call.name in SORTS:
@@ -249,22 +272,31 @@ class Routes:
             return [Fate.ORDINARY] * everywhere
         if any(owners is Fate.LOST for owners in known):
             return [Fate.LOST] * everywhere
+        if self._strung and call.name not in MOVES | PICKS and any(map(_has_gaps, known)):
+            return [Fate.LOST] * everywhere
         soles = {sole_owner(owners) for owners in known}
         sole = soles.pop() if len(soles) == 1 else None
-        if sole is not None:
+        if sole is not None and not (self._strung and call.name in _JOINS):
             return [belonging_to(sole, output) for output in call.outputs]
         if call.name in _JOINS:
             return [self._joined(call, of)]
-        if call.known.pointwise or call.name in _CHOICES:
+        if (call.known.pointwise or call.name in _CHOICES) and not reduces(call):
             return [self._combined(call, of)]
         if not isinstance(own, Tensor):
-            return [_looked_up(call, of)]
-        if call.name in _MOVES or call.name in PICKS:
+            return [looked_up(call, of)]
+        if call.name in MOVES or call.name in PICKS:
             return [Fate.ORDINARY if moved is None else moved for moved in call.on(own)]
-        return _through(call, own)
+        return through(call, own)
 
     def _joined(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
-        parts = [of.get(id(t), Fate.LOST) for t in tensors_among((call.argument(0, "tensors"),))]
+        known = [owners for owners in of.values() if isinstance(owners, Tensor)]
+
+        def own(tensor: Tensor) -> Tensor | Fate:
+            if id(tensor) in of or not self._strung:
+                return of.get(id(tensor), Fate.LOST)
+            return self._strung.appended(call, tensor, known)
+
+        parts = [own(t) for t in tensors_among((call.argument(0, "tensors"),))]
         owners = [part for part in parts if isinstance(part, Tensor)]
         if len(owners) < len(parts):
             return Fate.LOST
@@ -281,15 +313,8 @@ class Routes:
         return parts[0] if all(torch.equal(part, parts[0]) for part in parts[1:]) else Fate.LOST
 
 
-def _looked_up(call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
-    """Return the owners of rows of a table that is none of the batch; lost after any other function."""
-    index = call.argument(1, "indices")
-    owners = of.get(id(index))
-    if call.name not in ("__getitem__", "embedding") or not isinstance(owners, Tensor) or index.dtype == torch.bool:
-        return Fate.LOST
-    (output,) = call.outputs
-    ahead = output.shape[: owners.dim()] == owners.shape and all(t is index for t in call.batched)
-    return owners[(..., *[None] * (output.dim() - owners.dim()))].expand(output.shape) if ahead else Fate.LOST
+def _has_gaps(owners: Tensor | Fate) -> bool:
+    return isinstance(owners, Tensor) and bool((owners < 0).any())
 
 
 def _route(
@@ -302,43 +327,22 @@ def _route(
     return Route(source, known, is_given, is_hit)
 
 
+def _ascertained(owners: dict[SampleAxis, Owners]) -> dict[SampleAxis, Owners]:
+    """Return owners that don't depend on a place any more, because one place alone agrees with what is certain."""
+    agreed = [found for found in owners.values() if found is not Fate.LOST]
+    return {CERTAIN: agreed[0]} if len(agreed) == 1 and isinstance(agreed[0], Tensor) else owners
+
+
 def _at(
     route: Route | None, place: SampleAxis, tensor: Tensor, call: Call, n_samples: int, keeps_axes: bool
 ) -> Tensor | Fate:
     """Return the owners of an argument for one place of the samples in the source."""
-    owners = Fate.ORDINARY if route is None else route.owners.get(place, Fate.LOST)
+    owners: Owners = Fate.ORDINARY
+    if route is not None:  # the source of another route has a place of its own, certain if sizes allow no more
+        owners = next(iter(route.owners.values())) if len(route.owners) == 1 else route.owners.get(place, Fate.LOST)
     if isinstance(owners, SampleAxis):
         return laid_out(owners, tensor, n_samples) if keeps_axes else Fate.ORDINARY
     if owners is Fate.ORDINARY and tensor is call.args[0] and picks_samples(call, n_samples):
         ways = call.places(n_samples)
         return laid_out(ways[0], tensor, n_samples) if len(ways) == 1 else Fate.LOST
     return owners
-
-
-def _through(call: Call, owners: Tensor) -> Sequence[Tensor | Fate]:
-    """Return the owners after a function that treats rows apart; lost after any other."""
-    name, args, outputs = call.name, call.args, call.outputs
-    last = owners.dim() - 1
-    if name in _KEEPS and outputs[0].shape == owners.shape:
-        return [owners]
-    if name in _ALONG | _REDUCES:
-        dim = call.argument(1, "dim")
-        dims = [dim] if isinstance(dim, int) else list(dim) if isinstance(dim, (tuple, list)) else []
-        if dims and all(isinstance(d, int) and constant(owners, d % owners.dim()) for d in dims):
-            return [owners if name in _ALONG else owners.amin(dims, keepdim=bool(call.argument(2, "keepdim")))]
-    if name in _ROWS and last > 0 and constant(owners, last) and outputs[0].shape[:-1] == owners.shape[:-1]:
-        return [owners[..., :1].expand(outputs[0].shape)]
-    if name == "embedding" and outputs[0].shape[:-1] == owners.shape:
-        return [owners.unsqueeze(-1).expand(outputs[0].shape)]
-    if name in _IMAGES and all(constant(owners, axis) for axis in range(1, owners.dim())):
-        flat = owners.flatten(1)[:, :1].reshape(-1, *[1] * (outputs[0].dim() - 1))
-        return [flat.expand(outputs[0].shape)]
-    sizes = args[1] if len(args) > 1 else None
-    if name in _RECURRENT and isinstance(sizes, Tensor) and sizes.dim() == 1 and constant(owners, last):
-        hidden = owners[: int(sizes[0]), 0][None, :, None]
-        return [(owners[:, :1] if i == 0 else hidden).expand(t.shape) for i, t in enumerate(outputs)]
-    if name == "_pad_packed_sequence":
-        padded = torch._VF._pad_packed_sequence(owners, args[1], args[2], -1, args[4])[0]
-        first = padded[:, :1] if args[2] else padded[:1]  # what is padded belongs to its sequence all the same
-        return [torch.where(padded == -1, first.expand_as(padded), padded), Fate.ORDINARY]
-    return [Fate.LOST] * len(outputs)

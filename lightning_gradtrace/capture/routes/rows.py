@@ -45,6 +45,8 @@ class Route:
         owners = self.owners.get(axis, Fate.LOST)
         if not isinstance(owners, Tensor):
             return owners if isinstance(owners, SampleAxis) else None
+        if bool((owners < 0).any()):
+            return None
         n_rows = owners.dim()
         while n_rows > 1 and constant(owners, n_rows - 1):
             n_rows -= 1
@@ -115,6 +117,21 @@ def settled(owners: Tensor, n_samples: int) -> Owners:
     ways = candidates(owners.shape, n_samples)
     fitting = [way for way in ways if torch.equal(owners, laid_out(way, owners, n_samples))]
     if not fitting:
+        return owners
+    return Fate.ORDINARY if len(ways) == 1 else fitting[0]
+
+
+def filled(owners: Tensor, n_samples: int) -> Owners:
+    """Return the axis that holds one row of each sample, in order, the owners themselves if there is none.
+
+    Rows that nothing was written to (-1) are those of any sample.
+    """
+    ways = candidates(owners.shape, n_samples)
+    free = (owners < 0) if ways else owners
+    fitting = [
+        w for w in ways if w.factor == "whole" and bool((free | (owners == laid_out(w, owners, n_samples))).all())
+    ]
+    if len(fitting) != 1:
         return owners
     return Fate.ORDINARY if len(ways) == 1 else fitting[0]
 

@@ -23,7 +23,7 @@ _BY_BRACKETS = names_of("__setitem__ index_put_ index_put")
 _BY_MASK = names_of("masked_scatter_ masked_scatter")
 WRITES = _BY_ROWS | _BY_ENTRIES | _BY_BRACKETS | _BY_MASK
 # Names of the arguments after the target, by their place.
-_NAMES = {1: ("dim", "mask", "indices"), 2: ("index", "source", "values"), 3: ("source", "src")}
+_NAMES = {1: ("dim", "mask", "indices"), 2: ("index", "source", "values"), 3: ("source", "src", "value")}
 
 
 def value_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -58,6 +58,15 @@ def written(
         return own
     pairs = (_both(name, args, kwargs, one, other) for one in before for other in new)
     return own if any(torch.equal(there, here.expand(there.shape)) for there, here in pairs) else Fate.LOST
+
+
+def index_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, Tensor] | None:
+    """Return the axis along which a function of `WRITES` writes, and where; None if that can't be read."""
+    if name in _BY_BRACKETS:
+        index = args[1][0] if isinstance(args[1], (tuple, list)) and len(args[1]) == 1 else args[1]
+        return (0, index) if isinstance(index, Tensor) and index.dim() == 1 and index.dtype is torch.int64 else None
+    axis, index = _argument(args, kwargs, 1), _argument(args, kwargs, 2)
+    return (axis % max(args[0].dim(), 1), index) if name in _BY_ROWS | _BY_ENTRIES else None
 
 
 def _argument(args: Sequence[Any], kwargs: Mapping[str, Any], place: int) -> Any:

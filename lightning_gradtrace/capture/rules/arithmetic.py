@@ -89,11 +89,11 @@ def div(call: Call) -> Shares:
     """``y = a / w``: ``g[i] = -d[i] a[i] / w^2``; ``y = w / a``: ``g[i] = d[i] / a[i]``."""
     if call.arguments.get("rounding_mode") is not None:
         return None
-    d, operand, below = _wide(call.cotangent), _other_operand(call), _wide(call.arguments["other"].detach())
-    return _sums(
+    d, below, shape = _wide(call.cotangent), _wide(call.arguments["other"].detach()), _stretched(call.arguments)
+    return _sums(  # inverse numbers are cut, because zeros fill up the rows of the shorter samples
         call,
-        input=lambda: d / operand,
-        other=lambda: -d * operand / call.cut(below.square().expand(_stretched(call.arguments))),
+        input=lambda: d * call.cut(below.reciprocal().expand(shape)),
+        other=lambda: -d * _other_operand(call) * call.cut(below.square().reciprocal().expand(shape)),
     )
 
 
