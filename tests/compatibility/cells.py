@@ -113,12 +113,13 @@ class Truth(pl.Callback):
         self.rounding: list[dict[str, Tensor]] = []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        kinds = {"couples": self.entry.couples, "is_strung": self.entry.collate is not None}
         with torch.random.fork_rng():
             with trainer.precision_plugin.train_step_context():
-                found = true_shares(pl_module.model, tuple(batch), self.entry.couples, self.setup_.functional)
+                found = true_shares(pl_module.model, tuple(batch), **kinds, of_losses=self.setup_.functional)
             precise = found
             if self.setup_.low_precision:
-                precise = true_shares(pl_module.model, tuple(batch), self.entry.couples)
+                precise = true_shares(pl_module.model, tuple(batch), **kinds)
         self.shares.append({f"model.{n}": g / trainer.accumulate_grad_batches for n, g in found.items()})
         self.rounding.append({f"model.{n}": largest(g - precise[n]) for n, g in found.items()})
 
@@ -168,7 +169,7 @@ def fit(entry: Entry, setup: Setup, *callbacks: pl.Callback, place: Place = on_c
         warnings.simplefilter("ignore", PossibleUserWarning)
         for said in ("took no part in the loss", "one backward pass per sample", "could not be repeated"):
             warnings.filterwarnings("ignore", f"(?s).*{said}")
-        trainer.fit(model, DataLoader(items, batch_size=N_SAMPLES))
+        trainer.fit(model, DataLoader(items, batch_size=N_SAMPLES, collate_fn=entry.collate))
     return model
 
 
@@ -197,7 +198,7 @@ def run(entry: Entry, setup: Setup, place: Place = on_cpu) -> Outcome:
         return shares
 
     original = Attribution.shares
-    loss = (lambda module, batch: module.model.losses(batch) / len(batch[0])) if setup.functional else None
+    loss = (lambda module, batch: module.model.losses(batch) / N_SAMPLES) if setup.functional else None
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/a.zarr"
         callback = GradTrace(

@@ -222,6 +222,38 @@ def tokens() -> list[Tensor]:
     return [torch.randint(VOCAB, (LENGTH,)), torch.randint(VOCAB, (LENGTH,))]
 
 
+class GraphNetwork(nn.Module):
+    """Passes messages along edges and adds up nodes, of graphs that are strung together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.message, self.last = nn.Linear(4, WIDTH), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, CLASSES)
+
+    def losses(self, batch: list[Tensor]) -> Tensor:
+        x, (source, target), owner, y = batch
+        h = self.first(x).tanh()
+        h = h.index_add(0, target, self.message(h)[source])
+        logits = self.last(h.tanh())
+        return F.cross_entropy(logits.new_zeros(len(y), CLASSES).index_add(0, owner, logits), y, reduction="none")
+
+    def forward(self, batch: list[Tensor]) -> Tensor:
+        return self.losses(batch).mean()
+
+
+def graph() -> list[Tensor]:
+    """Return nodes of shape (node, feature), edges of shape (2, edge), and a class."""
+    size = int(torch.randint(2, 7, ()))
+    return [torch.randn(size, 4), torch.randint(size, (2, 2 * size + 1)), torch.randint(CLASSES, ())]
+
+
+def strung_together(items: list[list[Tensor]]) -> list[Tensor]:
+    """Return nodes, edges between them, the graph of each node, and the classes."""
+    counts = torch.tensor([len(x) for x, _, _ in items])
+    edges = [edges + at for (_, edges, _), at in zip(items, counts.cumsum(0) - counts, strict=True)]
+    owner = torch.arange(len(items)).repeat_interleave(counts)
+    return [torch.cat([x for x, _, _ in items]), torch.cat(edges, 1), owner, torch.stack([y for _, _, y in items])]
+
+
 @dataclass(frozen=True)
 class Entry:
     """A row of the table.
@@ -232,6 +264,7 @@ class Entry:
         item: makes one item of the data set, input and target.
         couples: whether batch norm couples the samples, so that the oracle needs a copy of the parameters for each.
         single: train in single precision, because the model computes parts of its own in it anyway.
+        collate: makes a batch of items whose tensors can't be stacked; the oracle then takes the loss of each sample.
     """
 
     name: str
@@ -239,6 +272,7 @@ class Entry:
     item: Callable[[], list[Tensor]]
     couples: bool = False
     single: bool = False
+    collate: Callable[[list[list[Tensor]]], list[Tensor]] | None = None
 
     @property
     def tolerance(self) -> float:
@@ -299,4 +333,5 @@ ENTRIES = [
         reals(6),
     ),
     Entry("ViT with class token", ViT, reals(1, 6, 6)),
+    Entry("graph network, graphs of unlike size", GraphNetwork, graph, collate=strung_together),
 ]

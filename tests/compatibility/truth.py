@@ -20,7 +20,7 @@ from lightning_gradtrace.capture.oracle import per_sample_gradients
 
 
 def true_shares(
-    model: nn.Module, batch: tuple[Tensor, Tensor], couples: bool, of_losses: bool = False
+    model: nn.Module, batch: tuple[Tensor, ...], couples: bool, of_losses: bool = False, is_strung: bool = False
 ) -> dict[str, Tensor]:
     """Return the share of every sample in the gradient of the mean loss, by parameter.
 
@@ -29,15 +29,16 @@ def true_shares(
         batch: the batch.
         couples: whether batch norm couples the samples.
         of_losses: in that case, take the gradient of each sample's loss, wherever in the batch it flows.
+        is_strung: whether samples have no axis of their own, along which one could be cut out of the batch.
     """
     model = copy.deepcopy(model)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    n = len(batch[0])
+    n = len(batch[-1])
     if couples and not of_losses:
         return _by_copies(model, batch, parameters)
 
     def contribution(i: int) -> Tensor:
-        if couples:
+        if couples or is_strung:
             return model.losses(batch)[i] / n
         return model(tuple(t[i : i + 1] for t in batch)) / n
 

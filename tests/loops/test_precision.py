@@ -482,6 +482,15 @@ def test_a_vanishing_gradient_is_measured_in_the_precision_in_which_it_was_summe
         check_sums(sum_errors([double], {"w": noise}, overall=1.0), {"w": noise}, double.precision)
 
 
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_shares_that_are_no_numbers_are_refused_where_the_gradient_is_one(wrong: float) -> None:
+    shares = MicroBatch(2, {"w": DenseShare(torch.tensor([[1.0, wrong], [1.0, 1.0]]))})
+    with pytest.raises(UnattributableError, match="`w`"):
+        check_sums(sum_errors([shares], {"w": torch.tensor([2.0, 2.0])}, overall=3.0), {"w": torch.zeros(2)})
+    overflown = {"w": torch.tensor([2.0, wrong])}
+    check_sums(sum_errors([shares], overflown, overall=torch.inf), overflown)
+
+
 @pytest.mark.parametrize("across", ["uses", "samples"])
 def test_what_cancels_in_half_precision_is_compared_with_its_terms(across: str) -> None:
     """The last bias of a reward model: the better answer moves it up, the worse one down, each rounded by itself."""

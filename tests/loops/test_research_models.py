@@ -150,3 +150,29 @@ def test_shares_are_exact_and_training_is_unchanged(tmp_path: Path, kind: type[O
     torch.manual_seed(0)
     data = items(n, kind is PackedLongestFirst)
     check(kind(), lambda: DataLoader(data, batch_size=n), tmp_path)
+
+
+class Experts(OfTexts):
+    """Sends each position to two of as many experts as there are samples, one after the other, as litgpt does."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.gate, self.n = nn.Linear(WIDTH, n), n
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(n))
+
+    def change(self, h: Tensor, lengths: Tensor) -> Tensor:
+        x = h.flatten(0, 1)
+        weights, chosen = self.gate(x).topk(2)
+        masks = (chosen.unsqueeze(-1) == torch.arange(self.n)).permute(2, 0, 1)
+        y = torch.zeros_like(x)
+        for mask, expert in zip(masks, self.experts, strict=True):
+            token, choice = torch.where(mask)
+            y[token] += weights.softmax(-1)[token, choice, None] * expert(x[token])
+        return y.view_as(h)
+
+
+@pytest.mark.filterwarnings("ignore:.*took no part in the loss")
+@pytest.mark.parametrize("n", [2, 3, 4, 6])
+def test_experts_that_are_as_many_as_the_samples(tmp_path: Path, n: int) -> None:
+    torch.manual_seed(0)
+    check(Experts(n), lambda: DataLoader(items(n, False), batch_size=n), tmp_path)

@@ -80,6 +80,8 @@ class Features:
         alike = known.pointwise or name in _COPIES
         if alike and (before := self._like(result, args)) is not None:
             self._made[id(result)] = replace(before, tensor=weakref.ref(result))
+        elif known.pointwise and (axes := self._stretched(result, args, is_batched)):
+            self._mark(result, *axes)
         elif use is not None and use.rule is not None:
             own = functools.partial(_made_by, weakref.ref(use), result.dim())
             self._made[id(result)] = _Made(weakref.ref(result), own, result.shape)
@@ -102,8 +104,28 @@ class Features:
         alike = (self._of(one) for one in args if isinstance(one, Tensor) and one.shape == result.shape)
         return next(filter(None, alike), None)
 
-    def _mark(self, tensor: Tensor, axis: int) -> None:
-        own = (axis % tensor.dim(),)
+    def _stretched(self, result: Tensor, args: Sequence[Any], is_batched: Callable[[Tensor], bool]) -> list[int]:
+        """Return the axes of features after arguments were stretched to each other.
+
+        They are those of the arguments, and those that only constants have: what is compared with the numbers of all
+        experts has an axis of experts.
+        """
+        if all(t.shape == result.shape for t in tensors_among(args)):  # nearly always
+            return []
+        sizes = [(t, (1,) * (result.dim() - t.dim()) + tuple(t.shape)) for t in tensors_among(args)]
+        batched = [(t, size) for t, size in sizes if is_batched(t)]
+        if not batched:
+            return []
+        found = {
+            axis for axis, size in enumerate(result.shape) if size > 1 and all(own[axis] == 1 for _, own in batched)
+        }
+        for t, own in batched:
+            ahead = result.dim() - t.dim()
+            found |= {axis + ahead for axis in self.axes(t) if own[axis + ahead] == result.shape[axis + ahead]}
+        return sorted(found)
+
+    def _mark(self, tensor: Tensor, *axes: int) -> None:
+        own = tuple(axis % tensor.dim() for axis in axes)
         self._made[id(tensor)] = _Made(weakref.ref(tensor), lambda: own, tensor.shape)
 
     def _of(self, tensor: Any) -> _Made | None:
