@@ -176,3 +176,22 @@ class Experts(OfTexts):
 def test_experts_that_are_as_many_as_the_samples(tmp_path: Path, n: int) -> None:
     torch.manual_seed(0)
     check(Experts(n), lambda: DataLoader(items(n, False), batch_size=n), tmp_path)
+
+
+class Spikes(OfTexts):
+    """Subtracts a learned threshold where a neuron fires: nowhere, or everywhere."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.threshold, self.level = nn.Parameter(torch.tensor(0.8)), level
+
+    def change(self, h: Tensor, lengths: Tensor) -> Tensor:
+        h = h.mean(1)
+        return h - (h > self.level).to(h) * self.threshold
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 8])
+@pytest.mark.parametrize("level", [-1e3, 0.0, 1e3])
+def test_neurons_that_never_or_always_fire(tmp_path: Path, level: float, n: int) -> None:
+    torch.manual_seed(0)
+    check(Spikes(level), lambda: DataLoader(items(n, False), batch_size=n), tmp_path)

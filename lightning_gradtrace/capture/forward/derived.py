@@ -38,6 +38,7 @@ class Operand:
         batched: whether it comes from the batch (`taint.py`); else it is a constant.
         route: whose its entries are (`routing.py`), None if it holds the samples in the ordinary way.
         draws: where the random numbers were drawn that it is made of, if it is made of nothing else of the samples.
+        features: axes that are known to leave no room for samples; only in a probe.
     """
 
     tensor: Tensor
@@ -46,6 +47,7 @@ class Operand:
     batched: bool
     route: Route | None = None
     draws: frozenset[DrawSite] = frozenset()
+    features: frozenset[int] = frozenset()
 
     @property
     def untouched(self) -> bool:

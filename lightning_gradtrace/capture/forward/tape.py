@@ -78,8 +78,7 @@ class Tape(TorchFunctionMode):
         # Lineages hold their tensors, so that an id is not given to another tensor; what has no entries is a constant.
         self._lineage: dict[int, Lineage] = {id(p): Root(name, p) for name, p in parameters.items() if p.numel()}
         self._names = frozenset(parameters)
-        self._swaps = False
-        self._kept: list[Tensor] = []
+        self._swaps, self._kept = False, list[Tensor]()
         self._opened: set[tuple[Any, ...]] = set()  # calls of Python functions whose bodies are running
         # Passes that are read once are known; the probe runs others again as they ran.
         self.aside, self.state = aside, None if aside is None else RandomState.now()
@@ -186,7 +185,10 @@ class Tape(TorchFunctionMode):
                 self._routes.after(known, func, args, kwargs, result, self.taint, use)
                 if elements is not None:
                     self._routes.after(known, func, elements.args, elements.kwargs, elements.value, self.taint)
-                use.routes = self._routes.of(outputs if elements is None else [elements.value])
+                parts = outputs if elements is None else [elements.value]
+                use.routes = self._routes.of(parts)
+                if self._probing:
+                    self._routes.mark_features(use.outputs, parts)
         return result
 
     def _look_inside(self, call_of: tuple[Any, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -269,6 +271,8 @@ class Tape(TorchFunctionMode):
                 kept.route = self._routes(leaf) if batched else None
                 kept.batched = batched and kept.route is not NOBODY
                 kept.draws = self.taint.draws(leaf) if read else kept.draws
+                if batched and self._probing:
+                    self._routes.mark_features([kept], [leaf])
                 if known.in_place and i == 0:
                     kept = self._before_writing(known, kept)
                 found.append(kept)

@@ -14,7 +14,7 @@ from lightning_gradtrace.capture.forward.tape import Tape
 from lightning_gradtrace.capture.intake.batch import count_samples, find_batch_axis
 from lightning_gradtrace.capture.intake.inputs import InputFilter, InputSource
 from lightning_gradtrace.capture.intake.sample_ids import IdSource
-from lightning_gradtrace.capture.intake.strung import Strung, number_of
+from lightning_gradtrace.capture.intake.strung import strung_in
 from lightning_gradtrace.capture.probing.memory import Memory
 from lightning_gradtrace.capture.probing.probe import PermutationProbe
 
@@ -28,12 +28,14 @@ class Arrival:
         number: index of the batch in the epoch.
         ids: sample ids in slot order, int64, shape (sample,).
         axis: axis of the batch's tensors that holds the samples.
+        is_strung: whether samples are strung together in it.
     """
 
     batch: Any
     number: int
     ids: np.ndarray
     axis: int
+    is_strung: bool = False
 
     def probe(
         self,
@@ -88,11 +90,10 @@ class BatchReader:
         """
         ids = self._ids.ids(batch)
         n_ids = None if ids is None else len(ids)
-        n_strung = number_of(batch, n_ids)
-        n_samples = n_strung or count_samples(batch, self._axis, n_ids)
+        strung = strung_in(batch, n_ids)
+        n_samples = strung.n_samples if strung else count_samples(batch, self._axis, n_ids)
         if self._axis is None:
             few = None if ids is None else functools.partial(self._ids.items, ids[:3])
-            strung = Strung(batch, n_samples)
             axis = find_batch_axis(batch, n_samples, few, strung) if ids is not None else 0
             self._axis = axis if n_samples > 1 else None
         else:
@@ -100,7 +101,7 @@ class BatchReader:
         if ids is None:
             ids = np.arange(self._n_arrived, self._n_arrived + n_samples)
         self._n_arrived += n_samples
-        return Arrival(batch, number, ids, axis)
+        return Arrival(batch, number, ids, axis, bool(strung))
 
     def state(self) -> dict[str, int | None]:
         """Return what a later process needs to go on after the last batch that was finished."""
@@ -123,4 +124,4 @@ class BatchReader:
 
     def new_inputs(self, arrival: Arrival) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Return ids, token ids and lengths of the samples whose inputs were not returned before, None for none."""
-        return self._inputs.new(arrival.batch, arrival.ids, arrival.axis)
+        return self._inputs.new(arrival.batch, arrival.ids, None if arrival.is_strung else arrival.axis)

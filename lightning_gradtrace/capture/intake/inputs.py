@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 
 from lightning_gradtrace.capture.intake.batch import token_ids
-from lightning_gradtrace.capture.intake.strung import Strung
 
 InputSource = Literal["auto"] | Callable[[Any], Any] | None
 
@@ -28,13 +27,15 @@ class InputFilter:
         """Take samples for seen, those of a trace that is resumed; int64, shape (n,)."""
         self._seen.update(ids.tolist())
 
-    def new(self, batch: Any, ids: np.ndarray, batch_axis: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    def new(
+        self, batch: Any, ids: np.ndarray, batch_axis: int | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Return what is new in a batch.
 
         Args:
             batch: the batch.
             ids: its sample ids, shape (sample,).
-            batch_axis: axis of the samples in its tensors.
+            batch_axis: axis of the samples in its tensors, None if they are strung together.
 
         Returns:
             Ids, token ids of shape (sample, position) padded with -1, and lengths; None if there is nothing new.
@@ -50,7 +51,7 @@ class InputFilter:
         if callable(self._source):
             tokens = np.asarray(self._source(batch))
         else:
-            found = None if Strung(batch, len(ids)) else token_ids(batch, len(ids), batch_axis)
+            found = None if batch_axis is None else token_ids(batch, len(ids), batch_axis)
             if found is None:
                 return None
             tokens = found.cpu().numpy()

@@ -45,12 +45,13 @@ class Strung:
         n_samples: its number of samples.
 
     Attributes:
+        n_samples: number of samples.
         layouts: whose rows are, int64 of shape (row,), for every kind of rows: nodes, edges, the samples themselves.
         by_size: the same by the number of rows, if that leaves no doubt, but for the samples themselves.
     """
 
     def __init__(self, batch: Any, n_samples: int) -> None:
-        self._n = n_samples
+        self.n_samples = n_samples
         self.layouts: list[Tensor] = []
         self.by_size: dict[int, Tensor] = {}
         self._parts: dict[int, _Part] = {}
@@ -113,7 +114,7 @@ class Strung:
             tensor: a tensor of the batch.
             order: which samples the permuted batch holds.
         """
-        if any(tensor is offsets for offsets in self._offsets):
+        if self._parts and any(tensor is offsets for offsets in self._offsets):
             return permuted_offsets(tensor, order)
         part = self._parts.get(id(tensor))
         if part is None:
@@ -122,7 +123,7 @@ class Strung:
         rows = torch.cat([(part.owners == sample).nonzero().flatten() for sample in order])
         moved = tensor.index_select(part.axis, rows.to(tensor.device))
         if part.targets:
-            counts = torch.bincount(part.owners, minlength=self._n)[order]
+            counts = torch.bincount(part.owners, minlength=self.n_samples)[order]
             slots = torch.arange(len(order), device=self._device).repeat_interleave(counts)
             shifts = torch.stack([self._shifts(self.layouts[to], order)[slots] for to in part.targets]).to(tensor)
             lines = moved.movedim(part.axis, -1)
@@ -131,21 +132,20 @@ class Strung:
 
     def _shifts(self, owners: Tensor, order: Tensor) -> Tensor:
         """Return by how much pointers grow, for each place in the permuted batch."""
-        counts = torch.bincount(owners, minlength=self._n)
+        counts = torch.bincount(owners, minlength=self.n_samples)
         before = counts.cumsum(0) - counts
         return counts[order].cumsum(0) - counts[order] - before[order]
 
     def _told_by_vectors(self, whole: list[Tensor], rows: set[int]) -> Iterator[Tensor]:
         """Yield the owners that index vectors and offsets tell."""
         for vector in whole:
-            if vector.dim() != 1 or len(vector) <= self._n:
+            if vector.dim() != 1 or len(vector) <= self.n_samples:
                 continue
-            if int(vector[-1]) == self._n - 1 and _counts(vector):
+            if int(vector[-1]) == self.n_samples - 1 and _counts(vector):
                 yield vector.to(self._device).long()
-            elif len(vector) == self._n + 1 and int(vector[0]) == 0 and int(vector.diff().min()) >= 0:
+            elif len(vector) == self.n_samples + 1 and _are_offsets(vector) and int(vector[-1]) in rows:
                 self._offsets.append(vector)
-                if int(vector[-1]) in rows:
-                    yield self._told(vector)
+                yield self._told(vector)
 
     def _add(self, kinds: Iterable[Tensor]) -> None:
         for owners in kinds:
@@ -162,7 +162,7 @@ class Strung:
                 if not len(line) or any(torch.equal(own, one) for own in fitting for one in pointed.values()):
                     continue
                 for to, owners in pointed.items():
-                    is_in_order = len(self.layouts[to]) != self._n and bool((owners.diff() >= 0).all())
+                    is_in_order = len(self.layouts[to]) != self.n_samples and bool((owners.diff() >= 0).all())
                     if is_in_order and (not fitting or int(owners[0]) != int(owners[-1])):  # not a column of zeros
                         found.setdefault((len(line), to), []).append(owners)
         agreed = [(first, others) for first, *others in found.values() if others]
@@ -184,8 +184,8 @@ class Strung:
                     targets = [self._target(line, owners) for line in (lines if lines.dim() == 2 else [lines])]
                     if targets and None not in targets:
                         return _Part(tensor, axis, owners, tuple(t for t in targets if t is not None))
-            is_told = own is not None or axis == 0 or tensor.shape[0] != self._n
-            if len(fitting) == 1 and len(fitting[0]) != self._n and is_told:
+            is_told = own is not None or axis == 0 or tensor.shape[0] != self.n_samples
+            if len(fitting) == 1 and len(fitting[0]) != self.n_samples and is_told:
                 return _Part(tensor, axis, fitting[0])
         return None
 
@@ -246,26 +246,30 @@ def _pointed(line: Tensor, owners: Tensor) -> Tensor | None:
     return owners[line.to(owners.device).long()]
 
 
-def number_of(batch: Any, n_ids: int | None) -> int | None:
-    """Return how many samples are strung together in a batch, None if none are.
+def strung_in(batch: Any, n_ids: int | None) -> Strung:
+    """Return what is strung together in a batch.
 
     Args:
         batch: a batch.
         n_ids: number of sample ids that are known for it; without them, an index vector as long as the first tensor
-            counts, if pointers or offsets show that it is none of sorted labels.
+            tells the number, if pointers or offsets show that it is none of sorted labels.
     """
     if n_ids is not None:
-        return n_ids if Strung(batch, n_ids) else None
+        return Strung(batch, n_ids)
     first = next((t for t in tensors(batch) if t.dim()), None)
     for vector in tensors(batch):
         if first is not None and vector.dtype in _WHOLE and vector.shape == first.shape[:1] and _counts(vector):
-            n_samples = int(vector[-1]) + 1
-            if Strung(batch, n_samples).is_confirmed:
-                return n_samples
-    return None
+            found = Strung(batch, int(vector[-1]) + 1)
+            if found.is_confirmed:
+                return found
+    return Strung(batch, 1)
 
 
 def _counts(vector: Tensor) -> bool:
     """Say whether a vector counts samples up, staying with each one for a while."""
     steps = vector.diff()
     return len(steps) > 0 and int(vector[0]) == 0 < int(vector[-1]) and bool(((steps == 0) | (steps == 1)).all())
+
+
+def _are_offsets(vector: Tensor) -> bool:
+    return int(vector[0]) == 0 and int(vector.diff().min()) >= 0

@@ -231,6 +231,9 @@ def settle(
             stays = close(before, after) | close(found[0].permute(before, taken), after)
             fitting = found if bool(stays.all()) or ask.differs_by_chance(first, place) else []
         fitting = closest(fitting, before, after, taken)
+        if len(fitting) > 1:  # a tensor that is the same everywhere, such as of a layer in which no neuron spikes
+            known = _features(first, place)
+            fitting = [one for one in fitting if one.axis not in known] or fitting
         if place.of_source and len(fitting) > 1:  # a mask that holds everywhere, or nowhere, has samples for rows
             fitting = [one for one in fitting if one.axis < before.dim() - 1] or fitting
         settled[place] = ask.own(before, fitting)
@@ -283,6 +286,11 @@ def _is_explained(first: Use, second: Use | None, place: Place, order: Tensor) -
     if before is None or after is None or before.shape != after.shape or same(before, after):
         return before is None or (after is not None and before.shape == after.shape)
     return is_permuted(before, after, order) or next(both(before, after, order), None) is not None
+
+
+def _features(use: Use, place: Place) -> frozenset[int]:
+    found = use.operands.get(place.number) if place.is_input else use.outputs[place.number]
+    return frozenset() if found is None or place.of_source else found.features
 
 
 def _compared(use: Use, place: Place) -> Tensor | None:

@@ -26,6 +26,7 @@ _COPIES = names_of(
     "contiguous clone detach type to float double half bfloat16 dropout softmax log_softmax layer_norm rms_norm "
     "normalize"
 )
+_REDUCES = names_of("sum mean amax amin logsumexp std var")
 _WITH_ROWS = names_of("matmul __matmul__ mm cdist")
 
 
@@ -87,8 +88,9 @@ class Features:
             self._made[id(result)] = _Made(weakref.ref(result), own, result.shape)
         elif name == "one_hot" or (name in _WITH_ROWS and _is_matrix(args[1:2]) and not is_batched(args[1])):
             self._mark(result, -1)  # classes, columns of a constant, distances from its rows
-        elif name in _VIEWS and args and (before := self._of(args[0])) is not None:
-            views = (*before.views, lambda marks: function(marks, *args[1:], **kwargs))
+        elif name in _VIEWS | _REDUCES and args and (before := self._of(args[0])) is not None:
+            call = _largest if name in _REDUCES else function
+            views = (*before.views, lambda marks: call(marks, *args[1:], **kwargs))
             self._made[id(result)] = replace(before, tensor=weakref.ref(result), views=views)
 
     def _sorted(self, where: tuple[int, int], args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
@@ -146,11 +148,15 @@ class Features:
         try:
             for view in made.views:
                 marks = view(marks)
-        except RuntimeError:  # of numbers in another format
+        except (RuntimeError, TypeError):  # of numbers in another format, or with arguments in another order
             return frozenset()
         if marks.shape != tensor.shape:
             return frozenset()
         return frozenset(axis for axis in range(marks.dim()) if _n_along(marks, axis) * self._n > marks.shape[axis])
+
+
+def _largest(marks: Tensor, dim: Any = None, keepdim: bool = False, **_: Any) -> Tensor:
+    return marks.amax(() if dim is None else dim, keepdim)
 
 
 def _made_by(use: Callable[[], Use | None], n_axes: int) -> Collection[int]:

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gradtrace.capture.forward.derived import Operand
 from lightning_gradtrace.capture.forward.elements import LOSSES
 from lightning_gradtrace.capture.forward.functions import Facts, names_of, tensors_among
 from lightning_gradtrace.capture.forward.taint import Taint
@@ -57,6 +58,7 @@ from lightning_gradtrace.capture.routes.rows import (
     Fate,
     Owners,
     Route,
+    as_route,
     belonging_to,
     laid_out,
     settled,
@@ -95,6 +97,12 @@ class Routes:
         """Return the route of a tensor, None if it holds the samples in the ordinary way."""
         known = self._known.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
+
+    def mark_features(self, operands: Sequence[Operand | None], tensors: Sequence[Any]) -> None:
+        """Note in operands which axes of their tensors are known to leave no room for samples."""
+        for operand, tensor in zip(operands, tensors, strict=True):
+            if operand is not None and self._n > 1:
+                operand.features = self._features.axes(tensor)
 
     def of(self, outputs: Sequence[Any]) -> dict[int, Route]:
         """Return the routes of those outputs of a call that have one."""
@@ -160,7 +168,7 @@ class Routes:
         made = self._strung.made(call, self._certain) if self._strung else None
         if made is not None:
             made = self._settled(made) if isinstance(made, Tensor) else made
-            return [_route(None, {CERTAIN: made})] * len(call.outputs)
+            return [as_route(None, {CERTAIN: made})] * len(call.outputs)
         if call.name == "repeat_interleave" and call.argument(1, "repeats") is None:  # numbers of rows, of counts alone
             return [LOST] * len(call.outputs)
         if call.name in GATHERS:
@@ -207,7 +215,7 @@ class Routes:
         if source is not None and call.known.pointwise and any(CERTAIN in route.owners for route in routed):
             found = [_ascertained(owners) for owners in found]
         given = source is None or source.untyped_storage().data_ptr() in self._given
-        return [_route(None if CERTAIN in owners else source, owners, given, is_hit) for owners in found]
+        return [as_route(None if CERTAIN in owners else source, owners, given, is_hit) for owners in found]
 
     def _is_restored(self, call: Call, of: Mapping[int, Tensor | Fate], owners: Tensor) -> bool:
         """Say whether a pick has put samples in order that were out of it, which is no chance."""
@@ -250,7 +258,7 @@ class Routes:
             if isinstance(owners, Tensor):
                 rows = owners[by] if by.dtype is torch.bool else owners.repeat_interleave(by)
                 found[place] = rows.view(-1, *[1] * (output.dim() - 1)).expand(output.shape)
-        return _route(route.source, found, is_hit=True) if found else LOST
+        return as_route(route.source, found, is_hit=True) if found else LOST
 
     def _follow(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Sequence[Tensor | Fate]:
         """Return the owners of the outputs, given those of the batched arguments, by identity."""
@@ -315,16 +323,6 @@ class Routes:
 
 def _has_gaps(owners: Tensor | Fate) -> bool:
     return isinstance(owners, Tensor) and bool((owners < 0).any())
-
-
-def _route(
-    source: Tensor | None, owners: Mapping[SampleAxis, Owners], is_given: bool = True, is_hit: bool = False
-) -> Route | None:
-    for fate, route in ((Fate.ORDINARY, None), (Fate.LOST, LOST), (Fate.NOBODY, NOBODY)):
-        if all(found is fate for found in owners.values()):
-            return route
-    known = {at: Fate.LOST if found is Fate.NOBODY else found for at, found in owners.items()}
-    return Route(source, known, is_given, is_hit)
 
 
 def _ascertained(owners: dict[SampleAxis, Owners]) -> dict[SampleAxis, Owners]:

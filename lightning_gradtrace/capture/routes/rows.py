@@ -99,6 +99,17 @@ class Rows:
         return weights[..., owners]
 
 
+def as_route(
+    source: Tensor | None, owners: Mapping[SampleAxis, Owners], is_given: bool = True, is_hit: bool = False
+) -> Route | None:
+    """Return a route, one of those that stand for a fate, or None if all places are ordinary."""
+    for fate, route in ((Fate.ORDINARY, None), (Fate.LOST, LOST), (Fate.NOBODY, NOBODY)):
+        if all(found is fate for found in owners.values()):
+            return route
+    known = {at: Fate.LOST if found is Fate.NOBODY else found for at, found in owners.items()}
+    return Route(source, known, is_given, is_hit)
+
+
 def belonging_to(sample: int, tensor: Tensor) -> Tensor:
     """Return the owners of a tensor that one sample owns alone."""
     return torch.tensor(sample, dtype=torch.int16, device=tensor.device).expand(tensor.shape)

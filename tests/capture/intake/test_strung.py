@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.intake.permuting import permute_samples
-from lightning_gradtrace.capture.intake.strung import Strung, number_of
+from lightning_gradtrace.capture.intake.strung import Strung, strung_in
 from lightning_gradtrace.capture.probing.probe import permutation
 
 Item = dict[str, Tensor]
@@ -94,7 +94,8 @@ def padded(n: int) -> dict[str, Tensor]:
 )
 def test_nothing_else_is_taken_for_strung(batch: dict[str, Tensor]) -> None:
     assert not Strung(batch, 4)
-    assert number_of(batch, 4) is None
+    assert not strung_in(batch, 4)
+    assert not strung_in(batch, None)
 
 
 def test_rows_of_two_kinds_of_the_same_number_are_told_apart_by_what_points_where() -> None:
@@ -109,5 +110,5 @@ def test_rows_of_two_kinds_of_the_same_number_are_told_apart_by_what_points_wher
 
 
 def test_without_ids_an_index_vector_counts_the_samples() -> None:
-    assert number_of(strung(graphs((3, 5, 2))), None) == 3
-    assert number_of({"x": torch.randn(6, 2), "labels": torch.tensor([0, 0, 1, 1, 1, 2])}, None) is None
+    assert strung_in(strung(graphs((3, 5, 2))), None).n_samples == 3
+    assert not strung_in({"x": torch.randn(6, 2), "labels": torch.tensor([0, 0, 1, 1, 1, 2])}, None)
