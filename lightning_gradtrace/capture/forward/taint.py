@@ -59,6 +59,7 @@ class Taint:
         self._note = note
         self._everything = batch is None
         self.left_torch_function = False
+        self._unseen: dict[int, Callable[[], Tensor | None]] = {}
         self._left_torch = batch is not None and not holds_only_tensors(batch)
         self._batched: dict[int, Callable[[], Tensor | None]] = {}
         self._drawn: dict[int, tuple[Callable[[], Tensor | None], frozenset[DrawSite]]] = {}
@@ -100,8 +101,15 @@ class Taint:
             return False
         known = self._constant.get(id(tensor))
         is_unexplained = known is None or known() is not tensor
-        self.left_torch_function |= is_unexplained and not isinstance(tensor.grad_fn, BackwardCFunction)
+        if is_unexplained and not isinstance(tensor.grad_fn, BackwardCFunction):
+            self.left_torch_function = True
+            self._unseen[id(tensor)] = weakref.ref(tensor)
         return is_unexplained
+
+    def is_unseen(self, tensor: Tensor) -> bool:
+        """Say whether a tensor is the result of a function that no function mode sees."""
+        known = self._unseen.get(id(tensor))
+        return known is not None and known() is tensor
 
     def draws(self, tensor: Tensor) -> frozenset[DrawSite]:
         """Return where the random numbers were drawn that a tensor is made of; nowhere if the batch is in it too."""

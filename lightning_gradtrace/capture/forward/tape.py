@@ -268,7 +268,7 @@ class Tape(TorchFunctionMode):
                 read = not known.fresh and not (known.shape_only and i)
                 batched = read and self.taint(leaf)
                 kept = operand(self._lasting(leaf) if self._swaps and not batched else leaf, batched)
-                kept.route = self._routes(leaf) if batched else None
+                kept.route = self._routes.known(leaf, self.taint) if batched else None
                 kept.batched = batched and kept.route is not NOBODY
                 kept.draws = self.taint.draws(leaf) if read else kept.draws
                 if batched and self._probing:

@@ -48,6 +48,9 @@ class Strung:
         n_samples: number of samples.
         layouts: whose rows are, int64 of shape (row,), for every kind of rows: nodes, edges, the samples themselves.
         by_size: the same by the number of rows, if that leaves no doubt, but for the samples themselves.
+        doubtful: tensors that hold a row for each sample, or for each of as many rows of another kind.
+        is_confirmed: whether more than the length of a tensor shows that samples are strung together: pointers, an
+            index vector and offsets that agree, or what the batch keeps of itself.
     """
 
     def __init__(self, batch: Any, n_samples: int) -> None:
@@ -56,6 +59,8 @@ class Strung:
         self.by_size: dict[int, Tensor] = {}
         self._parts: dict[int, _Part] = {}
         self._offsets: list[Tensor] = []
+        self.doubtful: list[Tensor] = []
+        self.is_confirmed = False
         found = [t for t in tensors(batch) if t.layout is torch.strided and not t.is_nested and t.dim()]
         whole = [t for t in found if t.dtype in _WHOLE and t.dim() < 3]
         if n_samples < 2 or not any(t.dim() == 1 and len(t) > n_samples for t in whole):  # so in most batches
@@ -63,11 +68,15 @@ class Strung:
         rows = {size for tensor in found for size in tensor.shape[:2]}
         self._device = max(found, key=Tensor.numel).device  # what stays on the CPU is small
         named = {id(tensor): self._told(offsets) for tensor, offsets in _named(batch)}
-        kinds = [*named.values(), *self._told_by_vectors(whole, rows)]
+        vectors = list(self._told_by_vectors(whole, rows))
+        self._vectors = [vector for vector, _ in vectors]
+        kinds = [owners for vector, owners in vectors if named or self._is_supported(vector, owners, vectors, found)]
+        kinds += named.values()
+        self.is_confirmed |= bool(named)
         if not any(len(owners) > n_samples for owners in kinds):
             return
-        kinds.append(torch.arange(n_samples, device=self._device))
-        self._add(kinds)
+        self._samples = torch.arange(n_samples, device=self._device)
+        self._add([self._samples, *kinds])
         self._add(self._told_by_pointers(whole))
         sizes = [len(owners) for owners in self.layouts]
         self.by_size = {
@@ -76,20 +85,20 @@ class Strung:
             if sizes.count(size) == 1 and size != n_samples
         }
         for tensor in found:
-            part = self._part(tensor, named.get(id(tensor)))
-            if part is not None and not any(tensor is offsets for offsets in self._offsets):
-                self._parts[id(tensor)] = part
+            if not any(tensor is offsets for offsets in self._offsets) and (
+                not named or id(tensor) in named or self._is_vector(tensor)
+            ):
+                part = self._part(tensor, named.get(id(tensor)))
+                if part is not None:
+                    self._parts[id(tensor)] = part
+                elif sizes.count(n_samples) > 1 and n_samples in tensor.shape[:1]:
+                    self.doubtful.append(tensor)
 
     def __bool__(self) -> bool:
         return bool(self._parts)
 
     def __contains__(self, tensor: object) -> bool:
         return id(tensor) in self._parts
-
-    @property
-    def is_confirmed(self) -> bool:
-        """Whether more than one tensor shows that the samples are strung together: pointers, or offsets."""
-        return bool(self._offsets) or sum(bool(part.targets) for part in self._parts.values()) > 1
 
     def owners(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield tensors, each with the owners of its entries, int16 of its shape."""
@@ -136,37 +145,54 @@ class Strung:
         before = counts.cumsum(0) - counts
         return counts[order].cumsum(0) - counts[order] - before[order]
 
-    def _told_by_vectors(self, whole: list[Tensor], rows: set[int]) -> Iterator[Tensor]:
-        """Yield the owners that index vectors and offsets tell."""
+    def _told_by_vectors(self, whole: list[Tensor], rows: set[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield index vectors and offsets, each with the owners that it tells."""
         for vector in whole:
             if vector.dim() != 1 or len(vector) <= self.n_samples:
                 continue
             if int(vector[-1]) == self.n_samples - 1 and _counts(vector):
-                yield vector.to(self._device).long()
+                yield vector, vector.to(self._device).long()
             elif len(vector) == self.n_samples + 1 and _are_offsets(vector) and int(vector[-1]) in rows:
                 self._offsets.append(vector)
-                yield self._told(vector)
+                yield vector, self._told(vector)
+
+    def _is_supported(
+        self, vector: Tensor, owners: Tensor, vectors: list[tuple[Tensor, Tensor]], found: list[Tensor]
+    ) -> bool:
+        """Say whether anything else shows that a vector is one of strung samples, and nothing speaks against it.
+
+        Numbers that count up may as well be months, views, segments of a text or sorted classes.
+        """
+        n, size = self.n_samples, len(owners)
+        others = [t for t in found if not any(t is one for one, _ in vectors)]
+        is_told_twice = any(len(one) != len(vector) and torch.equal(owners, other) for one, other in vectors)
+        if is_told_twice or any(map(_agree, _lines_into(owners, others).values())):
+            self.is_confirmed = True
+            return True
+        counts = torch.bincount(owners, minlength=n)
+        if any(tuple(t.shape[:2]) in ((n, size), (size, n)) for t in others) or bool((counts == n).all()):
+            return False
+        lengths = [t for t in others if t.dtype in _WHOLE and t.shape == (n,) and int(t.sum()) == size]
+        if any(not torch.equal(t.to(counts), counts) for t in lengths):
+            return False
+        return any(size in t.shape[:2] and n not in t.shape[:2] for t in others)
+
+    def _is_vector(self, tensor: Tensor) -> bool:
+        return any(tensor is vector for vector in self._vectors)
 
     def _add(self, kinds: Iterable[Tensor]) -> None:
         for owners in kinds:
             if not any(torch.equal(owners, other) for other in self.layouts):
                 self.layouts.append(owners)
 
-    def _told_by_pointers(self, whole: list[Tensor]) -> list[Tensor]:
-        """Return the owners of lines of pointers that no layout explains, such as edges: two must agree."""
-        found: dict[tuple[int, int], list[Tensor]] = {}
-        for tensor in whole:
-            for line in [] if any(tensor is offsets for offsets in self._offsets) else _lines(tensor):
-                pointed = {to: own for to, at in enumerate(self.layouts) if (own := _pointed(line, at)) is not None}
-                fitting = [own for own in self.layouts if len(own) == len(line)]
-                if not len(line) or any(torch.equal(own, one) for own in fitting for one in pointed.values()):
-                    continue
-                for to, owners in pointed.items():
-                    is_in_order = len(self.layouts[to]) != self.n_samples and bool((owners.diff() >= 0).all())
-                    if is_in_order and (not fitting or int(owners[0]) != int(owners[-1])):  # not a column of zeros
-                        found.setdefault((len(line), to), []).append(owners)
-        agreed = [(first, others) for first, *others in found.values() if others]
-        return [first for first, others in agreed if all(torch.equal(first, other) for other in others)]
+    def _told_by_pointers(self, whole: list[Tensor]) -> Iterator[Tensor]:
+        """Yield the owners of lines of pointers that no layout explains, such as edges: two must agree."""
+        others = [t for t in whole if not self._is_vector(t)]
+        for target in list(self.layouts):
+            for size, lines in _lines_into(target, others).items():
+                if len(target) != self.n_samples and _agree(lines):
+                    known = [own for own in self.layouts if len(own) == size]
+                    yield from (owners for owners in lines[:1] if not any(torch.equal(owners, own) for own in known))
 
     def _told(self, offsets: Tensor) -> Tensor:
         """Return the owners that offsets tell."""
@@ -182,18 +208,20 @@ class Strung:
                 lines = tensor.movedim(axis, -1)
                 for owners in fitting:
                     targets = [self._target(line, owners) for line in (lines if lines.dim() == 2 else [lines])]
-                    if targets and None not in targets:
+                    if targets and None not in targets and (own is not None or _varies(owners)):
                         return _Part(tensor, axis, owners, tuple(t for t in targets if t is not None))
-            is_told = own is not None or axis == 0 or tensor.shape[0] != self.n_samples
-            if len(fitting) == 1 and len(fitting[0]) != self.n_samples and is_told:
+            is_told = own is not None or self.n_samples not in tensor.shape[:2]
+            is_told |= axis == 0 and self.is_confirmed and tensor.shape[0] != self.n_samples
+            if len(fitting) == 1 and is_told and not torch.equal(fitting[0], self._samples):
                 return _Part(tensor, axis, fitting[0])
         return None
 
     def _target(self, line: Tensor, own: Tensor) -> int | None:
         """Return the number of the layout that whole numbers point into: each to a row of its own sample."""
+        is_each = torch.equal(own, self._samples)
         for number, owners in enumerate(self.layouts):
             pointed = _pointed(line, owners)
-            if pointed is not None and torch.equal(pointed, own):
+            if pointed is not None and torch.equal(pointed, own) and not (is_each and number == 0):  # labels in order
                 return number
         return None
 
@@ -237,6 +265,25 @@ def _lines(tensor: Tensor) -> Iterable[Tensor]:
     if tensor.dim() == 1:
         return [tensor]
     return tensor if tensor.shape[0] <= max(tensor.shape[1], 2) else tensor.T
+
+
+def _lines_into(owners: Tensor, whole: Iterable[Tensor]) -> dict[int, list[Tensor]]:
+    """Return whose the rows are that lines of whole numbers point to, sample after sample, by the lengths of lines."""
+    found: dict[int, list[Tensor]] = {}
+    for tensor in whole:
+        for line in _lines(tensor) if tensor.dtype in _WHOLE and tensor.dim() < 3 else []:
+            pointed = _pointed(line, owners)
+            if pointed is not None and _varies(pointed) and bool((pointed.diff() >= 0).all()):
+                found.setdefault(len(line), []).append(pointed)
+    return found
+
+
+def _agree(lines: list[Tensor]) -> bool:
+    return len(lines) > 1 and all(torch.equal(lines[0], line) for line in lines)
+
+
+def _varies(owners: Tensor) -> bool:
+    return len(owners) > 1 and bool((owners != owners[0]).any())
 
 
 def _pointed(line: Tensor, owners: Tensor) -> Tensor | None:

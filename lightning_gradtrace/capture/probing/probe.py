@@ -1,8 +1,8 @@
 """Run a model on a batch and on the same batch permuted, leaving no trace of it in the model.
 
 The two runs are made as in training, so that they call what the step called, without gradients, or with them where the
-step takes gradients of its own. Along the right axis, what a use receives in the second run is what it received in the
-first, permuted (docs/concepts.md, 2).
+step takes gradients of its own or calls functions that no function mode sees. Along the right axis, what a use receives
+in the second run is what it received in the first, permuted (docs/concepts.md, 2).
 """
 
 from __future__ import annotations
@@ -229,10 +229,10 @@ class PermutationProbe:
 
     def own_axis(self, tensor: Tensor) -> int | None:
         """Return the axis of the samples in a tensor of the batch itself, None for all others."""
+        strung = Strung(self.batch, self.n_samples)
         for own in tensors(self.batch):
             if own.shape == tensor.shape and own.data_ptr() == tensor.data_ptr():
-                is_strung = own in Strung(self.batch, self.n_samples)
-                return None if is_strung else sample_axis_of(own, self.n_samples, self.batch_axis)
+                return None if own in strung else sample_axis_of(own, self.n_samples, self.batch_axis)
         return None
 
     def again(self) -> list[Use]:

@@ -60,6 +60,7 @@ from lightning_gradtrace.capture.routes.rows import (
     Route,
     as_route,
     belonging_to,
+    has_gaps,
     laid_out,
     settled,
     sole_owner,
@@ -92,11 +93,18 @@ class Routes:
             self._set(tensor, Route(None, {CERTAIN: belonging_to(sample, tensor)}))
         for tensor, owners in self._strung.given():
             self._set(tensor, Route(None, {CERTAIN: owners}))
+        self._known |= {id(tensor): (weakref.ref(tensor), LOST) for tensor in self._strung.doubtful}
 
     def __call__(self, tensor: Tensor) -> Route | None:
         """Return the route of a tensor, None if it holds the samples in the ordinary way."""
         known = self._known.get(id(tensor))
         return known[1] if known is not None and known[0]() is tensor else None
+
+    def known(self, tensor: Tensor, taint: Taint) -> Route | None:
+        """Return the route of a batched tensor; lost if a function that can't be seen met rows that were picked."""
+        if taint.left_torch_function and self._known and taint.is_unseen(tensor) and self(tensor) is None:
+            self._set(tensor, LOST)
+        return self(tensor)
 
     def mark_features(self, operands: Sequence[Operand | None], tensors: Sequence[Any]) -> None:
         """Note in operands which axes of their tensors are known to leave no room for samples."""
@@ -130,7 +138,7 @@ class Routes:
             return
 
         def holds(tensor: Tensor) -> bool:
-            return taint(tensor) and self(tensor) is not NOBODY
+            return taint(tensor) and self.known(tensor, taint) is not NOBODY
 
         values = args[:1] if known.shape_only else (*args, *kwargs.values())
         batched = [t for t in tensors_among(values) if holds(t)]
@@ -280,7 +288,7 @@ class Routes:
             return [Fate.ORDINARY] * everywhere
         if any(owners is Fate.LOST for owners in known):
             return [Fate.LOST] * everywhere
-        if self._strung and call.name not in MOVES | PICKS and any(map(_has_gaps, known)):
+        if self._strung and call.name not in MOVES | PICKS and any(map(has_gaps, known)):
             return [Fate.LOST] * everywhere
         soles = {sole_owner(owners) for owners in known}
         sole = soles.pop() if len(soles) == 1 else None
@@ -319,10 +327,6 @@ class Routes:
             return Fate.ORDINARY
         parts = [owners.expand(output.shape) for t in call.batched if isinstance(owners := of.get(id(t)), Tensor)]
         return parts[0] if all(torch.equal(part, parts[0]) for part in parts[1:]) else Fate.LOST
-
-
-def _has_gaps(owners: Tensor | Fate) -> bool:
-    return isinstance(owners, Tensor) and bool((owners < 0).any())
 
 
 def _ascertained(owners: dict[SampleAxis, Owners]) -> dict[SampleAxis, Owners]:

@@ -147,6 +147,11 @@ def filled(owners: Tensor, n_samples: int) -> Owners:
     return Fate.ORDINARY if len(ways) == 1 else fitting[0]
 
 
+def has_gaps(owners: Owners) -> bool:
+    """Say whether there are rows that nothing was written to."""
+    return isinstance(owners, Tensor) and bool((owners < 0).any())
+
+
 def sole_owner(owners: Owners) -> int | None:
     """Return the sample that owns everything, None if there are several."""
     if not isinstance(owners, Tensor) or owners.numel() == 0:

@@ -49,6 +49,11 @@ class StrungRows:
         """Yield the tensors of the batch that hold rows, each with the owners of its entries."""
         return self._strung.owners()
 
+    @property
+    def doubtful(self) -> list[Tensor]:
+        """Tensors of the batch of which nobody knows what their rows are."""
+        return self._strung.doubtful
+
     def take_note(self, call: Call, owners: Sequence[Owners | None]) -> None:
         """Take note of a call, and of what owners are certain in its outputs."""
         with suppress(RuntimeError, TypeError, ValueError, IndexError, KeyError):  # then it isn't known where they lead

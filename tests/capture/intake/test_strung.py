@@ -89,13 +89,34 @@ def padded(n: int) -> dict[str, Tensor]:
         {"tokens": torch.arange(28).view(7, 4), "lengths": torch.tensor([7, 5, 3, 1])},
         {"x": torch.randn(4, 3), "grid": torch.linspace(0, 1, 9), "numbers": torch.arange(9)},
         {"x": torch.randn(4, 3), "sorted words": torch.tensor([0, 2, 5, 9, 11, 12])},
+        {"x": torch.randn(4, 7, 3), "segment": torch.tensor([0, 0, 1, 1, 2, 3, 3])},
+        {"x": torch.randn(7, 4, 3), "segment": torch.tensor([0, 0, 1, 1, 2, 3, 3]), "grid": torch.randn(7)},
+        {"x": torch.randn(11, 4, 3), "boundaries": torch.tensor([0, 2, 5, 8, 11])},
+        {"x": torch.randn(16, 3), "view": torch.arange(4).repeat_interleave(4), "y": torch.randn(4)},
+        {"x": torch.randn(7, 3), "class": torch.tensor([0, 0, 1, 1, 2, 3, 3]), "n": torch.tensor([1, 3, 1, 2])},
+        {"a": torch.randn(7, 3), "one": torch.arange(7), "b": torch.randn(4, 3), "two": torch.tensor([0, 1, 1, 2, 3])},
     ],
-    ids=["padded", "time first", "shared by all", "words"],
+    ids=["padded", "time first", "shared", "words", "segments", "of time", "boundaries", "views", "classes", "pairs"],
 )
 def test_nothing_else_is_taken_for_strung(batch: dict[str, Tensor]) -> None:
     assert not Strung(batch, 4)
     assert not strung_in(batch, 4)
     assert not strung_in(batch, None)
+
+
+def test_sorted_classes_of_pairs_are_no_samples() -> None:
+    classes = torch.arange(4).repeat_interleave(3)
+    pairs = {"x": torch.randn(12, 5), "x class": classes, "y": torch.randn(12, 5), "y class": classes.clone()}
+    assert not strung_in(pairs, None)
+    assert not strung_in(pairs, 12)
+
+
+def test_edges_that_are_as_many_as_the_samples_are_not_taken_for_one_of_each() -> None:
+    owner = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 2])
+    edges = torch.tensor([[1, 2, 5], [1, 2, 4]])
+    batch = {"x": torch.randn(10, 5), "edges": edges, "owner": owner, "length": torch.randn(3), "y": torch.randn(3)}
+    found = Strung(batch, 3)
+    assert [id(tensor) for tensor in found.doubtful] == [id(batch["length"]), id(batch["y"])]
 
 
 def test_rows_of_two_kinds_of_the_same_number_are_told_apart_by_what_points_where() -> None:
