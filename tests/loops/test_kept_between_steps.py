@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_gradtrace import GradTrace
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from tests.compatibility.cells import Kept
+from tests.loops import losses
 from tests.loops.models import check_nothing_left, fit
 
 LENGTH, WIDTH = 4, 6
@@ -141,16 +142,9 @@ class Recording(Keeping):
         self.seen.append(args[0].detach())
 
 
-class Training(pl.LightningModule):
-    def __init__(self, net: Keeping) -> None:
-        super().__init__()
-        self.net = net
-
+class Training(losses.Training):
     def training_step(self, batch, batch_idx):
         return self.net(batch[0]).sum()
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
 class Oracle(pl.Callback):
