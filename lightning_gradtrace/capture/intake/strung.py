@@ -85,14 +85,14 @@ class Strung:
             if sizes.count(size) == 1 and size != n_samples
         }
         for tensor in found:
-            if not any(tensor is offsets for offsets in self._offsets) and (
-                not named or id(tensor) in named or self._is_vector(tensor)
-            ):
-                part = self._part(tensor, named.get(id(tensor)))
-                if part is not None:
-                    self._parts[id(tensor)] = part
-                elif sizes.count(n_samples) > 1 and n_samples in tensor.shape[:1]:
-                    self.doubtful.append(tensor)
+            own = named.get(id(tensor))
+            if self._is_offsets(tensor) or (named and own is None and not self._is_vector(tensor)):
+                continue
+            part = self._part(tensor, own)
+            if part is not None:
+                self._parts[id(tensor)] = part
+            elif sizes.count(n_samples) > 1 and n_samples in tensor.shape[:1]:
+                self.doubtful.append(tensor)
 
     def __bool__(self) -> bool:
         return bool(self._parts)
@@ -123,7 +123,7 @@ class Strung:
             tensor: a tensor of the batch.
             order: which samples the permuted batch holds.
         """
-        if self._parts and any(tensor is offsets for offsets in self._offsets):
+        if self._parts and self._is_offsets(tensor):
             return permuted_offsets(tensor, order)
         part = self._parts.get(id(tensor))
         if part is None:
@@ -179,6 +179,9 @@ class Strung:
 
     def _is_vector(self, tensor: Tensor) -> bool:
         return any(tensor is vector for vector in self._vectors)
+
+    def _is_offsets(self, tensor: Tensor) -> bool:
+        return any(tensor is offsets for offsets in self._offsets)
 
     def _add(self, kinds: Iterable[Tensor]) -> None:
         for owners in kinds:

@@ -124,12 +124,15 @@ class PermutationProbe:
     graded: bool = False
     trials: int = 32
 
+    @functools.cached_property
+    def _strung(self) -> Strung:
+        return Strung(self.batch, self.n_samples)
+
     def coincides(self) -> bool:
         """Say whether something else than samples is as numerous: positions, features, rows of a table."""
         sizes = {size for tensor in (*self.module.parameters(), *self.module.buffers()) for size in tensor.shape}
-        strung = Strung(self.batch, self.n_samples)
         for tensor in tensors(self.batch):
-            samples = None if tensor in strung else sample_axis_of(tensor, self.n_samples, self.batch_axis)
+            samples = None if tensor in self._strung else sample_axis_of(tensor, self.n_samples, self.batch_axis)
             sizes |= {size for axis, size in enumerate(tensor.shape) if axis != samples}
         return self.n_samples in sizes
 
@@ -229,10 +232,9 @@ class PermutationProbe:
 
     def own_axis(self, tensor: Tensor) -> int | None:
         """Return the axis of the samples in a tensor of the batch itself, None for all others."""
-        strung = Strung(self.batch, self.n_samples)
         for own in tensors(self.batch):
             if own.shape == tensor.shape and own.data_ptr() == tensor.data_ptr():
-                return None if own in strung else sample_axis_of(own, self.n_samples, self.batch_axis)
+                return None if own in self._strung else sample_axis_of(own, self.n_samples, self.batch_axis)
         return None
 
     def again(self) -> list[Use]:

@@ -60,6 +60,7 @@ from lightning_gradtrace.capture.routes.rows import (
     Route,
     as_route,
     belonging_to,
+    filled,
     has_gaps,
     laid_out,
     settled,
@@ -228,9 +229,8 @@ class Routes:
     def _is_restored(self, call: Call, of: Mapping[int, Tensor | Fate], owners: Tensor) -> bool:
         """Say whether a pick has put samples in order that were out of it, which is no chance."""
         before = of.get(id(call.args[0])) if call.name in PICKS else None
-        if not isinstance(before, Tensor) or isinstance(self._settled(owners), Tensor):
-            return False
-        return isinstance(self._settled(before), Tensor)
+        was_out = isinstance(before, Tensor) and isinstance(self._settled(before), Tensor)
+        return was_out and not isinstance(self._settled(owners), Tensor)
 
     def _certain(self, tensor: Tensor) -> Owners | None:
         """Return the owners of a tensor that don't depend on where the samples are in another."""
@@ -239,7 +239,7 @@ class Routes:
 
     def _settled(self, owners: Tensor) -> Owners:
         """Return the axis along which owners are in order; of what is strung together only where it holds no more."""
-        return self._strung.settled(owners) if self._strung else settled(owners, self._n)
+        return (filled if self._strung else settled)(owners, self._n)
 
     def _is_hit(self, call: Call, by_batch: bool) -> bool:
         """Say whether values of the batch told what to pick, here or before."""

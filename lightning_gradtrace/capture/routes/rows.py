@@ -135,7 +135,7 @@ def settled(owners: Tensor, n_samples: int) -> Owners:
 def filled(owners: Tensor, n_samples: int) -> Owners:
     """Return the axis that holds one row of each sample, in order, the owners themselves if there is none.
 
-    Rows that nothing was written to (-1) are those of any sample.
+    Rows that nothing was written to (-1) are those of any sample, as where samples are padded to one length.
     """
     ways = candidates(owners.shape, n_samples)
     free = (owners < 0) if ways else owners

@@ -18,7 +18,7 @@ from lightning_gradtrace.capture.forward.functions import names_of
 from lightning_gradtrace.capture.intake.strung import Strung
 from lightning_gradtrace.capture.routes.apart import MOVES
 from lightning_gradtrace.capture.routes.picking import PICKS, Call
-from lightning_gradtrace.capture.routes.rows import Fate, Owners, belonging_to, constant, filled, sole_owner
+from lightning_gradtrace.capture.routes.rows import Fate, Owners, belonging_to, constant, sole_owner
 from lightning_gradtrace.capture.routes.writing import WRITES, index_of, value_of
 
 _COPIES = names_of("clone contiguous detach to long int type")
@@ -33,7 +33,6 @@ class StrungRows:
     """
 
     def __init__(self, batch: Any, n_samples: int) -> None:
-        self._n = n_samples
         self._strung = Strung(batch, n_samples)
         self._by_size: dict[int, Tensor | None] = dict(self._strung.by_size)
         self._met: dict[int, Callable[[], Tensor | None]] = {}
@@ -66,14 +65,6 @@ class StrungRows:
                 known = self._by_size.setdefault(len(rows), rows)
                 if known is not None and not torch.equal(known.to(rows), rows):
                     self._by_size[len(rows)] = None
-
-    def settled(self, owners: Tensor) -> Owners:
-        """Return the axis along which rows are in order, the owners themselves if there is more than one row of each.
-
-        Rows that nothing was written to have gaps (-1) for owners; where samples are padded to one length, they are
-        theirs.
-        """
-        return filled(owners, self._n)
 
     def made(self, call: Call, owners_of: Callable[[Tensor], Owners | None]) -> Owners | None:
         """Return the owners of rows that a call made: that it wrote to a constant, or gathered by pointers.
@@ -152,7 +143,6 @@ class StrungRows:
 
     def _follow_pointers(self, call: Call) -> None:
         first = call.args[0] if call.args else None
-        found: Tensor | None = None
         if isinstance(first, Tensor) and call.name in MOVES | PICKS | _COPIES:
             kinds = self._kinds(first)
             if kinds is not None:
@@ -166,8 +156,8 @@ class StrungRows:
             whole = all(kinds is not None and bool((kinds == kinds.flatten()[:1]).all()) for kinds in each)
             if whole and len(numbers - {-1}) == 1:
                 (output,) = call.outputs
-                found = torch.full((), max(numbers), dtype=torch.int16, device=output.device).expand(output.shape)
-                self._leads[id(output)] = weakref.ref(output), found
+                all_alike = torch.full((), max(numbers), dtype=torch.int16, device=output.device)
+                self._leads[id(output)] = weakref.ref(output), all_alike.expand(output.shape)
 
     def _kinds(self, tensor: Tensor) -> Tensor | None:
         known = self._leads.get(id(tensor))
