@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,6 +58,21 @@ def tensors(batch: Any) -> Iterator[Tensor]:
         yield from tensors(part)
 
 
+def leaves(batch: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """Yield the tensors of a batch as `tensors` does, each after the keys, indices and names that lead to it."""
+    if isinstance(batch, Tensor):
+        yield path, batch
+    for key, part in (parts_of(batch) or {}).items():
+        yield from leaves(part, (*path, key))
+
+
+def without(batch: Any, left_out: Collection[Tensor]) -> Any:
+    """Return a batch of the same structure with None in the place of some of its tensors, known by identity."""
+    if not left_out:
+        return batch
+    return map_tensors(lambda tensor: None if any(tensor is one for one in left_out) else tensor, batch)
+
+
 def holds_one_each(part: Any, n_samples: int, is_whole: bool = False) -> bool:
     """Say whether a list holds one tensor for each sample, as texts or images of unlike sizes come.
 
@@ -106,7 +121,7 @@ def holds_only_tensors(batch: Any) -> bool:
     return all(holds_only_tensors(part) for part in parts.values())
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Tensor | None], batch: Any) -> Any:
     """Return a batch of the same structure with ``function`` applied to each of its tensors."""
     if isinstance(batch, Tensor):
         return function(batch)
@@ -176,25 +191,31 @@ def find_batch_axis(
         strung: tensors of samples that are strung together, which have no axis for them.
 
     Returns:
-        0 or 1: the axis of the first tensor that has one of the right size.
+        0 or 1: the axis of the first tensor that has one of the right size; of one of shape (1, n, ...), which may be
+        the same for all samples, only if there is no other.
 
     Raises:
         ValueError: both axes are possible and the items can't tell them apart.
     """
-    for tensor in tensors(batch):
+    untold: Tensor | None = None
+    few: Sequence[Any] | None = None
+    for tensor in sorted(tensors(batch), key=lambda tensor: tensor.shape[:1] == (1,)):
         axes = [a for a in range(min(tensor.dim(), 2)) if tensor.shape[a] == n_samples and tensor not in strung]
-        if len(axes) == 1 or (axes and n_samples == 1):
+        if axes and (n_samples == 1 or (len(axes) == 1 and untold is None)):
             return axes[0]
         if axes:
-            found = {a for a in axes if _holds_items(tensor, a, [] if items is None else items())}
+            few = few if few is not None or items is None else items()
+            found = {a for a in axes if _holds_items(tensor, a, few or ())}
             if len(found) == 1:
                 return found.pop()
-            raise ValueError(
-                f"GradTrace: axes 0 and 1 of a batch tensor of shape {tuple(tensor.shape)} both have {n_samples} "
-                "entries, as many as the batch has samples, and the items of the data set don't tell which it is. Say "
-                "which axis holds the samples: `GradTrace(..., batch_axis=0)` or `batch_axis=1`."
-            )
-    return 0
+            untold = tensor if untold is None else untold
+    if untold is None:
+        return 0
+    raise ValueError(
+        f"GradTrace: axes 0 and 1 of a batch tensor of shape {tuple(untold.shape)} both have {n_samples} entries, as "
+        "many as the batch has samples, and the items of the data set don't tell which it is. Say which axis holds the "
+        "samples: `GradTrace(..., batch_axis=0)` or `batch_axis=1`."
+    )
 
 
 def _holds_items(tensor: Tensor, axis: int, items: Sequence[Any]) -> bool:

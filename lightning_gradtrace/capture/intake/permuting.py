@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from lightning_gradtrace.capture.intake.batch import holds_one_each, parts_of, rebuilt, sample_axis_of, tensors
+from lightning_gradtrace.capture.intake.batch import holds_one_each, parts_of, rebuilt, sample_axis_of, tensors, without
 from lightning_gradtrace.capture.intake.strung import Strung, permuted_offsets, slices_of
 
 
@@ -32,7 +33,13 @@ def has_lists(batch: Any, n_samples: int, is_whole: bool = True) -> bool:
 
 
 def permute_samples(
-    batch: Any, order: Tensor, n_samples: int, batch_axis: int, strung: Strung | None = None, with_lists: bool = True
+    batch: Any,
+    order: Tensor,
+    n_samples: int,
+    batch_axis: int,
+    strung: Strung | None = None,
+    with_lists: bool = True,
+    common: Collection[Tensor] = (),
 ) -> Any:
     """Return the batch with its samples in another order.
 
@@ -42,13 +49,16 @@ def permute_samples(
         n_samples: number of samples.
         batch_axis: axis of the samples in the batch's tensors.
         strung: samples that are strung together in the batch; None for a whole batch, to find out.
+        common: tensors that stay as they are, because all samples have them in common.
         with_lists: let lists and arrays follow that hold something else for each sample, or happen to be as long.
 
     Returns:
         A batch of the same structure; tensors without samples are the same objects.
     """
-    is_whole, strung = strung is None, Strung(batch, n_samples) if strung is None else strung
+    is_whole, strung = strung is None, Strung(without(batch, common), n_samples) if strung is None else strung
     if isinstance(batch, Tensor):
+        if any(batch is tensor for tensor in common):
+            return batch
         moved = strung.permuted(batch, order)
         axis = sample_axis_of(batch, n_samples, batch_axis)
         if moved is not None or axis is None:
@@ -62,7 +72,7 @@ def permute_samples(
     parts = parts_of(batch)
     if parts is None:
         return batch
-    of = (order, n_samples, batch_axis, strung, with_lists)
+    of = (order, n_samples, batch_axis, strung, with_lists, common)
     twin = rebuilt(batch, {key: permute_samples(part, *of) for key, part in parts.items()})
     slices = slices_of(batch)
     if slices is not None:

@@ -72,7 +72,8 @@ class Strung:
         self._vectors = [vector for vector, _ in vectors]
         kinds = [owners for vector, owners in vectors if named or self._is_supported(vector, owners, vectors, found)]
         kinds += named.values()
-        self.is_confirmed |= bool(named)
+        self._is_named = bool(named)
+        self.is_confirmed |= self._is_named
         if not any(len(owners) > n_samples for owners in kinds):
             return
         self._samples = torch.arange(n_samples, device=self._device)
@@ -99,6 +100,12 @@ class Strung:
 
     def __contains__(self, tensor: object) -> bool:
         return id(tensor) in self._parts
+
+    def axis_of(self, tensor: Tensor) -> int | None:
+        """Return the axis of a tensor that may be of the samples' rows only because it is as long, None without one."""
+        part = self._parts.get(id(tensor))
+        is_told = part is None or part.targets or self._is_named or self._is_vector(tensor)
+        return None if part is None or is_told else part.axis
 
     def owners(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield tensors, each with the owners of its entries, int16 of its shape."""
