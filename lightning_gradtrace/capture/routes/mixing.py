@@ -1,4 +1,4 @@
-"""Says whether a function may have mixed the samples: a product or a reduction over the axis that held them.
+"""Says whether a function may have mixed or moved the samples: a product, a reduction, a transform over their axis.
 
 Such a result may still have an axis as long as the batch - the slots of an expert, the columns of a matrix - and that
 axis must not be taken for the samples. So the result counts as *lost* (`routing.py`), and only the permutation probe
@@ -26,11 +26,26 @@ _MATRIX = {
     **dict.fromkeys(names_of("matmul __matmul__ mm bmm mv"), 0),
     **dict.fromkeys(("addmm", "addmv", "baddbmm"), 1),
 }
-_REDUCTIONS = names_of("sum mean amax amin max min prod norm logsumexp std var median")
+_REDUCTIONS = {
+    **dict.fromkeys(names_of("sum mean amax amin max min prod logsumexp std var median nansum nanmean nanmedian"), 1),
+    **dict.fromkeys(names_of("var_mean std_mean aminmax mode count_nonzero"), 1),
+    **dict.fromkeys(names_of("norm linalg_vector_norm quantile nanquantile kthvalue"), 2),
+}
+"""Functions that sum up along axes, and the place of these among their arguments."""
+_TRANSFORMS = {
+    **dict.fromkeys(names_of("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft"), (2, -1)),
+    **dict.fromkeys(names_of("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2"), (2, (-2, -1))),
+    **dict.fromkeys(names_of("fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn"), (2, None)),
+    **dict.fromkeys(names_of("fft_fftshift fft_ifftshift"), (1, None)),
+}
+"""Fourier transforms, the place of their axes among their arguments, and which they are if none are given."""
 _LOOK_UPS = names_of("embedding take")
 LAYERS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
 """Functions that mix features with weights that nobody learns, and how many axes of positions come after these."""
-MIXERS = frozenset({*_MATRIX, *_REDUCTIONS, *_LOOK_UPS, "__rmatmul__", "einsum", "tensordot"})
+MIXERS = frozenset(
+    {*_MATRIX, *_REDUCTIONS, *_TRANSFORMS, *_LOOK_UPS}
+    | names_of("__rmatmul__ einsum tensordot grid_sample grid_sampler as_strided")
+)
 
 
 def mixes_samples(
@@ -92,16 +107,21 @@ def _terms(name: str, args: Sequence[Any], kwargs: Any) -> tuple[Terms, str] | N
     """Return the operands with their letters, and the letters of the result; None for what can't be read."""
     if name == "einsum":
         return _of_einsum(args)
-    if name in _REDUCTIONS:
-        dims = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
-        if name == "norm":  # its order comes first
-            dims = args[2] if len(args) > 2 else kwargs.get("dim")
+    if name in _REDUCTIONS or name in _TRANSFORMS:
+        place, usual = _TRANSFORMS[name] if name in _TRANSFORMS else (_REDUCTIONS[name], ())
+        dims = args[place] if len(args) > place else kwargs.get("dim", kwargs.get("axis", usual))
+        dims = range(args[0].dim()) if dims is None and name in _TRANSFORMS else dims
         dims = (dims,) if isinstance(dims, int) else dims
-        if not isinstance(dims, (tuple, list)) or not dims:
+        if not isinstance(dims, (tuple, list, range)) or not dims:
             return None
         own = string.ascii_letters[: args[0].dim()]
         gone = {own[dim] for dim in dims}
         return [(args[0], own)], "".join(a for a in own if a not in gone)
+    if name.startswith("grid_sampler") or name == "grid_sample":  # of pixels; samples and channels stay
+        own, of = string.ascii_lowercase[: args[0].dim()], string.ascii_uppercase[: args[1].dim()]
+        return [(args[0], own), (args[1], own[0] + of[1:])], own[:2] + of[1:-1]
+    if name == "as_strided":
+        return [(args[0], string.ascii_letters[: args[0].dim()])], ""
     if name in LAYERS:
         own = string.ascii_lowercase[: args[0].dim()]
         return [(args[0], own)], own.replace(own[-1 - LAYERS[name]], "Z")

@@ -220,6 +220,17 @@ def copied_rows(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
     return m.a(rows)[in_order(x).argsort()]
 
 
+def in_another_stride(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
+    return m.b(m.a(x).contiguous().as_strided(x.shape, (s.width, s.width, 1)))
+
+
+def sampled_from_a_grid(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
+    images = m.a(x).transpose(0, 1)[:, None]
+    places = nn.functional.affine_grid(0.9 * torch.eye(2, 3).to(x)[None], [1, 1, len(x), s.width], align_corners=False)
+    found = nn.functional.grid_sample(images, places.expand(s.length, -1, -1, -1), align_corners=False)
+    return m.b(found[:, 0].transpose(0, 1))
+
+
 def scattered_rows(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
     place = in_order(x).argsort()
     rows = torch.zeros_like(x[:, 0]).scatter(0, place[:, None].expand(-1, s.width), x[:, 0])
@@ -257,4 +268,8 @@ ELSEWHERE = [
     Model("scattered rows", scattered_rows, {"a": layer}),
     Model("looked up", looked_up, {"a": layer}),
     Model("taken", taken, {"a": layer}),
+    Model("spectrum over samples", lambda m, x, s: m.b(torch.fft.fft(m.a(x), dim=0).abs()), {"a": layer, "b": layer}),
+    Model("shifted spectrum", lambda m, x, s: m.b(torch.fft.fftshift(m.a(x), 0)), {"a": layer, "b": layer}),
+    Model("in another stride", in_another_stride, {"a": layer, "b": layer}),
+    Model("sampled from a grid", sampled_from_a_grid, {"a": layer, "b": layer}),
 ]
