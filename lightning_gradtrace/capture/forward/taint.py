@@ -41,6 +41,7 @@ class Taint:
 
     Attributes:
         ways: what was done with random numbers.
+        new: the last target of a function in place that was a constant before; None if the last one was none.
         left_torch_function: whether results of functions came up that no function mode sees, as of TorchScript. What
             gradients pass is known of them where gradients are taken.
     """
@@ -58,6 +59,7 @@ class Taint:
         self._shared = shared
         self._note = note
         self._everything = batch is None
+        self.new: Callable[[], Tensor | None] | None = None
         self.left_torch_function = False
         self._unseen: dict[int, Callable[[], Tensor | None]] = {}
         self._left_torch = batch is not None and not holds_only_tensors(batch)
@@ -84,6 +86,8 @@ class Taint:
 
     def written(self, target: Tensor, draws: frozenset[DrawSite] = _NOWHERE) -> None:
         """Take the target of a function in place for batched, and the tensor that it is a view of."""
+        known = self._batched.get(id(target))
+        self.new = None if known is not None and known() is target else weakref.ref(target)
         self.add(target, draws)
         if target._base is not None:
             self.add(target._base, draws)

@@ -115,6 +115,8 @@ class Placement:
                 found = after(bound, inputs[bound.place]) if bound.place in inputs else None
             if found is None or not found.fits(cotangent.shape, n_samples):
                 return None
+            if isinstance(found, Rows) and not found.hold_all(cotangent):
+                return None
             outputs[i] = found
         return UsePlaces(inputs, outputs)
 

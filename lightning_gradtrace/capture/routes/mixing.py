@@ -40,6 +40,8 @@ _TRANSFORMS = {
 }
 """Fourier transforms, the place of their axes among their arguments, and which they are if none are given."""
 _LOOK_UPS = names_of("embedding take")
+PRODUCTS = frozenset({*_MATRIX, "__rmatmul__", "einsum", "tensordot"}) - {"baddbmm"}
+"""Functions that sum up products of entries of two tensors."""
 LAYERS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
 """Functions that mix features with weights that nobody learns, and how many axes of positions come after these."""
 MIXERS = frozenset(
@@ -74,7 +76,7 @@ def mixes_samples(
     output = result if isinstance(result, Tensor) else result[0] if isinstance(result, tuple) and result else None
     if not isinstance(output, Tensor) or not candidates(output.shape, n_samples):
         return False
-    read = _terms(name, args, kwargs)
+    read = terms_of(name, args, kwargs)
     if read is None:
         return False
     terms, kept = read
@@ -103,8 +105,14 @@ def _likely(found: Collection[str], sizes: dict[str, int], n_samples: int) -> in
     return max((2 if sizes[a] == n_samples else int(sizes[a] % n_samples == 0) for a in found if sizes[a]), default=0)
 
 
-def _terms(name: str, args: Sequence[Any], kwargs: Any) -> tuple[Terms, str] | None:
-    """Return the operands with their letters, and the letters of the result; None for what can't be read."""
+def terms_of(name: str, args: Sequence[Any], kwargs: Any) -> tuple[Terms, str] | None:
+    """Return the operands with their letters, and the letters of the result; None for what can't be read.
+
+    Args:
+        name: name of the function, one of `MIXERS` or `LAYERS`.
+        args: its positional arguments.
+        kwargs: its named arguments.
+    """
     if name == "einsum":
         return _of_einsum(args)
     if name in _REDUCTIONS or name in _TRANSFORMS:

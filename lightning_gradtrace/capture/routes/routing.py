@@ -27,10 +27,10 @@ from lightning_gradtrace.capture.forward.functions import Facts, names_of, tenso
 from lightning_gradtrace.capture.forward.taint import Taint
 from lightning_gradtrace.capture.forward.use import Use
 from lightning_gradtrace.capture.intake.batch import pieces, tensors
-from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates
+from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates, narrow, shape_before_view
 from lightning_gradtrace.capture.routes.apart import MOVES, looked_up, reduces, through, weighing
 from lightning_gradtrace.capture.routes.features import Features
-from lightning_gradtrace.capture.routes.mixing import LAYERS, MIXERS, mixes_samples
+from lightning_gradtrace.capture.routes.mixing import LAYERS, MIXERS, PRODUCTS, mixes_samples
 from lightning_gradtrace.capture.routes.orders import (
     GATHERS,
     PLACES,
@@ -51,8 +51,10 @@ from lightning_gradtrace.capture.routes.picking import (
     picks_samples,
     picks_samples_by_batch,
 )
+from lightning_gradtrace.capture.routes.products import multiplied, sent
 from lightning_gradtrace.capture.routes.rows import (
     CERTAIN,
+    EMPTY,
     LOST,
     NOBODY,
     Fate,
@@ -63,6 +65,8 @@ from lightning_gradtrace.capture.routes.rows import (
     filled,
     has_gaps,
     laid_out,
+    of_rows,
+    picked_by,
     settled,
     sole_owner,
 )
@@ -142,7 +146,8 @@ class Routes:
             return taint(tensor) and self.known(tensor, taint) is not NOBODY
 
         values = args[:1] if known.shape_only else (*args, *kwargs.values())
-        batched = [t for t in tensors_among(values) if holds(t)]
+        new = taint.new() if name in WRITES and known.in_place and taint.new is not None else None
+        batched = [t for t in tensors_among(values) if t is not new and holds(t)]
         outputs = list(tensors_among(args[:1] if name == "__setitem__" else (result,)))
         is_noise = bool(args) and isinstance(args[0], Tensor) and bool(taint.draws(args[0]))
         call = Call(name, known, function, args, kwargs, outputs, batched, is_noise)
@@ -154,7 +159,8 @@ class Routes:
                 routes = [NOBODY]
             features = self._features.axes
             if mixer and not any(routes) and mixes_samples(name, args, kwargs, result, holds, self._n, features):
-                routes = [LOST] * len(call.outputs)
+                found = sent(call, self._n) if name in PRODUCTS else None
+                routes = [found or LOST] * len(call.outputs)
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
             routes = [LOST] * len(call.outputs)  # what can't be followed is no reason to stop the user's forward pass
         for tensor, route in zip(call.outputs, routes, strict=True):
@@ -199,14 +205,21 @@ class Routes:
             source = first.detach()
             rows = max(first.dim() - 1, 1) if first.is_floating_point() and call.name not in PLACES else first.dim()
             options = [o for o in call.places(self._n) if o.axis < rows]
+            options = narrow(options, first.shape, shape_before_view(first), self._n)
             if not options and call.name in PLACES:  # there are as many hits as samples by chance
                 return [NOBODY] * len(call.outputs)
             places = options
             arguments = [(first, Route(source, {o: laid_out(o, first, self._n) for o in options}))]
         elif not call.picks_from_batch and by_batch:
-            return [self._picked_by_batch(call)] * len(call.outputs)
+            by = picker(call)
+            return [LOST if by is None else picked_by(by, self(by), call.outputs[0], self._n)] * len(call.outputs)
         elif call.name in WRITES:
             source, places, arguments = None, [CERTAIN], [(t, None) for t in call.batched]
+            value = call.batched[-1]
+            moved = None if value is first or len(call.batched) > 1 else of_rows(value, self._n)
+            if moved is not None and Fate.LOST in self._follow(call, {id(value): Fate.ORDINARY}):
+                source, places, arguments = moved.source, list(moved.owners), [(value, moved)]
+                is_hit = True  # values of the batch, or of the model, tell where to
         elif call.picks_from_batch and cuts_out(call) and not call.places(self._n):
             # Texts that are strung together have no axis for the samples, nor has one that is as long as they are many.
             return [NOBODY if candidates(t.shape, self._n) else None for t in call.outputs]
@@ -228,7 +241,7 @@ class Routes:
 
     def _is_restored(self, call: Call, of: Mapping[int, Tensor | Fate], owners: Tensor) -> bool:
         """Say whether a pick has put samples in order that were out of it, which is no chance."""
-        before = of.get(id(call.args[0])) if call.name in PICKS else None
+        before = of.get(id(call.args[0])) if call.name in PICKS and not cuts_out(call) else None
         was_out = isinstance(before, Tensor) and isinstance(self._settled(before), Tensor)
         return was_out and not isinstance(self._settled(owners), Tensor)
 
@@ -247,26 +260,6 @@ class Routes:
             return False
         before = map(self, tensors_among((*call.args, *call.kwargs.values())))
         return by_batch or call.name in PLACES or any(route is not None and route.is_hit for route in before)
-
-    def _picked_by_batch(self, call: Call) -> Route | None:
-        """Return the route of rows of a constant that a mask or counts of the batch pick: they are as these are.
-
-        Nor are they taken for samples in their order where they happen to be: the constant stays in its own.
-        """
-        by, output = picker(call), call.outputs[0]
-        route = None if by is None else self(by)
-        if by is None or route is LOST or route is NOBODY:
-            return LOST
-        if route is None:
-            route = Route(by.detach(), {at: laid_out(at, by, self._n) for at in candidates(by.shape, self._n)})
-        found: dict[SampleAxis, Owners] = {}
-        for place, owners in route.owners.items():
-            owners = laid_out(owners, by, self._n) if isinstance(owners, SampleAxis) else owners
-            found[place] = Fate.LOST
-            if isinstance(owners, Tensor):
-                rows = owners[by] if by.dtype is torch.bool else owners.repeat_interleave(by)
-                found[place] = rows.view(-1, *[1] * (output.dim() - 1)).expand(output.shape)
-        return as_route(route.source, found, is_hit=True) if found else LOST
 
     def _follow(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Sequence[Tensor | Fate]:
         """Return the owners of the outputs, given those of the batched arguments, by identity."""
@@ -299,17 +292,21 @@ class Routes:
         if (call.known.pointwise or call.name in _CHOICES) and not reduces(call):
             return [self._combined(call, of)]
         if not isinstance(own, Tensor):
-            return [looked_up(call, of)]
+            return [multiplied(call, of, self._n) if call.name in PRODUCTS else looked_up(call, of)]
         if call.name in MOVES or call.name in PICKS:
             return [Fate.ORDINARY if moved is None else moved for moved in call.on(own)]
-        return through(call, own)
+        found = through(call, own)
+        return [multiplied(call, of, self._n)] if call.name in PRODUCTS and found == [Fate.LOST] else found
 
     def _joined(self, call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
         known = [owners for owners in of.values() if isinstance(owners, Tensor)]
 
         def own(tensor: Tensor) -> Tensor | Fate:
-            if id(tensor) in of or not self._strung:
-                return of.get(id(tensor), Fate.LOST)
+            if id(tensor) in of:
+                return of[id(tensor)]
+            if not self._strung:  # zeros for those that are nowhere
+                zeros = torch.full_like(tensor, EMPTY, dtype=torch.int16)
+                return Fate.LOST if bool(tensor.any()) or call.name == "stack" else zeros
             return self._strung.appended(call, tensor, known)
 
         parts = [own(t) for t in tensors_among((call.argument(0, "tensors"),))]

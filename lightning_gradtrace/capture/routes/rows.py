@@ -9,7 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates
+from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates, narrow, shape_before_view
 
 
 class Fate(Enum):
@@ -45,15 +45,19 @@ class Route:
         owners = self.owners.get(axis, Fate.LOST)
         if not isinstance(owners, Tensor):
             return owners if isinstance(owners, SampleAxis) else None
-        if bool((owners < 0).any()):
+        lowest = int(owners.min()) if owners.numel() else 0
+        if lowest < 0 and lowest != EMPTY:
             return None
         n_rows = owners.dim()
         while n_rows > 1 and constant(owners, n_rows - 1):
             n_rows -= 1
             owners = owners.narrow(n_rows, 0, min(1, owners.shape[n_rows]))
-        return Rows(owners.long(), n_rows)
+        return Rows(owners.long().clamp(min=0), n_rows, owners == EMPTY if lowest < 0 else None)
 
 
+EMPTY, MIXED = -2, -1
+"""Stand for the owner of entries that nobody owns, as a slot of an expert that no token was sent to, and of entries of
+several samples."""
 CERTAIN = SampleAxis(-1)
 """Stands for the place of the samples in a source that is none."""
 LOST = Route(None, {CERTAIN: Fate.LOST})
@@ -68,16 +72,25 @@ class Rows:
     Attributes:
         owners: int64, the sample of every row, with as many axes as the tensor; of size 1 where it holds features.
         n_rows: number of leading axes that hold rows.
+        empty: which rows are nobody's, of the shape of the owners; None if none are.
     """
 
     owners: Tensor
     n_rows: int
+    empty: Tensor | None = None
     factor: str = "rows"
     axis: int = 0
 
     def fits(self, shape: Sequence[int], n_samples: int) -> bool:
         """Say whether a tensor of this shape has these rows."""
         return tuple(shape[: self.n_rows]) == tuple(self.owners.shape[: self.n_rows])
+
+    def hold_all(self, cotangent: Tensor) -> bool:
+        """Say whether nothing comes back to rows that are nobody's."""
+        if self.empty is None:
+            return True
+        rows = cotangent.flatten(0, self.n_rows - 1)
+        return not bool(rows[self.empty.flatten()].any())
 
     def samples_first(self, tensor: Tensor, n_samples: int) -> Tensor:
         """Return the rows of each sample, padded with zeros to the longest: shape (sample, row, ...)."""
@@ -108,6 +121,43 @@ def as_route(
             return route
     known = {at: Fate.LOST if found is Fate.NOBODY else found for at, found in owners.items()}
     return Route(source, known, is_given, is_hit)
+
+
+def of_rows(tensor: Tensor, n_samples: int) -> Route | None:
+    """Return the route of rows that are still where they were in a tensor; None if it has no room for the samples.
+
+    The last axis of real numbers holds features.
+    """
+    ways = narrow(candidates(tensor.shape, n_samples), tensor.shape, shape_before_view(tensor), n_samples)
+    if tensor.is_floating_point() or tensor.is_complex():
+        ways = [way for way in ways if way.axis < max(tensor.dim() - 1, 1)]
+    found = {way: laid_out(way, tensor, n_samples) for way in ways}
+    return Route(tensor.detach(), found) if found else None
+
+
+def picked_by(by: Tensor, route: Route | None, output: Tensor, n_samples: int) -> Route | None:
+    """Return the route of rows of a constant that a mask or counts of the batch pick: they are as these are.
+
+    Nor are they taken for samples in their order where they happen to be: the constant stays in its own.
+
+    Args:
+        by: the mask, or the counts.
+        route: its route.
+        output: what was picked.
+        n_samples: number of samples.
+    """
+    if route is LOST or route is NOBODY:
+        return LOST
+    if route is None:
+        route = Route(by.detach(), {at: laid_out(at, by, n_samples) for at in candidates(by.shape, n_samples)})
+    found: dict[SampleAxis, Owners] = {}
+    for place, owners in route.owners.items():
+        owners = laid_out(owners, by, n_samples) if isinstance(owners, SampleAxis) else owners
+        found[place] = Fate.LOST
+        if isinstance(owners, Tensor):
+            rows = owners[by] if by.dtype is torch.bool else owners.repeat_interleave(by)
+            found[place] = rows.view(-1, *[1] * (output.dim() - 1)).expand(output.shape)
+    return as_route(route.source, found, is_hit=True) if found else LOST
 
 
 def belonging_to(sample: int, tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.forward.functions import names_of
 from lightning_gradtrace.capture.placing.batch_axis import candidates
-from lightning_gradtrace.capture.routes.rows import Fate, laid_out
+from lightning_gradtrace.capture.routes.rows import EMPTY, MIXED, Fate, laid_out
 
 _BY_ROWS = names_of("index_add_ index_add index_copy_ index_copy")
 _BY_ENTRIES = names_of("scatter_ scatter scatter_add_ scatter_add scatter_reduce scatter_reduce_")
@@ -44,7 +44,8 @@ def written(
         n_samples: number of samples.
 
     Returns:
-        What the target had before, or `Fate.LOST`.
+        What the target had before if every sample was written where it belongs; the owners of what was written to a
+        constant; or `Fate.LOST`.
     """
     target, own = args[0], of.get(id(args[0]), Fate.ORDINARY)
     value = value_of(name, args, kwargs)
@@ -57,7 +58,59 @@ def written(
     if not before or not new:
         return own
     pairs = (_both(name, args, kwargs, one, other) for one in before for other in new)
-    return own if any(torch.equal(there, here.expand(there.shape)) for there, here in pairs) else Fate.LOST
+    if any(torch.equal(there, here.expand(there.shape)) for there, here in pairs):
+        return own
+    is_constant = id(target) not in of or (isinstance(own, Tensor) and bool((own == EMPTY).any()))
+    if not is_constant or not isinstance(theirs, Tensor):
+        return Fate.LOST
+    return _laid_down(name, args, kwargs, own if isinstance(own, Tensor) else None, theirs)
+
+
+def _laid_down(
+    name: str, args: Sequence[Any], kwargs: Mapping[str, Any], own: Tensor | None, theirs: Tensor
+) -> Tensor | Fate:
+    """Return the owners of a target that nobody owned where it was written to.
+
+    Args:
+        name: name of the function.
+        args: its positional arguments.
+        kwargs: its named arguments.
+        own: owners of the target before; None of a constant.
+        theirs: owners of what is written.
+    """
+    own = torch.full(args[0].shape, EMPTY, dtype=torch.int16, device=theirs.device) if own is None else own
+    axis, index = 0, _argument(args, kwargs, 2)
+    if name in _BY_BRACKETS:
+        parts = _numbered(args[1])
+        if parts is None:
+            return Fate.LOST
+        index = parts[0]
+        for part, size in zip(parts[1:], own.shape[1:], strict=False):
+            index = index * size + part
+        flat, theirs = own.flatten(0, len(parts) - 1), theirs.expand(*index.shape, *own.shape[len(parts) :])
+        index, theirs = index.flatten(), theirs.flatten(0, index.dim() - 1)
+    elif name in _BY_ROWS | _BY_ENTRIES:
+        flat, axis = own, _argument(args, kwargs, 1) % max(own.dim(), 1)
+    else:
+        return Fate.LOST
+    if name not in _BY_ENTRIES:
+        index = index.view([-1 if i == axis else 1 for i in range(flat.dim())]).expand(theirs.shape)
+    theirs = theirs[tuple(slice(size) for size in index.shape)]
+    lowest, highest = (flat.scatter_reduce(axis, index, theirs, how, include_self=False) for how in ("amin", "amax"))
+    there = flat.gather(axis, index)
+    if not bool(((there == EMPTY) | (there == theirs)).all()):
+        return Fate.LOST
+    return torch.where(lowest == highest, lowest, MIXED).view(own.shape)
+
+
+def _numbered(index: Any) -> list[Tensor] | None:
+    """Return the numbers that brackets pick along the first axes, None if they hold anything else."""
+    parts = list(index) if isinstance(index, (tuple, list)) else [index]
+    if len(parts) == 1 and isinstance(parts[0], Tensor) and parts[0].dtype is torch.bool:
+        parts = list(parts[0].nonzero(as_tuple=True))
+    if not parts or not all(isinstance(part, Tensor) and part.dtype is torch.int64 for part in parts):
+        return None
+    return list(torch.broadcast_tensors(*parts))
 
 
 def index_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, Tensor] | None:

@@ -180,19 +180,50 @@ EXACT = [
 ]
 
 
-# --- samples that end up elsewhere ----------------------------------------------------------------------------------
+# --- samples that a table sends to the slots of experts and back ----------------------------------------------------
 
 
 def slots(m: nn.Module, x: Tensor, s: Sizes, capacity: int) -> Tensor:
     """Experts that get their tokens in slots, by products with a table of who goes where (Mesh TensorFlow, GShard)."""
     tokens = m.a(x).flatten(0, 1)
+    there, chance = table(m, tokens, capacity)
+    inputs = torch.einsum("td,tec->ecd", tokens, there)
+    outputs = torch.einsum("ecd,edf->ecf", inputs, m.experts).tanh()
+    return torch.einsum("ecf,tec->tf", outputs, there * chance[:, None, None]).unflatten(0, (-1, s.length))
+
+
+def table(m: nn.Module, tokens: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+    """Return who goes where, shape (token, expert, slot), and the chance of each token's expert."""
     chance = m.router(tokens).softmax(-1)
     chosen = F.one_hot(chance.argmax(-1), chance.shape[-1])
     slot = (chosen.cumsum(0) - 1) * chosen
     there = (chosen * (slot < capacity)).unsqueeze(-1) * F.one_hot(slot.clamp(max=capacity - 1), capacity)
-    inputs = torch.einsum("td,tec->ecd", tokens, there.to(x))
-    outputs = torch.einsum("ecd,edf->ecf", inputs, m.experts).tanh()
-    return torch.einsum("ecf,tec->tf", outputs, there * chance.amax(-1)[:, None, None]).unflatten(0, (-1, s.length))
+    return there.to(tokens), chance.amax(-1)
+
+
+def slots_by_products(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
+    tokens = m.a(x).flatten(0, 1)
+    there, chance = table(m, tokens, s.length)
+    flat = there.flatten(1)  # token, slot of any expert
+    outputs = torch.bmm((flat.T @ tokens).unflatten(0, there.shape[1:]), m.experts).tanh()
+    return ((flat * chance[:, None]) @ outputs.flatten(0, 1)).unflatten(0, (-1, s.length))
+
+
+def empty_slots(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
+    """Of what slots hold, also those that nobody was sent to, everybody gets the mean."""
+    tokens = m.a(x).flatten(0, 1)
+    there, _ = table(m, tokens, s.n)
+    outputs = (torch.einsum("td,tec->ecd", tokens, there) + m.experts[0, 0]).tanh()
+    return x + outputs.mean((0, 1))
+
+
+def crowded_slots(m: nn.Module, x: Tensor, s: Sizes) -> Tensor:
+    tokens = m.a(x).flatten(0, 1)
+    there = table(m, tokens, s.n)[0].sum(-1)  # all of an expert in one slot
+    return (there @ (there.T @ tokens @ m.experts[0]).tanh()).unflatten(0, (-1, s.length))
+
+
+# --- samples that end up elsewhere ----------------------------------------------------------------------------------
 
 
 def shifted(x: Tensor) -> Tensor:
@@ -254,18 +285,26 @@ def experts(n: Callable[[Sizes], int]) -> dict[str, Build]:
     }
 
 
-ELSEWHERE = [
+SENT = [
     Model("as many experts as samples", lambda m, x, s: slots(m, x, s, s.n * s.length), experts(lambda s: s.n)),
     Model("as many slots as samples", lambda m, x, s: slots(m, x, s, s.n), experts(lambda s: 7)),
     Model("slots for everybody", lambda m, x, s: slots(m, x, s, s.n * s.length), experts(lambda s: 7)),
+    Model("one slot", lambda m, x, s: slots(m, x, s, 1), experts(lambda s: 3)),
+    Model("slots by products", slots_by_products, experts(lambda s: 3)),
+]
+PERMUTED = [
     Model("a matrix that permutes", lambda m, x, s: shifted(x).T @ m.a(shifted(x) @ x[:, 0]), {"a": layer}),
     Model("einsum that permutes", by_einsum, {"a": layer}),
+    Model("copied rows", copied_rows, {"a": layer}),
+    Model("scattered rows", scattered_rows, {"a": layer}),
+]
+ELSEWHERE = [
+    Model("an empty slot that is heard", empty_slots, experts(lambda s: 7)),
+    Model("slots that two share", crowded_slots, experts(lambda s: 3)),
     Model(
         "samples mixed by a parameter", lambda m, x, s: m.w[: len(x), : len(x)] @ x[:, 0], {"w": lambda s: (s.n, s.n)}
     ),
     Model("written backwards", written_backwards, {"a": layer, "b": layer}),
-    Model("copied rows", copied_rows, {"a": layer}),
-    Model("scattered rows", scattered_rows, {"a": layer}),
     Model("looked up", looked_up, {"a": layer}),
     Model("taken", taken, {"a": layer}),
     Model("spectrum over samples", lambda m, x, s: m.b(torch.fft.fft(m.a(x), dim=0).abs()), {"a": layer, "b": layer}),

@@ -15,7 +15,7 @@ from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.oracle import per_sample_gradients
 from lightning_gradtrace.capture.placing import settling
 from lightning_gradtrace.capture.placing.placement import UnattributableError
-from tests.capture.routes.mixtures import ELSEWHERE, EXACT, SIZES, Model, Sizes
+from tests.capture.routes.mixtures import ELSEWHERE, EXACT, PERMUTED, SENT, SIZES, Model, Sizes
 from tests.capture.test_attribution import Net, capture
 
 Losses = Callable[[nn.Module, Tensor], Tensor]
@@ -54,6 +54,28 @@ def n_equal(found: MicroBatch, expected: dict[str, Tensor]) -> int:
 @pytest.mark.parametrize("model", EXACT, ids=lambda model: model.name)
 def test_samples_that_are_moved_about_keep_their_shares(model: Model, s: Sizes) -> None:
     assert n_equal(*shares_of(*build(model, s))) > 0
+
+
+@pytest.mark.parametrize("s", SIZES, ids=str)
+@pytest.mark.parametrize("model", SENT, ids=lambda model: model.name)
+def test_tokens_that_are_sent_to_slots_belong_to_their_samples(model: Model, s: Sizes) -> None:
+    """Who finds a slot depends on the tokens before, so the oracle differentiates the losses of the whole batch."""
+    m, x, losses = build(model, s)
+    weight = torch.linspace(0.5, 2, len(x), dtype=torch.float64)
+    found = capture(m, x, lambda m, x: losses(m, x) @ weight, n=len(x))
+    used = {name: p for name, p in m.named_parameters() if name in found.shares}
+    assert n_equal(found, per_sample_gradients(lambda i: losses(m, x)[i] * weight[i], len(x), used)) == 5
+
+
+@pytest.mark.parametrize("model", PERMUTED, ids=lambda model: model.name)
+def test_samples_that_a_matrix_permutes_are_followed_or_refused(model: Model) -> None:
+    exact = 0
+    for s in SIZES:
+        try:
+            exact += n_equal(*shares_of(*build(model, s)))
+        except UnattributableError:
+            continue
+    assert exact
 
 
 @pytest.mark.parametrize("model", ELSEWHERE, ids=lambda model: model.name)
