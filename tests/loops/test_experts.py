@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_gradtrace.capture.placing.placement import UnattributableError
 from tests.loops.losses import check
 
-LENGTH, WIDTH, N_EXPERTS, ROOM = 5, 8, 3, 4
+LENGTH, WIDTH, N_EXPERTS, ROOM = 5, 8, 3, 3
 
 
 class Experts(nn.Module):
@@ -92,6 +93,30 @@ class Added(Written):
         return tokens.new_zeros(N_EXPERTS * ROOM, WIDTH).index_add(0, place, tokens[stays])
 
 
+class ExpertByExpert(Written):
+    """Writes the tokens of every expert by themselves."""
+
+    def mixed(self, tokens: Tensor, chance: Tensor, expert: Tensor, slot: Tensor) -> Tensor:
+        slots = tokens.new_zeros(N_EXPERTS, ROOM, WIDTH)
+        for e in range(N_EXPERTS):
+            mine = (expert == e) & (slot < ROOM)
+            self.fill(slots, e, slot[mine], tokens[mine])
+        done, stays = self.think(slots), slot < ROOM
+        out = torch.zeros_like(tokens)
+        out[stays] = done[expert[stays], slot[stays]] * chance[stays, None]
+        return out
+
+    def fill(self, slots: Tensor, e: int, places: Tensor, tokens: Tensor) -> None:
+        slots[e, places] = tokens
+
+
+class ThroughViews(ExpertByExpert):
+    """Writes into views of the slots; what comes of these is not followed."""
+
+    def fill(self, slots: Tensor, e: int, places: Tensor, tokens: Tensor) -> None:
+        slots[e][places] = tokens
+
+
 class Scattered(Experts):
     """Has one more slot, for those who find no room."""
 
@@ -112,9 +137,16 @@ class Choosing(Experts):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind", [ByTable, OneByOne, Written, Added, Scattered, Choosing])
+@pytest.mark.parametrize("kind", [ByTable, OneByOne, Written, Added, ExpertByExpert, Scattered, Choosing])
 def test_every_token_belongs_to_its_sample(tmp_path: Path, kind: type[Experts], seed: int) -> None:
     """No other size is that of the batch: what finds room depends on the order of the samples, so no probe helps."""
     torch.manual_seed(seed)
     texts = TensorDataset(torch.randn(12, LENGTH, 6).double(), torch.randn(12).double())
     check(kind(), lambda: DataLoader(texts, batch_size=4), tmp_path)
+
+
+def test_slots_that_are_filled_through_views_are_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    texts = TensorDataset(torch.randn(12, LENGTH, 6).double(), torch.randn(12).double())
+    with pytest.raises(UnattributableError, match=r"can't attribute `net.up`"):
+        check(ThroughViews(), lambda: DataLoader(texts, batch_size=4), tmp_path)

@@ -60,6 +60,7 @@ def sent(call: Call, n_samples: int) -> Route | None:
     route = of_rows(rows, n_samples)
     found: dict[SampleAxis, Owners] = {}
     for way, own in route.owners.items() if route is not None else ():
+        found[way] = Fate.LOST
         if isinstance(own, Tensor) and term[way.axis] in places:
             there = replace(way, axis=places.index(term[way.axis]))
             met = _met([(own, term), (laid_out(there, table, n_samples), places)], *read)

@@ -165,7 +165,7 @@ class Routes:
             routes = [LOST] * len(call.outputs)  # what can't be followed is no reason to stop the user's forward pass
         for tensor, route in zip(call.outputs, routes, strict=True):
             self._set(tensor, route)
-            if route is LOST and known.in_place and tensor._base is not None:
+            if known.in_place and tensor._base is not None and (route is LOST or (route and tensor is new)):
                 self._set(tensor._base, LOST)
         if self._strung:
             self._strung.take_note(call, [None if route is None else route.owners.get(CERTAIN) for route in routes])

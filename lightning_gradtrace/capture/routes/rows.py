@@ -45,14 +45,14 @@ class Route:
         owners = self.owners.get(axis, Fate.LOST)
         if not isinstance(owners, Tensor):
             return owners if isinstance(owners, SampleAxis) else None
-        lowest = int(owners.min()) if owners.numel() else 0
-        if lowest < 0 and lowest != EMPTY:
+        empty = owners == EMPTY
+        if bool(((owners < 0) & ~empty).any()):
             return None
         n_rows = owners.dim()
         while n_rows > 1 and constant(owners, n_rows - 1):
             n_rows -= 1
             owners = owners.narrow(n_rows, 0, min(1, owners.shape[n_rows]))
-        return Rows(owners.long().clamp(min=0), n_rows, owners == EMPTY if lowest < 0 else None)
+        return Rows(owners.long().clamp(min=0), n_rows, owners == EMPTY if bool(empty.any()) else None)
 
 
 EMPTY, MIXED = -2, -1

@@ -58,7 +58,7 @@ def written(
     if not before or not new:
         return own
     pairs = (_both(name, args, kwargs, one, other) for one in before for other in new)
-    if any(torch.equal(there, here.expand(there.shape)) for there, here in pairs):
+    if value.numel() and any(torch.equal(there, here.expand(there.shape)) for there, here in pairs):
         return own
     is_constant = id(target) not in of or (isinstance(own, Tensor) and bool((own == EMPTY).any()))
     if not is_constant or not isinstance(theirs, Tensor):
@@ -108,7 +108,10 @@ def _numbered(index: Any) -> list[Tensor] | None:
     parts = list(index) if isinstance(index, (tuple, list)) else [index]
     if len(parts) == 1 and isinstance(parts[0], Tensor) and parts[0].dtype is torch.bool:
         parts = list(parts[0].nonzero(as_tuple=True))
-    if not parts or not all(isinstance(part, Tensor) and part.dtype is torch.int64 for part in parts):
+    like = next((part for part in parts if isinstance(part, Tensor)), None)
+    if like is not None:
+        parts = [like.new_tensor(part) if type(part) is int and part >= 0 else part for part in parts]
+    if like is None or not all(isinstance(part, Tensor) and part.dtype is torch.int64 for part in parts):
         return None
     return list(torch.broadcast_tensors(*parts))
 
