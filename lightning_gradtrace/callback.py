@@ -28,7 +28,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import BaseFinetuning, Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -43,8 +43,7 @@ from lightning_gradtrace.capture.engines.sample_losses import PerSampleLoss
 from lightning_gradtrace.capture.intake.arrival import BatchReader
 from lightning_gradtrace.capture.intake.inputs import vocabulary
 from lightning_gradtrace.capture.intake.sample_ids import CallableIds, DataloaderWatch, IdSource, KeyIds
-from lightning_gradtrace.capture.parameters import ParameterFilter, n_thawing, select_parameters
-from lightning_gradtrace.capture.probing.common import common_to
+from lightning_gradtrace.capture.parameters import ParameterFilter, select_parameters
 from lightning_gradtrace.capture.probing.rehearsal import loss_factor, rehearse
 from lightning_gradtrace.guard import guarded, refuse_to_resume
 from lightning_gradtrace.provenance import trace_attributes
@@ -59,6 +58,11 @@ from lightning_gradtrace.training.run import Run
 from lightning_gradtrace.training.tracer import Tracer
 
 _LOW_PRECISION = ("16", "bf16", "transformer-engine")
+
+
+def _thawing(trainer: pl.Trainer) -> int:
+    """Return the number of callbacks that will unfreeze parameters, which adds a group of them."""
+    return sum(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 class GradTrace(Callback):
@@ -161,7 +165,7 @@ class GradTrace(Callback):
         check_not_compiled(pl_module)
         # A filter that matches nothing is said before any data is loaded, if the model is there already.
         if not is_overridden("configure_model", pl_module):
-            select_parameters(pl_module, self.params, n_thawing(trainer) > 0, self.engine == "tape")
+            select_parameters(pl_module, self.params, _thawing(trainer) > 0, self.engine == "tape")
         if self.sample_ids == "auto":
             self._watch.start(trainer.strategy, lambda: bool(trainer.training))
 
@@ -174,15 +178,13 @@ class GradTrace(Callback):
             check_parameters(pl_module, trainer.strategy, trainer.world_size, self.engine)
         ranks = Ranks.join() if trainer.world_size > 1 else Ranks()
         resume = state_of_rank(self._resume, ranks)
-        tracked = select_parameters(pl_module, self.params, n_thawing(trainer) > 0, self.engine == "tape")
+        tracked = select_parameters(pl_module, self.params, _thawing(trainer) > 0, self.engine == "tape")
         coarse = str(trainer.precision).startswith(_LOW_PRECISION)
         context, choices = trainer.precision_plugin.train_step_context, [r.choice(self.vocab) for r in self.records]
         engine = make_engine(pl_module, choices, self.per_sample_loss, context, coarse)
         infos = parameter_infos(tracked)
         self._announce(trainer, infos)
-        n_groups = n_thawing(trainer) + max(
-            (len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1
-        )
+        n_groups = _thawing(trainer) + max((len(optimizer.param_groups) for optimizer in trainer.optimizers), default=1)
         writer = open_writer(
             ranks,
             self.path,
@@ -204,7 +206,6 @@ class GradTrace(Callback):
             scaler=getattr(trainer.precision_plugin, "scaler", None),
             every_n_steps=self.every_n_steps,
             weights=as_schedule("GradTrace", self.weights_every_n_steps),
-            common=None if self.engine != "tape" or tracer.spread else common_to(trainer, pl_module),
         )
         if resume:
             self._run.restore(resume)
@@ -245,8 +246,7 @@ class GradTrace(Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        rehearsal = functools.partial(rehearse, trainer, pl_module)
-        self._running.begin_batch(batch, batch_idx, trainer.global_step, rehearsal)
+        self._running.begin_batch(batch, batch_idx, trainer.global_step)
 
     @override
     @guarded

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -65,11 +64,6 @@ def _kind(owner: nn.Module, leaf: str, tensor: Tensor, vocabulary: tuple[int, ..
     if tuple(tensor.shape) == vocabulary:
         return "head"
     return "linear" if isinstance(owner, nn.Linear) else "other"
-
-
-def n_thawing(trainer: Any) -> int:
-    """Return how many callbacks of a trainer will unfreeze parameters, each of which adds a group of them."""
-    return sum(hasattr(callback, "unfreeze_and_add_param_group") for callback in trainer.callbacks)
 
 
 def select_parameters(

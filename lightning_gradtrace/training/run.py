@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 from lightning_gradtrace.capture.intake.arrival import BatchReader
 from lightning_gradtrace.capture.passes import Passes, make_alone
 from lightning_gradtrace.capture.placing.placement import Probe
-from lightning_gradtrace.capture.probing.common import Common
 from lightning_gradtrace.capture.probing.probe import PermutationProbe
 from lightning_gradtrace.capture.sharded import watch_unsharding
 from lightning_gradtrace.ranks.checkpoint import joint_state, lone_state
@@ -34,7 +33,7 @@ from lightning_gradtrace.training.tracer import Tracer
 from lightning_gradtrace.update.nesting import Moment, Removable, come_last, watch_steps
 from lightning_gradtrace.update.scaling import held_scale, loss_scale, overflowed
 
-Rehearsal = Callable[[int, Any], Tensor]
+Rehearsal = Callable[[int, Any], None]
 STATE_VERSION = 1  # of what a checkpoint holds of a run
 
 
@@ -50,7 +49,6 @@ class Run:
         scaler: the GradScaler of the precision plugin, None without one.
         every_n_steps: record every n-th optimizer step; with several optimizers, every n-th of each.
         weights: before which steps all weights are stored, None for never.
-        common: knows what the samples of a batch have in common; None if all that it holds is taken for theirs.
         failure: an error that waits until the ranks meet, see `ranks.meeting.held_back`; None with a single process.
     """
 
@@ -61,7 +59,6 @@ class Run:
     scaler: Any = None
     every_n_steps: int = 1
     weights: Schedule | None = None
-    common: Common | None = None
     failure: Exception | None = field(default=None, init=False)
     _hooks: list[Any] = field(default_factory=list, init=False)
     _n_batches: int = field(default=0, init=False)
@@ -96,33 +93,29 @@ class Run:
             self._hooks += watch_unsharding(self.tracer.module, [p.name for p in self.tracer.tracked])
         return self._hooks
 
-    def begin_batch(self, batch: Any, number: int, step: int, rehearse: Rehearsal) -> None:
+    def begin_batch(self, batch: Any, number: int, step: int) -> None:
         """Read a batch and start the tape, if a step of this batch may be recorded.
 
         Args:
             batch: the batch.
             number: its index in the epoch.
             step: number of the coming optimizer step.
-            rehearse: see `after_backward`.
         """
         self._settle()
         come_last(self._hooks)
         self._taped = self.manual or not (step % self.every_n_steps or not self._due(step))
         self._tokens = any(record.wants_tokens and (self.manual or record.due(step)) for record in self.tracer.records)
-        self._begin_batch(batch, number, rehearse)
+        self._begin_batch(batch, number)
 
     @held_back
-    def _begin_batch(self, batch: Any, number: int, rehearse: Rehearsal) -> None:
+    def _begin_batch(self, batch: Any, number: int) -> None:
         arrival = self.reader.read(batch, number)
         self._n_batches += 1
         if not self._taped:
             return
-        if self.common is not None:
-            probe = arrival.probe(self.tracer.module, self.tracer.parameters(), rehearse)
-            arrival = replace(arrival, common=self.common.among(probe))
         if (found := self.reader.new_inputs(arrival)) is not None:
             self.tracer.writer.append_samples(*found)
-        tape = self.tracer.tape(arrival.own, len(arrival.ids), arrival.axis)
+        tape = self.tracer.tape(arrival.batch, len(arrival.ids), arrival.axis)
         self._open.begin(arrival, tape, self.tracer.module)
 
     def before_backward(self, loss: Tensor, rehearse: Rehearsal) -> None:
@@ -218,9 +211,14 @@ class Run:
     @held_back
     def _before_step(self, optimizer: Optimizer, number: int, epoch: int, rank: int) -> None:
         self._scale = loss_scale(self.scaler)
-        position = Position(number, epoch, rank, self._numbers.place_of(optimizer))
-        scales = {"loss_scale": self._scale, "held_scale": held_scale(self.scaler, optimizer)}
-        self.tracer.before_step(optimizer, position, record=self._recorded, alone=len(self.optimizers) == 1, **scales)
+        self.tracer.before_step(
+            optimizer,
+            Position(number, epoch, rank, self._numbers.place_of(optimizer)),
+            record=self._recorded,
+            alone=len(self.optimizers) == 1,
+            loss_scale=self._scale,
+            held_scale=held_scale(self.scaler, optimizer),
+        )
 
     def step_begins(self, optimizer: Optimizer, kwargs: Mapping[str, Any], announce: Callable[[], None]) -> None:
         """Take note that an optimizer's `step` was called.

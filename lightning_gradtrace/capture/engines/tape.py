@@ -13,6 +13,7 @@ from lightning_gradtrace.capture.attribution import Attribution
 from lightning_gradtrace.capture.forward.derived import Lineage, OverwrittenError, Root
 from lightning_gradtrace.capture.forward.tape import Tape
 from lightning_gradtrace.capture.forward.use import Site, Use
+from lightning_gradtrace.capture.intake.permuting import own_part
 from lightning_gradtrace.capture.micro_batch import MicroBatch
 from lightning_gradtrace.capture.passes import Passes
 from lightning_gradtrace.capture.placing.placement import Placer, Probe, UnattributableError
@@ -47,11 +48,12 @@ class TapeEngine:
             parameters: the tracked parameters by name.
             batch: the batch; None if it is unknown, then every tensor that is not tracked counts as batched.
             n_samples: its number of samples.
-            batch_axis: not needed, the place of the samples is found use by use.
+            batch_axis: axis of the samples in the batch's tensors; elsewhere their place is found use by use.
 
         Returns:
             The tape.
         """
+        batch = batch if n_samples is None else own_part(batch, n_samples, batch_axis)
         aside = None if self.sharing.is_known(n_samples) else Tape(parameters, batch, n_samples, shared=EVERYWHERE)
         return Tape(parameters, batch, n_samples, shared=self.sharing.shared, aside=aside)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from lightning_gradtrace.capture.forward.tape import Tape
-from lightning_gradtrace.capture.intake.batch import count_samples, find_batch_axis, without
+from lightning_gradtrace.capture.intake.batch import copied, count_samples, find_batch_axis
 from lightning_gradtrace.capture.intake.inputs import InputFilter, InputSource
 from lightning_gradtrace.capture.intake.sample_ids import IdSource
 from lightning_gradtrace.capture.intake.strung import strung_in
@@ -29,7 +29,6 @@ class Arrival:
         ids: sample ids in slot order, int64, shape (sample,).
         axis: axis of the batch's tensors that holds the samples.
         is_strung: whether samples are strung together in it.
-        common: tensors of it that all samples have in common, though they are as long as if they held the samples.
     """
 
     batch: Any
@@ -37,19 +36,13 @@ class Arrival:
     ids: np.ndarray
     axis: int
     is_strung: bool = False
-    common: Sequence[Tensor] = ()
-
-    @property
-    def own(self) -> Any:
-        """The batch without what all samples have in common."""
-        return without(self.batch, self.common)
 
     def probe(
         self,
         module: nn.Module,
         parameters: Mapping[str, Tensor],
-        rehearse: Callable[[int, Any], Any],
-        tape: Any = None,
+        rehearse: Callable[[int, Any], None],
+        tape: Any,
         memory: Memory | None = None,
     ) -> PermutationProbe:
         """Return a probe of the batch.
@@ -58,13 +51,13 @@ class Arrival:
             module: the model.
             parameters: tracked parameters by name.
             rehearse: runs the training step's forward pass on (index of the batch, batch).
-            tape: the tape of the real one; None before it.
+            tape: the tape of the real one.
             memory: what the model remembered when it began; None if that is not known.
         """
         run = functools.partial(rehearse, self.number)
         graded = isinstance(tape, Tape) and tape.taint.left_torch_function
         of = (module, parameters, run, self.batch, len(self.ids), self.axis)
-        return PermutationProbe(*of, getattr(tape, "state", None), memory, graded=graded, common=self.common)
+        return PermutationProbe(*of, tape.state, memory, graded=graded)
 
 
 class BatchReader:
@@ -108,7 +101,7 @@ class BatchReader:
         if ids is None:
             ids = np.arange(self._n_arrived, self._n_arrived + n_samples)
         self._n_arrived += n_samples
-        return Arrival(batch, number, ids, axis, bool(strung))
+        return Arrival(copied(batch), number, ids, axis, bool(strung))
 
     def state(self) -> dict[str, int | None]:
         """Return what a later process needs to go on after the last batch that was finished."""
@@ -131,5 +124,4 @@ class BatchReader:
 
     def new_inputs(self, arrival: Arrival) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Return ids, token ids and lengths of the samples whose inputs were not returned before, None for none."""
-        batch = arrival.batch if callable(self._inputs.source) else arrival.own
-        return self._inputs.new(batch, arrival.ids, None if arrival.is_strung else arrival.axis)
+        return self._inputs.new(arrival.batch, arrival.ids, None if arrival.is_strung else arrival.axis)

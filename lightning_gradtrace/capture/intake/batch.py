@@ -6,9 +6,10 @@ import copy
 import dataclasses
 import functools
 import types
-from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,26 +59,12 @@ def tensors(batch: Any) -> Iterator[Tensor]:
         yield from tensors(part)
 
 
-def leaves(batch: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
-    """Yield the tensors of a batch as `tensors` does, each after the keys, indices and names that lead to it."""
-    if isinstance(batch, Tensor):
-        yield path, batch
-    for key, part in (parts_of(batch) or {}).items():
-        yield from leaves(part, (*path, key))
-
-
-def without(batch: Any, left_out: Collection[Tensor]) -> Any:
-    """Return a batch of the same structure with None in the place of some of its tensors, known by identity."""
-    if not left_out:
-        return batch
-    return map_tensors(lambda tensor: None if any(tensor is one for one in left_out) else tensor, batch)
-
-
 def holds_one_each(part: Any, n_samples: int, is_whole: bool = False) -> bool:
     """Say whether a list holds one tensor for each sample, as texts or images of unlike sizes come.
 
-    The tensors of fields are not alike, and hold the samples along one of the first two axes: all of them, but for a
-    tuple that is the whole batch, where one is enough (texts that are strung together, their lengths, their labels).
+    The tensors of fields hold the samples along axis 0; where they are the whole batch, along one of the first two axes
+    and with as many positions. Of a tuple that is the whole batch it is enough if one does (texts that are strung
+    together, their lengths, their labels).
 
     Args:
         part: a part of a batch.
@@ -90,8 +77,33 @@ def holds_one_each(part: Any, n_samples: int, is_whole: bool = False) -> bool:
         return False
     if not any(len({(v.dtype, v.dim(), common(v.shape)) for v in part}) == 1 for common in (_of_text, _of_image)):
         return False
-    hold_samples = [n_samples in value.shape[:2] for value in part]
-    return not (any(hold_samples) if is_whole and isinstance(part, tuple) else all(hold_samples))
+    if is_whole and isinstance(part, tuple):
+        return not any(n_samples in value.shape[:2] for value in part)
+    if is_whole and len({value.shape[0] for value in part}) == 1:
+        return not all(n_samples in value.shape[:2] for value in part)
+    return not all(value.shape[0] == n_samples for value in part)
+
+
+def lists_one_each(part: Any, n_samples: int, is_whole: bool) -> bool:
+    """Say whether a part of a batch lists something else than a tensor for each sample: its text, a tree, its boxes.
+
+    Args:
+        part: a part of a batch.
+        n_samples: number of samples.
+        is_whole: whether it is all of the batch.
+    """
+    if isinstance(part, np.ndarray):
+        return part.ndim > 0 and len(part) == n_samples > 1
+    if not isinstance(part, (list, tuple)) or hasattr(part, "_asdict") or (is_whole and isinstance(part, tuple)):
+        return False
+    if len(part) != n_samples or n_samples < 2 or len(set(map(type, part))) > 1 or isinstance(part[0], Tensor):
+        return False
+    if isinstance(part, tuple) and isinstance(part[0], (bool, int, float)):
+        return False  # a shape, a range
+    found = [tensor.shape for tensor in tensors(part) if tensor.dim()]
+    if isinstance(part[0], Mapping):  # batches of several dataloaders hold the samples along axis 0
+        return not found or not all(shape[0] == n_samples for shape in found)
+    return not any(n_samples in shape[:2] for shape in found)
 
 
 def _of_text(shape: torch.Size) -> Any:
@@ -108,6 +120,8 @@ def pieces(batch: Any, n_samples: int, is_whole: bool = True) -> Iterator[tuple[
     """Yield the tensors of a batch, or of a part of it, that belong to one sample alone, after its number."""
     if holds_one_each(batch, n_samples, is_whole):
         yield from enumerate(batch)
+    elif isinstance(batch, (list, tuple)) and lists_one_each(batch, n_samples, is_whole):
+        yield from ((sample, tensor) for sample, part in enumerate(batch) for tensor in tensors(part))
     else:
         for part in (parts_of(batch) or {}).values():
             yield from pieces(part, n_samples, is_whole=False)
@@ -121,7 +135,7 @@ def holds_only_tensors(batch: Any) -> bool:
     return all(holds_only_tensors(part) for part in parts.values())
 
 
-def map_tensors(function: Callable[[Tensor], Tensor | None], batch: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """Return a batch of the same structure with ``function`` applied to each of its tensors."""
     if isinstance(batch, Tensor):
         return function(batch)
@@ -129,6 +143,17 @@ def map_tensors(function: Callable[[Tensor], Tensor | None], batch: Any) -> Any:
     if parts is None:
         return batch
     return rebuilt(batch, {key: map_tensors(function, part) for key, part in parts.items()})
+
+
+def copied(batch: Any) -> Any:
+    """Return a batch with the same tensors in containers of its own, which a step may take something out of.
+
+    Some classes of batches can't be put together again; these come as they are.
+    """
+    try:
+        return map_tensors(lambda tensor: tensor, batch)
+    except Exception:
+        return batch
 
 
 def _describe(batch: Any) -> str:
@@ -233,8 +258,11 @@ def sample_axis_of(tensor: Tensor, n_samples: int, batch_axis: int) -> int | Non
     """Return the axis of one tensor of a batch that holds the samples, None if it has none.
 
     That is ``batch_axis`` if its size fits, else the only other one among axes 0 and 1 whose size does (labels of
-    shape (sample,) beside tokens of shape (position, sample)).
+    shape (sample,) beside tokens of shape (position, sample)). What has the shape (1, n) where the samples stand along
+    axis 0 is broadcast over them, as positions are.
     """
+    if batch_axis == 0 and tensor.dim() == 2 and tensor.shape[0] == 1 < n_samples:
+        return None
     axes = [a for a in range(min(tensor.dim(), 2)) if tensor.shape[a] == n_samples]
     if batch_axis in axes:
         return batch_axis

@@ -20,7 +20,7 @@ class InputFilter:
     """
 
     def __init__(self, source: InputSource) -> None:
-        self.source = source
+        self._source = source
         self._seen: set[int] = set()
 
     def remember(self, ids: np.ndarray) -> None:
@@ -43,13 +43,13 @@ class InputFilter:
         Raises:
             ValueError: the callable returned something else than whole numbers, one row per sample.
         """
-        if self.source is None:
+        if self._source is None:
             return None
         new = [slot for slot, i in enumerate(ids.tolist()) if i not in self._seen]
         if not new:
             return None
-        if callable(self.source):
-            tokens = np.asarray(self.source(batch))
+        if callable(self._source):
+            tokens = np.asarray(self._source(batch))
         else:
             found = None if batch_axis is None else token_ids(batch, len(ids), batch_axis)
             if found is None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.intake.batch import parts_of, tensors
+from lightning_gradtrace.capture.intake.packed import packed_in
 
 _WHOLE = (torch.int64, torch.int32, torch.int16)
 
@@ -61,7 +62,12 @@ class Strung:
         self._offsets: list[Tensor] = []
         self.doubtful: list[Tensor] = []
         self.is_confirmed = False
-        found = [t for t in tensors(batch) if t.layout is torch.strided and not t.is_nested and t.dim()]
+        packed = {id(part) for one in packed_in(batch) for part in one}
+        found = [
+            t
+            for t in tensors(batch)
+            if t.layout is torch.strided and not t.is_nested and t.dim() and id(t) not in packed
+        ]
         whole = [t for t in found if t.dtype in _WHOLE and t.dim() < 3]
         if n_samples < 2 or not any(t.dim() == 1 and len(t) > n_samples for t in whole):  # so in most batches
             return
@@ -72,8 +78,7 @@ class Strung:
         self._vectors = [vector for vector, _ in vectors]
         kinds = [owners for vector, owners in vectors if named or self._is_supported(vector, owners, vectors, found)]
         kinds += named.values()
-        self._is_named = bool(named)
-        self.is_confirmed |= self._is_named
+        self.is_confirmed |= bool(named)
         if not any(len(owners) > n_samples for owners in kinds):
             return
         self._samples = torch.arange(n_samples, device=self._device)
@@ -101,11 +106,9 @@ class Strung:
     def __contains__(self, tensor: object) -> bool:
         return id(tensor) in self._parts
 
-    def axis_of(self, tensor: Tensor) -> int | None:
-        """Return the axis of a tensor that may be of the samples' rows only because it is as long, None without one."""
-        part = self._parts.get(id(tensor))
-        is_told = part is None or part.targets or self._is_named or self._is_vector(tensor)
-        return None if part is None or is_told else part.axis
+    def says_of(self, tensor: Tensor) -> bool:
+        """Say whether a tensor of the batch tells or holds whose rows are, or might."""
+        return tensor in self or self._is_offsets(tensor) or any(tensor is one for one in self.doubtful)
 
     def owners(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield tensors, each with the owners of its entries, int16 of its shape."""

@@ -20,12 +20,11 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.forward.influence import InfluenceTape
 from lightning_gradtrace.capture.forward.tape import Tape
 from lightning_gradtrace.capture.forward.use import Use
-from lightning_gradtrace.capture.intake.batch import sample_axis_of, tensors, without
-from lightning_gradtrace.capture.intake.permuting import has_lists, permute_samples
+from lightning_gradtrace.capture.intake.batch import copied, sample_axis_of, tensors
+from lightning_gradtrace.capture.intake.permuting import has_lists, own_part, permute_samples
 from lightning_gradtrace.capture.intake.strung import Strung
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis
 from lightning_gradtrace.capture.placing.settling import count_unexplained
-from lightning_gradtrace.capture.precision import coarsest
 from lightning_gradtrace.capture.probing.draws import EVERYWHERE, Draws, DrawSite, arrange
 from lightning_gradtrace.capture.probing.memory import Memory
 from lightning_gradtrace.capture.probing.random_state import RandomState
@@ -108,7 +107,6 @@ class PermutationProbe:
         stirred: run on weights that are a little other than the model's; in training two samples are swapped then.
         graded: run with gradients, because what gradients pass is not known without.
         trials: how many runs may be spent on the places of samples in random numbers.
-        common: tensors of the batch that all samples have in common; these are constants, and stay as they are.
     """
 
     module: nn.Module
@@ -125,17 +123,16 @@ class PermutationProbe:
     stirred: bool = False
     graded: bool = False
     trials: int = 32
-    common: Sequence[Tensor] = ()
 
     @functools.cached_property
     def _strung(self) -> Strung:
-        return Strung(without(self.batch, self.common), self.n_samples)
+        return Strung(self.batch, self.n_samples)
 
     def coincides(self) -> bool:
         """Say whether something else than samples is as numerous: positions, features, rows of a table."""
         sizes = {size for tensor in (*self.module.parameters(), *self.module.buffers()) for size in tensor.shape}
         for tensor in tensors(self.batch):
-            samples = self._sample_axis_of(tensor)
+            samples = None if tensor in self._strung else sample_axis_of(tensor, self.n_samples, self.batch_axis)
             sizes |= {size for axis, size in enumerate(tensor.shape) if axis != samples}
         return self.n_samples in sizes
 
@@ -197,35 +194,8 @@ class PermutationProbe:
                 found[site] = is_shared(site, first, fixed, moved, order) if numbers else None
         return found
 
-    @contextmanager
-    def losses(self, training: bool) -> Iterator[tuple[Callable[[Tensor, Sequence[Tensor]], Tensor], torch.dtype]]:
-        """Yield what runs the model on its samples in an order and returns the losses, shape (loss,), and their dtype.
-
-        Some tensors of the batch may keep their order. The dtype is the coarsest that uses compute in. The weights are
-        a little other than the model's, so that what comes after a layer that begins with zeros is heard.
-
-        Args:
-            training: run as in training, else in evaluation mode, where most models draw nothing.
-        """
-        found: list[Tensor] = []
-        probe = replace(self, run=lambda batch: found.append(self.run(batch)), stirred=True, training=training)
-        draws = Draws()
-        with probe._runs(Tape) as run:
-            first = run(self.batch, draws)
-            made = [out.tensor for use in first.uses for out in use.outputs if out is not None]
-            dtype = coarsest([found.pop().dtype, *(tensor.dtype for tensor in made if tensor.is_floating_point())])
-            options = {i: draw.options(self.n_samples)[0] for i, draw in enumerate(draws.made)}
-            places = {i: place for i, place in options.items() if place is not None}
-
-            def losses(order: Tensor, common: Sequence[Tensor]) -> Tensor:
-                run(replace(probe, common=common)._permuted(order), Draws(draws.made, places, order))
-                return found.pop()
-
-            yield losses, dtype
-
     def _permuted(self, order: Tensor, with_lists: bool = True) -> Any:
-        of = (self.batch, order, self.n_samples, self.batch_axis)
-        return permute_samples(*of, with_lists=with_lists, common=self.common)
+        return permute_samples(self.batch, order, self.n_samples, self.batch_axis, with_lists=with_lists)
 
     def _arranged(
         self, run: Callable[..., AnyTape], first: Tape, draws: Draws, order: Tensor
@@ -264,21 +234,8 @@ class PermutationProbe:
         """Return the axis of the samples in a tensor of the batch itself, None for all others."""
         for own in tensors(self.batch):
             if own.shape == tensor.shape and own.data_ptr() == tensor.data_ptr():
-                return self._sample_axis_of(own)
+                return None if own in self._strung else sample_axis_of(own, self.n_samples, self.batch_axis)
         return None
-
-    def _sample_axis_of(self, tensor: Tensor) -> int | None:
-        """Return the axis of the samples in a tensor that is one of the batch's."""
-        if tensor in self._strung or any(tensor is one for one in self.common):
-            return None
-        return sample_axis_of(tensor, self.n_samples, self.batch_axis)
-
-    def moved_axis(self, tensor: Tensor) -> int | None:
-        """Return the axis along which a tensor of the batch follows its samples only because of its size.
-
-        It is None for a tensor that does not follow them, and one that says itself whose its rows are.
-        """
-        return self._strung.axis_of(tensor) if tensor in self._strung else self._sample_axis_of(tensor)
 
     def again(self) -> list[Use]:
         """Record the uses of a second run on the batch, after a first one that leaves its state and random numbers."""
@@ -335,11 +292,11 @@ class PermutationProbe:
     def _taped(
         self, kind: type[AnyTape], data: Any, draws: Draws | None = None, *, with_gradients: bool = False
     ) -> AnyTape:
-        own = without(data, self.common)
+        own = own_part(data, self.n_samples, self.batch_axis)
         tape = kind(self.parameters, own, self.n_samples, probing=True, shared=self.shared, draws=draws)
         try:
             with torch.set_grad_enabled(with_gradients), tape:
-                self.run(data)
+                self.run(copied(data))
         finally:
             tape.own_backward.forget()
         return tape

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from lightning_gradtrace.capture.precision import coarsest
 from lightning_gradtrace.capture.probing.attributes import OptimizerStates
 
 
-def rehearse(trainer: Any, pl_module: Any, batch_idx: int, batch: Any) -> Tensor:
+def rehearse(trainer: Any, pl_module: Any, batch_idx: int, batch: Any) -> None:
     """Run `training_step` on a batch; what it logs goes nowhere.
 
     With manual optimization its backward passes and optimizer steps do nothing either, and what other methods of an
@@ -25,24 +21,16 @@ def rehearse(trainer: Any, pl_module: Any, batch_idx: int, batch: Any) -> Tensor
         pl_module: the LightningModule.
         batch_idx: index of the batch.
         batch: the batch.
-
-    Returns:
-        The losses that it returns or propagates back, in the coarsest dtype of any, on the CPU, shape (loss,).
     """
-    losses: list[Any] = []
     takes_index = len(inspect.signature(pl_module.training_step).parameters) > 1
     with ExitStack() as stack:
         stack.callback(OptimizerStates(trainer.optimizers, pl_module).restore)
-        stack.enter_context(_replaced(pl_module, _idle_methods(pl_module, losses)))
+        stack.enter_context(_replaced(pl_module, _idle_methods(pl_module)))
         for optimizer in trainer.optimizers:  # which a step may ask for without `self.optimizers()`
             idle = IdleOptimizer(optimizer)
             stack.enter_context(_replaced(optimizer, {"step": idle.step, "zero_grad": idle.zero_grad}))
         stack.enter_context(trainer.precision_plugin.train_step_context())
-        losses.append(pl_module.training_step(*((batch, batch_idx) if takes_index else (batch,))))
-    found = [one.get("loss") if isinstance(one, Mapping) else one for one in losses]
-    sums = [one.detach().sum().cpu() for one in found if isinstance(one, Tensor)]
-    dtype = coarsest(one.dtype for one in sums)
-    return torch.stack([one.to(dtype) for one in sums]) if sums else torch.zeros(0, device="cpu")
+        pl_module.training_step(batch, batch_idx) if takes_index else pl_module.training_step(batch)
 
 
 def loss_factor(trainer: Any) -> float:
@@ -105,8 +93,8 @@ class IdleScheduler:
         """Do nothing."""
 
 
-def _idle_methods(pl_module: Any, losses: list[Any]) -> dict[str, Callable[..., Any]]:
-    """Return stand-ins for what a training step may call to train, to log and to print; losses are kept."""
+def _idle_methods(pl_module: Any) -> dict[str, Callable[..., Any]]:
+    """Return stand-ins for what a training step may call to train, to log and to print."""
 
     def nothing(*args: Any, **kwargs: Any) -> None:
         return None
@@ -117,9 +105,8 @@ def _idle_methods(pl_module: Any, losses: list[Any]) -> dict[str, Callable[..., 
     optimizers, schedulers = pl_module.optimizers, pl_module.lr_schedulers
     methods: dict[str, Callable[..., Any]] = dict.fromkeys(("log", "log_dict", "print"), nothing)
     if not pl_module.automatic_optimization:
-        names = ("clip_gradients", "toggle_optimizer", "untoggle_optimizer", "zero_grad")
+        names = ("manual_backward", "clip_gradients", "toggle_optimizer", "untoggle_optimizer", "zero_grad")
         methods.update(dict.fromkeys(names, nothing))
-        methods["manual_backward"] = lambda loss, *args, **kwargs: losses.append(loss)
         methods["optimizers"] = lambda *args, **kwargs: idle(optimizers(*args, **kwargs), IdleOptimizer)
         methods["lr_schedulers"] = lambda: idle(schedulers(), IdleScheduler)
     return methods

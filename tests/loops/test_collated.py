@@ -1,4 +1,4 @@
-"""What a collate function puts beside the samples, as long as they are many: no sample's own, and the shares say so."""
+"""What collate functions make of samples: things beside them, lists, packed texts, rows of unlike number."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradtrace import GradTrace
@@ -112,34 +113,37 @@ class Distances(nn.Module):
         return (self.net(batch["x"]) - self.net(batch["beside"])).square().sum(1) * batch["y"][:, 0].exp()
 
 
+class Choices(nn.Module):
+    """Reads several answers to each question, which lie in one axis with the questions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(WIDTH, 1)
+
+    def forward(self, batch):
+        scores = self.net(batch["beside"]).view(len(batch["x"]), -1)
+        return nn.functional.cross_entropy(scores + self.net(batch["x"]), batch["y"], reduction="none")
+
+
 CLASSES = torch.arange(2 * N) % N
+PLACES = torch.linspace(0, 1, 2 * N, dtype=torch.float64)[:, None]
 CASES: dict[str, tuple[Callable[[], nn.Module], Loader]] = {
-    "grid": (Operator, loader(random(12, WIDTH), random(12, N, seed=1), beside=torch.linspace(0, 1, N)[:, None])),
-    "grid for two samples": (
-        Operator,
-        loader(random(12, WIDTH), random(12, 2, seed=1), 2, beside=torch.tensor([[0.0], [1.0]])),
-    ),
-    "grid as long as the last batch": (
-        Operator,
-        loader(random(9, WIDTH), random(9, 3, seed=1), beside=torch.linspace(0, 1, 3)[:, None]),
-    ),
-    "names of classes": (Names, loader(random(12, WIDTH), CLASSES, beside=random(N, 3, seed=2))),
+    "grid of twice as many": (Operator, loader(random(12, WIDTH), random(12, 2 * N, seed=1), beside=PLACES)),
+    "grid of others": (Operator, loader(random(12, WIDTH), random(12, N + 1, seed=1), beside=PLACES[: N + 1])),
+    "short last batch": (Operator, loader(random(9, WIDTH), random(9, 2 * N, seed=1), beside=PLACES)),
+    "names of classes": (Names, loader(random(12, WIDTH), CLASSES, 2, beside=random(N, 3, seed=2))),
     "positions (1, position)": (
         Positions,
         loader(random(12, N, WIDTH), random(12, N, seed=1), beside=torch.arange(N)[None]),
     ),
-    "positions (position,)": (
+    "positions of two samples": (
         Positions,
-        loader(random(12, N, WIDTH), random(12, N, seed=1), beside=torch.arange(N)),
+        loader(random(12, N, WIDTH), random(12, N, seed=1), 2, beside=torch.arange(N)),
     ),
     "adjacency": (Graph, loader(random(12, N, WIDTH), random(12, N, seed=1), beside=random(N, N, seed=3).exp())),
-    "two": (
-        Two,
-        loader(
-            random(12, WIDTH), random(12, N, seed=1), beside=torch.linspace(0, 1, N)[:, None], weights=random(N, seed=4)
-        ),
-    ),
+    "weights": (Two, loader(random(12, WIDTH), random(12, 7, seed=1), beside=PLACES[:7], weights=random(7, seed=4))),
     "twins": (Distances, loader(random(12, WIDTH), random(12, 1, seed=1), beside=random(N, WIDTH, seed=3))),
+    "answers": (Choices, loader(random(12, WIDTH), CLASSES % 4, beside=random(4 * N, WIDTH, seed=3))),
 }
 
 
@@ -150,32 +154,104 @@ def test_what_stands_beside_the_samples_is_none_of_theirs(name: str, tmp_path: P
     check(make(), load, tmp_path)
 
 
-class Packed(nn.Module):
-    """Reads texts that are strung together, and a table of features that all of them look at."""
+TEXTS = [(random(n, WIDTH, seed=n), random(seed=n)) for n in (2, 5, 3, 4, 1, 6, 2, 3, 5, 4, 6, 1)]
+
+
+class Strung(nn.Module):
+    """Reads texts that lie one after the other, of which lengths alone are known."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.token, self.table, self.last = nn.Linear(WIDTH, 5), nn.Linear(2, 5), nn.Linear(5, 1)
+        self.net, self.last = mlp(WIDTH, 5), nn.Linear(5, 1)
 
     def forward(self, batch):
-        known = self.table(batch["table"])
-        each = self.last(torch.tanh(self.token(batch["x"])[batch["ends"][0]] * known[0] + known[4]))[:, 0]
-        summed = each.new_zeros(len(batch["y"])).index_add(0, batch["of"], each)
-        return (summed - batch["y"]).square()
+        texts = self.net(batch["words"]).split(batch["lengths"].tolist())
+        return (self.last(torch.stack([text.mean(0) for text in texts]))[:, 0] - batch["y"]).square()
 
 
-def test_what_is_as_long_as_the_texts_that_are_strung_together_is_none_of_theirs(tmp_path: Path) -> None:
+def strung(items: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    texts, y = zip(*items, strict=True)
+    return {"words": torch.cat(texts), "lengths": torch.tensor([len(text) for text in texts]), "y": torch.stack(y)}
+
+
+class Recurrent(nn.Module):
+    """Reads packed texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.last = nn.GRU(WIDTH, 5), nn.Linear(5, 1)
+
+    def forward(self, batch):
+        return (self.last(self.cells(batch[0])[1][-1])[:, 0] - batch[1]).square()
+
+
+def packed(items: list[tuple[Tensor, Tensor]]) -> tuple[PackedSequence, Tensor]:
+    texts, y = zip(*items, strict=True)
+    return pack_sequence(texts, enforce_sorted=False), torch.stack(y)
+
+
+class Boxes(nn.Module):
+    """Reads an image and its boxes, whose four numbers may be as many as the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.box, self.image, self.last = nn.Linear(4, 5), nn.Linear(WIDTH, 5), nn.Linear(5, 1)
+
+    def forward(self, batch):
+        seen = [self.box(self.boxes(one)).relu().sum(0) for one in batch[1]]
+        return (self.last(torch.stack(seen) + self.image(batch[0]))[:, 0] - 1).square()
+
+    def boxes(self, one: Any) -> Tensor:
+        return one if isinstance(one, Tensor) else one["boxes"]
+
+
+BOXES = [(random(WIDTH, seed=i), random(1 + i % 3, 4, seed=i)) for i in range(12)]
+
+
+def listed(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[Tensor]]:
+    return torch.stack([image for image, _ in items]), [boxes for _, boxes in items]
+
+
+def named(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    images, boxes = listed(items)
+    return images, [{"boxes": one, "kinds": torch.zeros(len(one), dtype=torch.int64)} for one in boxes]
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 12])
+@pytest.mark.parametrize(
+    ("make", "data", "collate"),
+    [(Strung, TEXTS, strung), (Recurrent, TEXTS, packed), (Boxes, BOXES, listed), (Boxes, BOXES, named)],
+)
+def test_samples_of_unlike_size(make: Any, data: list[Any], collate: Any, n: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    texts, table = [(random(n, WIDTH, seed=n), random(seed=9)) for n in (2, 3, 4, 5)], random(5, 2, seed=1)
+    check(make(), lambda: DataLoader(data, batch_size=n, collate_fn=collate), tmp_path)
 
-    def collate(items: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-        x, y = zip(*items, strict=True)
-        of = torch.arange(len(x)).repeat_interleave(torch.tensor([len(one) for one in x]))
-        before = torch.arange(len(of)).roll(1).where(of == of.roll(1), torch.arange(len(of)))  # the token before each
-        ends = torch.stack([before, torch.arange(len(of))])
-        return {"x": torch.cat(x), "of": of, "y": torch.stack(y), "table": table, "ends": ends}
 
-    check(Packed(), lambda: DataLoader(texts, batch_size=2, collate_fn=collate), tmp_path)
+@pytest.mark.parametrize("collate", [listed, named])
+def test_boxes_of_four_images(collate: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    check(Boxes(), lambda: DataLoader(BOXES, batch_size=4, collate_fn=collate), tmp_path)
+
+
+class Popping(nn.Module):
+    """Takes something out of its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(N, N)
+
+    def forward(self, batch):
+        return (self.net(batch["x"]) - batch.pop("y")).square().mean(1)
+
+
+def test_a_step_may_take_something_out_of_its_batch(tmp_path: Path) -> None:
+    """As wide as the batch, so that the probe runs it again."""
+    torch.manual_seed(0)
+    kept, load = Kept(), loader(random(12, N), random(12, N, seed=1))
+    trace = GradTrace(tmp_path / "a.zarr", record=kept, params="*", quantity="gradient", ledger_every_n_steps=1)
+    net = Popping().double()
+    fit(Training(net), trace, loader=load(), max_epochs=1)
+    assert len(kept.shares) == 2
 
 
 class Pairs(nn.Module):
