@@ -167,7 +167,7 @@ class GradTrace(Callback):
         if not is_overridden("configure_model", pl_module):
             select_parameters(pl_module, self.params, _thawing(trainer) > 0, self.engine == "tape")
         if self.sample_ids == "auto":
-            self._watch.start(trainer.strategy, lambda: bool(trainer.training))
+            self._watch.start(trainer.strategy, lambda: bool(trainer.training), self.on_error == "raise")
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

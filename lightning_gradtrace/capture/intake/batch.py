@@ -179,6 +179,8 @@ def count_samples(batch: Any, batch_axis: int | None, n_ids: int | None) -> int:
     axes = [0, 1] if batch_axis is None else [batch_axis]
     if n_ids is not None and any(len(s) > a and s[a] == n_ids for s in shapes for a in axes):
         n = n_ids
+    elif n_ids == 1 and shapes:  # everything is its own, as the nodes of a graph are
+        n = 1
     elif n_ids is not None:
         raise ValueError(
             f"GradTrace: the batch has {_describe(batch)}, and {n_ids} sample ids are known for it, but no tensor has "

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from typing_extensions import override
 
+from lightning_gradtrace.capture.intake.collating import OrderedCollate
+
 
 class IdSource(ABC):
     """Gives the sample ids of every batch, in the order of the batches."""
@@ -117,14 +119,18 @@ class SamplerIds(IdSource):
 
     Args:
         loader: a dataloader with a map-style data set and a batch sampler.
+        strict: refuse a collate function that gives the samples another order.
     """
 
-    def __init__(self, loader: DataLoader[Any]) -> None:
+    def __init__(self, loader: DataLoader[Any], strict: bool = True) -> None:
         self._loader = loader
         inner = loader.batch_sampler
         self._recorder = (_StatefulRecordingBatchSampler if _keeps_state(inner) else RecordingBatchSampler)(inner)
         # DataLoader refuses to replace its batch sampler; the replacement yields the same batches.
         object.__setattr__(loader, "batch_sampler", self._recorder)
+        self._collate = loader.collate_fn
+        if strict and OrderedCollate.applies_to(self._collate):
+            loader.collate_fn = OrderedCollate(self._collate)
 
     @staticmethod
     def applies_to(loader: Any) -> bool:
@@ -160,6 +166,7 @@ class SamplerIds(IdSource):
     def restore(self) -> None:
         """Give the dataloader its own batch sampler back."""
         object.__setattr__(self._loader, "batch_sampler", self._recorder.inner)
+        self._loader.collate_fn = self._collate
 
 
 class KeyIds(IdSource):
@@ -217,12 +224,13 @@ class DataloaderWatch:
         self._samplers: list[SamplerIds] = []
         self._strategy: Any = None
 
-    def start(self, strategy: Any, is_training: Callable[[], bool]) -> None:
+    def start(self, strategy: Any, is_training: Callable[[], bool], strict: bool = True) -> None:
         """Begin to watch.
 
         Args:
             strategy: Lightning's strategy; its ``process_dataloader`` is replaced on this one object until `stop`.
             is_training: says whether the loader being processed is one for training.
+            strict: see `SamplerIds`.
         """
         self.stop()
         original = strategy.process_dataloader
@@ -230,7 +238,7 @@ class DataloaderWatch:
         def process_dataloader(loader: object) -> object:
             loader = original(loader)
             if is_training() and SamplerIds.applies_to(loader):
-                self._samplers.append(SamplerIds(loader))  # type: ignore[arg-type]
+                self._samplers.append(SamplerIds(loader, strict))  # type: ignore[arg-type]
             return loader
 
         strategy.process_dataloader = process_dataloader

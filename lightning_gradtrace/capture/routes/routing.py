@@ -27,7 +27,6 @@ from lightning_gradtrace.capture.forward.functions import Facts, names_of, tenso
 from lightning_gradtrace.capture.forward.taint import Taint
 from lightning_gradtrace.capture.forward.use import Use
 from lightning_gradtrace.capture.intake.batch import pieces, tensors
-from lightning_gradtrace.capture.intake.packed import owners_of, packed_in
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates, narrow, shape_before_view
 from lightning_gradtrace.capture.routes.apart import MOVES, looked_up, reduces, through, weighing
 from lightning_gradtrace.capture.routes.features import Features
@@ -99,11 +98,7 @@ class Routes:
             self._set(tensor, Route(None, {CERTAIN: belonging_to(sample, tensor)}))
         for tensor, owners in self._strung.given():
             self._set(tensor, Route(None, {CERTAIN: owners}))
-        for packed in packed_in(batch):
-            self._set(packed.data, Route(None, {CERTAIN: owners_of(packed)}))
-            for numbers in packed[1:]:  # of texts at every position, and their order
-                if numbers is not None:
-                    self._set(numbers, NOBODY)
+        self._known |= {id(tensor): (weakref.ref(tensor), NOBODY) for tensor in self._strung.orders}
         self._known |= {id(tensor): (weakref.ref(tensor), LOST) for tensor in self._strung.doubtful}
 
     def __call__(self, tensor: Tensor) -> Route | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.forward.functions import names_of
+from lightning_gradtrace.capture.intake.packed import owners_of, packed_in
 from lightning_gradtrace.capture.intake.strung import Strung
 from lightning_gradtrace.capture.routes.apart import MOVES
 from lightning_gradtrace.capture.routes.picking import PICKS, Call
@@ -34,6 +35,7 @@ class StrungRows:
 
     def __init__(self, batch: Any, n_samples: int) -> None:
         self._strung = Strung(batch, n_samples)
+        self._packed = list(packed_in(batch))
         self._by_size: dict[int, Tensor | None] = dict(self._strung.by_size)
         self._met: dict[int, Callable[[], Tensor | None]] = {}
         # For pointers, the number of the layout that each leads to.
@@ -46,7 +48,13 @@ class StrungRows:
 
     def given(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the tensors of the batch that hold rows, each with the owners of its entries."""
-        return self._strung.owners()
+        yield from self._strung.owners()
+        yield from ((packed.data, owners_of(packed)) for packed in self._packed)
+
+    @property
+    def orders(self) -> list[Tensor]:
+        """Tensors of packed texts that hold no samples: how many texts there are at every position, and their order."""
+        return [numbers for packed in self._packed for numbers in packed[1:] if numbers is not None]
 
     @property
     def doubtful(self) -> list[Tensor]:
