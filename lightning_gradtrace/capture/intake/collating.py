@@ -49,7 +49,8 @@ class OrderedCollate:
             return self.inner(items)
         self._asked = True
         n_samples, found = len(items), None
-        with suppress(Exception):  # an item of a kind that can't be looked at
+        before: list[Any] = []
+        with suppress(Exception):  # items of a kind that can't be looked at
             before = [copy.copy(item) for item in items[:_N_ITEMS]]
         batch = self.inner(items)
         with suppress(Exception):
