@@ -233,6 +233,53 @@ def test_boxes_of_four_images(collate: Any, tmp_path: Path) -> None:
     check(Boxes(), lambda: DataLoader(BOXES, batch_size=4, collate_fn=collate), tmp_path)
 
 
+class Cut(nn.Module):
+    """Puts a part of another image into every one (CutMix)."""
+
+    def __init__(self, by_loop: bool) -> None:
+        super().__init__()
+        self.by_loop = by_loop
+        self.net, self.last = nn.Conv2d(1, 2, 3), nn.Linear(2, 1)
+
+    def forward(self, batch):
+        x, others = batch["x"].clone(), torch.arange(len(batch["x"])).roll(1)
+        if self.by_loop:
+            for i, other in enumerate(others.tolist()):
+                x[i, :, 1:4, 2:5] = batch["x"][other, :, 1:4, 2:5]
+        else:
+            x[:, :, 1:4, 2:5] = x[others][:, :, 1:4, 2:5]
+        return (self.last(self.net(x).tanh().mean((2, 3))) - batch["y"]).square().mean(1)
+
+
+@pytest.mark.parametrize("by_loop", [False, True])
+def test_parts_of_other_samples_belong_to_the_row_that_they_were_put_in(by_loop: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    check(Cut(by_loop), loader(random(12, 1, 7, 9), random(12, 1, seed=1), 4), tmp_path)
+
+
+class Detector(nn.Module):
+    """Reads images of unlike size and their boxes, which come in lists alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.box, self.last = nn.Conv2d(1, 5, 3), nn.Linear(4, 5), nn.Linear(5, 1)
+
+    def forward(self, batch):
+        seen = [self.net(image[None]).tanh().mean((2, 3))[0] for image in batch[0]]
+        wanted = [self.box(target["boxes"]).sum(0) for target in batch[1]]
+        return self.last(torch.stack(seen) * torch.stack(wanted))[:, 0].square()
+
+
+SCENES = [(random(1, 5 + i % 3, 6, seed=i), {"boxes": random(1 + i % 4, 4, seed=i)}) for i in range(12)]
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_lists_alone_tell_how_many_samples_there_are(n: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    load = functools.partial(DataLoader, SCENES, batch_size=n, collate_fn=lambda items: tuple(zip(*items, strict=True)))
+    check(Detector(), load, tmp_path)
+
+
 class Popping(nn.Module):
     """Takes something out of its batch."""
 

@@ -181,6 +181,8 @@ def count_samples(batch: Any, batch_axis: int | None, n_ids: int | None) -> int:
         n = n_ids
     elif n_ids == 1 and shapes:  # everything is its own, as the nodes of a graph are
         n = 1
+    elif n_ids is not None and any(pieces(batch, n_ids)):  # lists of images, and of targets
+        n = n_ids
     elif n_ids is not None:
         raise ValueError(
             f"GradTrace: the batch has {_describe(batch)}, and {n_ids} sample ids are known for it, but no tensor has "

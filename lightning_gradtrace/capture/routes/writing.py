@@ -60,10 +60,24 @@ def written(
     pairs = (_both(name, args, kwargs, one, other) for one in before for other in new)
     if value.numel() and any(torch.equal(there, here.expand(there.shape)) for there, here in pairs):
         return own
+    if id(target) in of and own is Fate.ORDINARY and _leaves_some(name, args, n_samples):
+        return own  # rows of samples, into which parts of others were put
     is_constant = id(target) not in of or (isinstance(own, Tensor) and bool((own == EMPTY).any()))
     if not is_constant or not isinstance(theirs, Tensor):
         return Fate.LOST
     return _laid_down(name, args, kwargs, own if isinstance(own, Tensor) else None, theirs)
+
+
+def _leaves_some(name: str, args: Sequence[Any], n_samples: int) -> bool:
+    """Say whether brackets write to no more than parts of the rows of every sample, wherever sizes allow these."""
+    if name not in _BY_BRACKETS:
+        return False
+    target, index = args[:2]
+    is_written = torch.zeros(target.shape, dtype=torch.bool, device=target.device)
+    is_written[index if name == "__setitem__" else tuple(index)] = True
+    whole = [axis for axis in candidates(target.shape, n_samples) if axis.factor == "whole"]
+    rest = [is_written.movedim(axis.axis, 0).flatten(1) for axis in whole if axis.axis < target.dim() - 1]
+    return bool(rest) and not any(bool(rows.all(1).any()) for rows in rest)
 
 
 def _laid_down(
