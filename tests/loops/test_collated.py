@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,20 @@ class Distances(nn.Module):
         return (self.net(batch["x"]) - self.net(batch["beside"])).square().sum(1) * batch["y"][:, 0].exp()
 
 
+@pytest.mark.parametrize("place", [1.0, 0.0])
+def test_what_is_the_same_in_two_batches_and_as_long_gets_a_word(place: float, tmp_path: Path) -> None:
+    """It counts as the samples' own; one that varies from sample to sample alone is meant."""
+    places = place * torch.linspace(0, 1, N, dtype=torch.float64)[:, None]
+    load = loader(random(18, WIDTH), random(18, N, seed=1), beside=places)
+    trace = GradTrace(tmp_path / "a.zarr", record=Kept(), params="*")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(Training(Operator().double()), trace, loader=load(), max_epochs=1)
+    words = [str(one.message) for one in caught if "is the same in two batches" in str(one.message)]
+    assert len(words) == place
+    assert all("tensor beside of the batch, of shape (6, 1)" in word for word in words)
+
+
 class Choices(nn.Module):
     """Reads several answers to each question, which lie in one axis with the questions."""
 
@@ -140,9 +155,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], Loader]] = {
         Positions,
         loader(random(12, N, WIDTH), random(12, N, seed=1), 2, beside=torch.arange(N)),
     ),
-    "adjacency": (Graph, loader(random(12, N, WIDTH), random(12, N, seed=1), beside=random(N, N, seed=3).exp())),
+    "adjacency": (Graph, loader(random(12, N, WIDTH), random(12, N, seed=1), 4, beside=random(N, N, seed=3).exp())),
     "weights": (Two, loader(random(12, WIDTH), random(12, 7, seed=1), beside=PLACES[:7], weights=random(7, seed=4))),
-    "twins": (Distances, loader(random(12, WIDTH), random(12, 1, seed=1), beside=random(N, WIDTH, seed=3))),
+    "twins": (Distances, loader(random(N, WIDTH), random(N, 1, seed=1), beside=random(N, WIDTH, seed=3))),
     "answers": (Choices, loader(random(12, WIDTH), CLASSES % 4, beside=random(4 * N, WIDTH, seed=3))),
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_gradtrace.capture.forward.tape import Tape
 from lightning_gradtrace.capture.intake.batch import copied, count_samples, find_batch_axis
 from lightning_gradtrace.capture.intake.inputs import InputFilter, InputSource
+from lightning_gradtrace.capture.intake.repeated import Repeated
 from lightning_gradtrace.capture.intake.sample_ids import IdSource
 from lightning_gradtrace.capture.intake.strung import strung_in
 from lightning_gradtrace.capture.probing.memory import Memory
@@ -74,6 +75,7 @@ class BatchReader:
         self._axis: int | None = None if batch_axis == "auto" else batch_axis
         self._inputs = InputFilter(inputs)
         self._n_arrived = self._n_finished = 0
+        self._repeated = Repeated()
 
     def read(self, batch: Any, number: int) -> Arrival:
         """Read the next batch; every batch must be read, also one of which nothing is recorded.
@@ -101,6 +103,8 @@ class BatchReader:
         if ids is None:
             ids = np.arange(self._n_arrived, self._n_arrived + n_samples)
         self._n_arrived += n_samples
+        if not strung:
+            self._repeated.look_at(batch, ids, axis)
         return Arrival(copied(batch), number, ids, axis, bool(strung))
 
     def state(self) -> dict[str, int | None]:

@@ -59,6 +59,14 @@ def tensors(batch: Any) -> Iterator[Tensor]:
         yield from tensors(part)
 
 
+def leaves(batch: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:
+    """Yield the tensors of a batch as `tensors` does, each after the keys, indices and names that lead to it."""
+    if isinstance(batch, Tensor):
+        yield path, batch
+    for key, part in (parts_of(batch) or {}).items():
+        yield from leaves(part, (*path, key))
+
+
 def holds_one_each(part: Any, n_samples: int, is_whole: bool = False) -> bool:
     """Say whether a list holds one tensor for each sample, as texts or images of unlike sizes come.
 

@@ -1,0 +1,66 @@
+"""A word about what is the same in two batches of different samples, and may be shared by all of them."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_gradtrace.capture.intake.batch import leaves, sample_axis_of
+
+
+class Repeated:
+    """Compares the first two batches that hold equally many, and other samples."""
+
+    def __init__(self) -> None:
+        self._ids: np.ndarray | None = None
+        self._first: dict[tuple[Any, ...], Tensor] = {}
+        self._is_done = False
+
+    def look_at(self, batch: Any, ids: np.ndarray, batch_axis: int) -> None:
+        """Warn of tensors that count as the samples' own because of their length, and did not change with them.
+
+        Whole numbers in one axis may be classes in an order that a sampler keeps.
+
+        Args:
+            batch: a batch.
+            ids: its sample ids, int64, shape (sample,).
+            batch_axis: axis of the samples in its tensors.
+        """
+        if self._is_done or len(ids) < 2:
+            return
+        found = {
+            path: tensor
+            for path, tensor in leaves(batch)
+            if tensor.layout is torch.strided
+            and not tensor.is_nested
+            and (tensor.dim() > 1 or tensor.is_floating_point())
+            and _varies(tensor, len(ids), batch_axis)
+        }
+        if self._ids is None or len(self._ids) != len(ids):
+            self._ids = ids.copy()
+            self._first = {path: tensor.detach().clone() for path, tensor in found.items()}
+        elif not np.intersect1d(self._ids, ids).size:
+            for path, tensor in found.items():
+                before = self._first.get(path)
+                if before is not None and before.shape == tensor.shape and bool((before == tensor).all()):
+                    _warn(path, tensor)
+            self._is_done, self._first = True, {}
+
+
+def _varies(tensor: Tensor, n_samples: int, batch_axis: int) -> bool:
+    axis = sample_axis_of(tensor, n_samples, batch_axis)
+    return axis is not None and bool((tensor != tensor.narrow(axis, 0, 1)).any())
+
+
+def _warn(path: tuple[Any, ...], tensor: Tensor) -> None:
+    warnings.warn(
+        f"GradTrace: tensor {'.'.join(map(str, path))} of the batch, of shape {tuple(tensor.shape)}, is the same in "
+        "two batches of different samples. It is as long as they are many, so it counts as one entry for each. If all "
+        "samples share it (a grid, names of classes, negatives), what it led to went to the wrong samples: keep it in "
+        "a buffer of the model, or let its length be another.",
+        stacklevel=2,
+    )
