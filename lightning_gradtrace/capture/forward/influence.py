@@ -43,7 +43,7 @@ class InfluenceTape(Tape):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         result = super().__torch_function__(func, types_, args, kwargs)
-        if func not in METADATA:
+        if not torch.compiler.is_compiling() and func not in METADATA:
             self._follow(func, args, kwargs or {}, result)
         return result
 

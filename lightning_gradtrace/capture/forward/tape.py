@@ -85,9 +85,8 @@ class Tape(TorchFunctionMode):
         self.taint = Taint(batch, n_samples, self._lineage, shared, None if draws is None else draws.note)
 
     def _run(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if self.aside is not None and not torch.compiler.is_compiling():
+        if self.aside is not None:
             return self.aside.__torch_function__(func, (), args, kwargs)
-        self.aside = None  # the compiler does not follow a tape into another
         return self.own_backward.noted(args, call_open(func, args, kwargs)) if self._probing else func(*args, **kwargs)
 
     def meet(self, name: str, parameter: Tensor) -> None:
@@ -147,7 +146,7 @@ class Tape(TorchFunctionMode):
     ) -> Any:
         """Call the function and record it if it uses a tracked tensor."""
         kwargs = kwargs or {}
-        if func in METADATA:
+        if torch.compiler.is_compiling() or func in METADATA:  # compiled code stays what it is without the tape
             return func(*args, **kwargs)
         if func is Tensor.backward or func is torch.autograd.backward:
             if self._probing:
