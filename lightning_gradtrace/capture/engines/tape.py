@@ -134,10 +134,10 @@ class TapeEngine:
         """Say what to do if the shares don't add up to the gradient."""
         return (
             "Some use of the parameter was not seen (inside a custom `torch.autograd.Function`, TorchScript, a "
-            "function compiled by `torch.compile`, `torch.vmap` or `torch.func`, of a nested tensor, in a gradient of gradients, "
-            "or as a penalty on the weights, which no sample causes), a hook of a tensor or a parameter changed its "
-            "gradient, or its samples were taken from the wrong axis. Give `batch_axis=0` or `batch_axis=1` if the "
-            "batch was misread, leave the parameter out with `GradTrace(params=...)`, or give "
+            "function compiled by `torch.compile`, `torch.vmap` or `torch.func`, of a nested tensor, in a gradient of "
+            "gradients, or as a penalty on the weights, which no sample causes), a hook of a tensor or a parameter "
+            "changed its gradient, or its samples were taken from the wrong axis. Give `batch_axis=0` or "
+            "`batch_axis=1` if the batch was misread, leave the parameter out with `GradTrace(params=...)`, or give "
             '`engine="functional"` a loss per sample.'
         )
 

@@ -74,6 +74,8 @@ class OrderedCollate:
 def moved(items: Sequence[Any], batch: Any, n_samples: int) -> tuple[int, int] | None:
     """Return the slot of an item and the other one in which it is found; None if all may stand where they should.
 
+    One alone may have been changed, as texts with masked words are, and be the twin of another: two are asked for.
+
     Args:
         items: the first items of a batch, in the order of their ids.
         batch: the batch that was made of them.
@@ -81,13 +83,13 @@ def moved(items: Sequence[Any], batch: Any, n_samples: int) -> tuple[int, int] |
     """
     if n_samples < 2:
         return None
-    rows = list(_rows(batch, n_samples))
+    rows, seen = list(_rows(batch, n_samples)), dict[int, int]()
     for slot, item in enumerate(items):
         found = [_places(part, held) for part in _numbers(item) for held in rows]
         elsewhere = [places[0] for places in found if len(places) == 1]
         if elsewhere and not any(slot in places for places in found):
-            return slot, elsewhere[0]
-    return None
+            seen.setdefault(elsewhere[0], slot)
+    return next(((slot, place) for place, slot in seen.items()), None) if len(seen) > 1 else None
 
 
 def _rows(batch: Any, n_samples: int) -> Iterator[Tensor]:
