@@ -11,14 +11,16 @@ from torch import Tensor
 
 from lightning_gradtrace.capture.intake.batch import leaves, sample_axis_of
 
+_MOST_LOOKS = 8  # a training may always show the same samples
+
 
 class Repeated:
-    """Compares the first two batches that hold equally many, and other samples."""
+    """Compares two of the first batches, that hold equally many, and other samples."""
 
     def __init__(self) -> None:
         self._ids: np.ndarray | None = None
         self._first: dict[tuple[Any, ...], Tensor] = {}
-        self._is_done = False
+        self._looks_left = _MOST_LOOKS
 
     def look_at(self, batch: Any, ids: np.ndarray, batch_axis: int) -> None:
         """Warn of tensors that count as the samples' own because of their length, and did not change with them.
@@ -30,8 +32,9 @@ class Repeated:
             ids: its sample ids, int64, shape (sample,).
             batch_axis: axis of the samples in its tensors.
         """
-        if self._is_done or len(ids) < 2:
+        if not self._looks_left or len(ids) < 2:
             return
+        self._looks_left -= 1
         found = {
             path: tensor
             for path, tensor in leaves(batch)
@@ -48,7 +51,9 @@ class Repeated:
                 before = self._first.get(path)
                 if before is not None and before.shape == tensor.shape and bool((before == tensor).all()):
                     _warn(path, tensor)
-            self._is_done, self._first = True, {}
+            self._looks_left = 0
+        if not self._looks_left:
+            self._first = {}
 
 
 def _varies(tensor: Tensor, n_samples: int, batch_axis: int) -> bool:
