@@ -125,6 +125,7 @@ class BatchReader:
     def finish(self) -> None:
         """Take note that the training on the last batch is over: a run that is resumed won't see it again."""
         self._n_finished = self._n_arrived
+        self._repeated.tell()
 
     def new_inputs(self, arrival: Arrival) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """Return ids, token ids and lengths of the samples whose inputs were not returned before, None for none."""

@@ -21,11 +21,13 @@ class Repeated:
         self._ids: np.ndarray | None = None
         self._first: dict[tuple[Any, ...], Tensor] = {}
         self._looks_left = _MOST_LOOKS
+        self._found: list[tuple[tuple[Any, ...], Tensor, Tensor]] = []
 
     def look_at(self, batch: Any, ids: np.ndarray, batch_axis: int) -> None:
-        """Warn of tensors that count as the samples' own because of their length, and did not change with them.
+        """Look for tensors that count as the samples' own because of their length, and did not change with them.
 
-        Whole numbers in one axis may be classes in an order that a sampler keeps.
+        Whole numbers in one axis may be classes in an order that a sampler keeps. Nothing is read here, so that nothing
+        waits for a device; see `tell`.
 
         Args:
             batch: a batch.
@@ -36,29 +38,32 @@ class Repeated:
             return
         self._looks_left -= 1
         found = {
-            path: tensor
+            path: (tensor, axis)
             for path, tensor in leaves(batch)
             if tensor.layout is torch.strided
             and not tensor.is_nested
             and (tensor.dim() > 1 or tensor.is_floating_point())
-            and _varies(tensor, len(ids), batch_axis)
+            and (axis := sample_axis_of(tensor, len(ids), batch_axis)) is not None
         }
         if self._ids is None or len(self._ids) != len(ids):
             self._ids = ids.copy()
-            self._first = {path: tensor.detach().clone() for path, tensor in found.items()}
+            self._first = {path: tensor.detach().clone() for path, (tensor, _) in found.items()}
         elif not np.intersect1d(self._ids, ids).size:
-            for path, tensor in found.items():
-                before = self._first.get(path)
-                if before is not None and before.shape == tensor.shape and bool((before == tensor).all()):
-                    _warn(path, tensor)
             self._looks_left = 0
+            for path, (tensor, axis) in found.items():
+                before = self._first.get(path)
+                if before is not None and before.shape == tensor.shape:
+                    varies = (tensor != tensor.narrow(axis, 0, 1)).any()
+                    self._found.append((path, tensor, (before == tensor).all() & varies))
         if not self._looks_left:
             self._first = {}
 
-
-def _varies(tensor: Tensor, n_samples: int, batch_axis: int) -> bool:
-    axis = sample_axis_of(tensor, n_samples, batch_axis)
-    return axis is not None and bool((tensor != tensor.narrow(axis, 0, 1)).any())
+    def tell(self) -> None:
+        """Warn of what was found; called when the training on a batch is over."""
+        found, self._found = self._found, []
+        for path, tensor, is_repeated in found:
+            if is_repeated:
+                _warn(path, tensor)
 
 
 def _warn(path: tuple[Any, ...], tensor: Tensor) -> None:
