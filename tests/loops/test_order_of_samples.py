@@ -83,9 +83,6 @@ def test_a_collate_function_that_keeps_the_order_is_taken(collate: Any, tmp_path
 
 def test_a_training_that_must_go_on_is_not_stopped_by_the_order(tmp_path: Path) -> None:
     load = DataLoader([text.clone() for text in LONGER], batch_size=3, collate_fn=by_length)
-    fit(
-        Training(Embedded()),
-        GradTrace(tmp_path / "a.zarr", TopK(10), params="*", on_error="disable"),
-        loader=load,
-        max_epochs=1,
-    )
+    trace = GradTrace(tmp_path / "a.zarr", TopK(10), params="*", on_error="disable")
+    trainer = fit(Training(Embedded()), trace, loader=load, max_epochs=1)
+    assert trainer.global_step == len(open_trace(tmp_path / "a.zarr").steps) == 2

@@ -53,10 +53,7 @@ def rebuilt(batch: Any, parts: Mapping[Any, Any]) -> Any:
 
 def tensors(batch: Any) -> Iterator[Tensor]:
     """Yield the tensors of a batch, however tuples, lists, mappings, dataclasses and plain objects are nested in it."""
-    if isinstance(batch, Tensor):
-        yield batch
-    for part in (parts_of(batch) or {}).values():
-        yield from tensors(part)
+    return (tensor for _, tensor in leaves(batch))
 
 
 def leaves(batch: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Tensor]]:

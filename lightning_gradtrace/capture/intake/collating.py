@@ -89,7 +89,8 @@ def moved(items: Sequence[Any], batch: Any, n_samples: int) -> tuple[int, int] |
         elsewhere = [places[0] for places in found if len(places) == 1]
         if elsewhere and not any(slot in places for places in found):
             seen.setdefault(elsewhere[0], slot)
-    return next(((slot, place) for place, slot in seen.items()), None) if len(seen) > 1 else None
+    place, slot = next(iter(seen.items()), (0, 0))
+    return (slot, place) if len(seen) > 1 else None
 
 
 def _rows(batch: Any, n_samples: int) -> Iterator[Tensor]:
