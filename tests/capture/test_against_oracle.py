@@ -26,7 +26,7 @@ def capture(
     engine = engine or TapeEngine()
     parameters = dict(model.named_parameters())
     n_targets = int((targets != -100).sum())
-    tape = engine.tape(parameters, (inputs, targets), case.n_samples)
+    tape = engine.tape(parameters, (inputs, targets), case.n_samples, case.batch_axis)
     with tape:
         loss = case.loss(model, inputs, targets, reduction, n_targets)
     loss.backward()

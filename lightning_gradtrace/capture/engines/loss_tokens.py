@@ -30,6 +30,7 @@ from lightning_gradtrace.capture.engines.loss_calls import (
 from lightning_gradtrace.capture.engines.tape import TapeEngine
 from lightning_gradtrace.capture.forward.tape import Tape
 from lightning_gradtrace.capture.intake.batch import token_ids
+from lightning_gradtrace.capture.intake.permuting import own_part
 from lightning_gradtrace.capture.micro_batch import MicroBatch, TokenPass
 from lightning_gradtrace.capture.passes import Wanted
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis
@@ -99,7 +100,8 @@ class LossTape(Tape):
         shared: Container[DrawSite] = (),
         aside: LossTape | None = None,
     ) -> None:
-        super().__init__(parameters, batch, n_samples, shared=shared, aside=aside)
+        own = None if batch is None else own_part(batch, n_samples, batch_axis)
+        super().__init__(parameters, own, n_samples, batch_axis, shared=shared, aside=aside)
         self._other_edges = [] if aside is None else aside.edges
         self.edges: list[GradientEdge] = []
         self._wanted = {name for name, parameter in parameters.items() if parameter.requires_grad}

@@ -54,8 +54,9 @@ class TapeEngine:
             The tape.
         """
         batch = batch if n_samples is None else own_part(batch, n_samples, batch_axis)
-        aside = None if self.sharing.is_known(n_samples) else Tape(parameters, batch, n_samples, shared=EVERYWHERE)
-        return Tape(parameters, batch, n_samples, shared=self.sharing.shared, aside=aside)
+        of = (parameters, batch, n_samples, batch_axis)
+        aside = None if self.sharing.is_known(n_samples) else Tape(*of, shared=EVERYWHERE)
+        return Tape(*of, shared=self.sharing.shared, aside=aside)
 
     def passes(self, tape: Any, loss: Tensor, n_samples: int) -> Passes | None:
         """Return None: the hooks of the tape see the real backward pass."""

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten
 from lightning_gradtrace.capture.forward.replay import Surroundings, run
 from lightning_gradtrace.capture.precision import coarsest
 from lightning_gradtrace.capture.probing.draws import DrawSite
+from lightning_gradtrace.capture.routes.layouts import Note
 from lightning_gradtrace.capture.routes.rows import Route
 from lightning_gradtrace.capture.shares import DenseShare, DiagonalShare, OuterShare, Share, SumShare, add_shares
 from lightning_gradtrace.update.clipping import dense
@@ -38,7 +39,7 @@ class Operand:
         batched: whether it comes from the batch (`taint.py`); else it is a constant.
         route: whose its entries are (`routing.py`), None if it holds the samples in the ordinary way.
         draws: where the random numbers were drawn that it is made of, if it is made of nothing else of the samples.
-        features: axes that are known to leave no room for samples; only in a probe.
+        note: what its axes hold, None if nothing is known.
     """
 
     tensor: Tensor
@@ -47,7 +48,7 @@ class Operand:
     batched: bool
     route: Route | None = None
     draws: frozenset[DrawSite] = frozenset()
-    features: frozenset[int] = frozenset()
+    note: Note | None = None
 
     @property
     def untouched(self) -> bool:

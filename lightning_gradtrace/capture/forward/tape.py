@@ -45,6 +45,7 @@ class Tape(TorchFunctionMode):
         parameters: the tracked parameters by name.
         batch: the batch; None if it is unknown, then every tensor that is not tracked counts as batched.
         n_samples: its number of samples.
+        batch_axis: axis of the samples in its tensors.
         probing: record although no gradients are taken, and keep the outputs of uses, for `probe.py`.
         shared: where random numbers are drawn that all samples share.
         draws: notes which draw was made where.
@@ -62,6 +63,7 @@ class Tape(TorchFunctionMode):
         parameters: Mapping[str, Tensor],
         batch: Any = None,
         n_samples: int | None = None,
+        batch_axis: int = 0,
         *,
         probing: bool = False,
         shared: Container[DrawSite] = (),
@@ -71,7 +73,7 @@ class Tape(TorchFunctionMode):
         super().__init__()
         self.uses: list[Use] = []
         self._probing = probing
-        self._routes = Routes(batch, n_samples)
+        self._routes = Routes(batch, n_samples, batch_axis)
         self._n_samples = n_samples
         self._counts: dict[tuple[str, tuple[str, ...]], int] = {}
         self.mixtures, self.own_backward = Mixtures(), OwnBackward()
@@ -186,8 +188,7 @@ class Tape(TorchFunctionMode):
                     self._routes.after(known, func, elements.args, elements.kwargs, elements.value, self.taint)
                 parts = outputs if elements is None else [elements.value]
                 use.routes = self._routes.of(parts)
-                if self._probing:
-                    self._routes.mark_features(use.outputs, parts)
+                use.notes = {i: self._routes.layouts(t) for i, t in enumerate(parts) if isinstance(t, Tensor)}
         return result
 
     def _look_inside(self, call_of: tuple[Any, ...], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -270,8 +271,7 @@ class Tape(TorchFunctionMode):
                 kept.route = self._routes.known(leaf, self.taint) if batched else None
                 kept.batched = batched and kept.route is not NOBODY
                 kept.draws = self.taint.draws(leaf) if read else kept.draws
-                if batched and self._probing:
-                    self._routes.mark_features([kept], [leaf])
+                kept.note = self._routes.layouts(leaf) if batched else None
                 if known.in_place and i == 0:
                     kept = self._before_writing(known, kept)
                 found.append(kept)

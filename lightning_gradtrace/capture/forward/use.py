@@ -16,6 +16,7 @@ from lightning_gradtrace.capture.forward.replay import Surroundings
 from lightning_gradtrace.capture.placing.batch_axis import candidates, shape_before_view
 from lightning_gradtrace.capture.precision import coarsest, coarsest_by_name
 from lightning_gradtrace.capture.probing.draws import DrawSite
+from lightning_gradtrace.capture.routes.layouts import Note
 from lightning_gradtrace.capture.routes.rows import LOST, Route
 from lightning_gradtrace.capture.rules import Rule
 from lightning_gradtrace.update.sharding import local
@@ -76,6 +77,7 @@ class Use:
         outputs: the outputs while probing, and those of a random function; None for all others, which nobody reads.
         cotangents: gradient of the loss with respect to each output, filled in by the backward pass.
         routes: whose the entries of the outputs are, of those that are parts of the batch.
+        notes: what the axes of the outputs hold, None where nothing is known.
         spread: gives the cotangent of the elements for that of their sum, where the use stands for a call that
             returned the sum (`elements.py`); None for all others.
     """
@@ -89,6 +91,7 @@ class Use:
     outputs: list[Operand | None]
     cotangents: dict[int, Tensor] = field(default_factory=dict)
     routes: dict[int, Route] = field(default_factory=dict)
+    notes: dict[int, Note | None] = field(default_factory=dict)
     spread: Callable[[Tensor], Tensor] | None = None
 
     @property

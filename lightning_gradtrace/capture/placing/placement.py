@@ -20,6 +20,7 @@ from lightning_gradtrace.capture.placing.settling import (
     routes_of,
     sources_of,
 )
+from lightning_gradtrace.capture.routes.layouts import Note, allowed
 from lightning_gradtrace.capture.routes.rows import CERTAIN, Fate, Rows
 
 
@@ -246,17 +247,18 @@ def _options(use: Use, n_samples: int) -> Options:
     among = bound.axes if bound else None
     options: Options = {place.source: list(route.owners) for place, route in routes.items() if route.source is not None}
 
-    def look(place: Place, shape: Sequence[int], before: Sequence[int] | None) -> None:
+    def look(place: Place, shape: Sequence[int], before: Sequence[int] | None, note: Note | None) -> None:
         route = routes.get(place)
         if route is None or any(isinstance(owners, Fate) for owners in route.owners.values()):
-            options[place] = narrow(candidates(shape, n_samples, among), shape, before, n_samples)
+            found = narrow(candidates(shape, n_samples, among), shape, before, n_samples)
+            options[place] = allowed(found, note) if route is None and len(found) > 1 else found
 
     for i, operand in use.operands.items():
         if bound is None or i == bound.place:
-            look(Place(True, i), operand.tensor.shape, operand.before)
+            look(Place(True, i), operand.tensor.shape, operand.before, operand.note)
     if bound is None or bound.place is None:
         for i, cotangent in use.cotangents.items():
-            look(Place(False, i), cotangent.shape, shape_before_view(cotangent))
+            look(Place(False, i), cotangent.shape, shape_before_view(cotangent), use.notes.get(i))
     return options
 
 

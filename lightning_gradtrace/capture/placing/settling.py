@@ -17,6 +17,7 @@ from lightning_gradtrace.capture.forward.use import Site, Use
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates, in_the_middle, narrow
 from lightning_gradtrace.capture.placing.comparing import both, close, closest, is_permuted, moves, same
 from lightning_gradtrace.capture.probing.draws import DrawSite
+from lightning_gradtrace.capture.routes.layouts import Note, free_axes, known_place
 from lightning_gradtrace.capture.routes.rows import Route
 
 
@@ -229,10 +230,11 @@ def settle(
             fitting = [one for one in both(before, after, taken) if one in found]
         if not fitting and len(found) == 1 and not strictly and not same(before, after):
             stays = close(before, after) | close(found[0].permute(before, taken), after)
-            fitting = found if bool(stays.all()) or ask.differs_by_chance(first, place) else []
+            is_so = found[0] == known_place(note_of(real, place)) or bool(stays.all())
+            fitting = found if is_so or ask.differs_by_chance(first, place) else []
         fitting = closest(fitting, before, after, taken)
         if len(fitting) > 1:  # a tensor that is the same everywhere, such as of a layer in which no neuron spikes
-            known = _features(first, place)
+            known = free_axes(note_of(first, place))
             fitting = [one for one in fitting if one.axis not in known] or fitting
         if place.of_source and len(fitting) > 1:  # a mask that holds everywhere, or nowhere, has samples for rows
             fitting = [one for one in fitting if one.axis < before.dim() - 1] or fitting
@@ -288,9 +290,12 @@ def _is_explained(first: Use, second: Use | None, place: Place, order: Tensor) -
     return is_permuted(before, after, order) or next(both(before, after, order), None) is not None
 
 
-def _features(use: Use, place: Place) -> frozenset[int]:
-    found = use.operands.get(place.number) if place.is_input else use.outputs[place.number]
-    return frozenset() if found is None or place.of_source else found.features
+def note_of(use: Use, place: Place) -> Note | None:
+    """Return what is known of the axes of a tensor of a use."""
+    if place.of_source:
+        return None
+    operand = use.operands.get(place.number)
+    return use.notes.get(place.number) if not place.is_input else None if operand is None else operand.note
 
 
 def _compared(use: Use, place: Place) -> Tensor | None:

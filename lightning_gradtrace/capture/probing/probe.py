@@ -293,7 +293,8 @@ class PermutationProbe:
         self, kind: type[AnyTape], data: Any, draws: Draws | None = None, *, with_gradients: bool = False
     ) -> AnyTape:
         own = own_part(data, self.n_samples, self.batch_axis)
-        tape = kind(self.parameters, own, self.n_samples, probing=True, shared=self.shared, draws=draws)
+        of = (self.parameters, own, self.n_samples, self.batch_axis)
+        tape = kind(*of, probing=True, shared=self.shared, draws=draws)
         try:
             with torch.set_grad_enabled(with_gradients), tape:
                 self.run(copied(data))

@@ -26,13 +26,13 @@ _MATRIX = {
     **dict.fromkeys(names_of("matmul __matmul__ mm bmm mv"), 0),
     **dict.fromkeys(("addmm", "addmv", "baddbmm"), 1),
 }
-_REDUCTIONS = {
+REDUCTIONS = {
     **dict.fromkeys(names_of("sum mean amax amin max min prod logsumexp std var median nansum nanmean nanmedian"), 1),
     **dict.fromkeys(names_of("var_mean std_mean aminmax mode count_nonzero"), 1),
     **dict.fromkeys(names_of("norm linalg_vector_norm quantile nanquantile kthvalue"), 2),
 }
 """Functions that sum up along axes, and the place of these among their arguments."""
-_TRANSFORMS = {
+TRANSFORMS = {
     **dict.fromkeys(names_of("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft"), (2, -1)),
     **dict.fromkeys(names_of("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2"), (2, (-2, -1))),
     **dict.fromkeys(names_of("fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn"), (2, None)),
@@ -45,7 +45,7 @@ PRODUCTS = frozenset({*_MATRIX, "__rmatmul__", "einsum", "tensordot"}) - {"baddb
 LAYERS = {"linear": 0, "conv1d": 1, "conv2d": 2, "conv3d": 3}
 """Functions that mix features with weights that nobody learns, and how many axes of positions come after these."""
 MIXERS = frozenset(
-    {*_MATRIX, *_REDUCTIONS, *_TRANSFORMS, *_LOOK_UPS}
+    {*_MATRIX, *REDUCTIONS, *TRANSFORMS, *_LOOK_UPS}
     | names_of("__rmatmul__ einsum tensordot grid_sample grid_sampler as_strided")
 )
 
@@ -115,10 +115,10 @@ def terms_of(name: str, args: Sequence[Any], kwargs: Any) -> tuple[Terms, str] |
     """
     if name == "einsum":
         return _of_einsum(args)
-    if name in _REDUCTIONS or name in _TRANSFORMS:
-        place, usual = _TRANSFORMS[name] if name in _TRANSFORMS else (_REDUCTIONS[name], ())
+    if name in REDUCTIONS or name in TRANSFORMS:
+        place, usual = TRANSFORMS[name] if name in TRANSFORMS else (REDUCTIONS[name], ())
         dims = args[place] if len(args) > place else kwargs.get("dim", kwargs.get("axis", usual))
-        dims = range(args[0].dim()) if dims is None and name in _TRANSFORMS else dims
+        dims = range(args[0].dim()) if dims is None and name in TRANSFORMS else dims
         dims = (dims,) if isinstance(dims, int) else dims
         if not isinstance(dims, (tuple, list, range)) or not dims:
             return None

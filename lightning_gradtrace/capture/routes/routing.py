@@ -29,7 +29,7 @@ from lightning_gradtrace.capture.forward.use import Use
 from lightning_gradtrace.capture.intake.batch import pieces, tensors
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates, narrow, shape_before_view
 from lightning_gradtrace.capture.routes.apart import MOVES, looked_up, reduces, through, weighing
-from lightning_gradtrace.capture.routes.features import Features
+from lightning_gradtrace.capture.routes.carrying import Layouts
 from lightning_gradtrace.capture.routes.mixing import LAYERS, MIXERS, PRODUCTS, mixes_samples
 from lightning_gradtrace.capture.routes.orders import (
     GATHERS,
@@ -84,11 +84,11 @@ class Routes:
     Args:
         batch: the batch.
         n_samples: its number of samples.
+        batch_axis: axis of the samples in its tensors.
     """
 
-    def __init__(self, batch: Any, n_samples: int | None) -> None:
+    def __init__(self, batch: Any, n_samples: int | None, batch_axis: int = 0) -> None:
         self._n = n_samples or 1
-        self._features = Features(self._n)
         self._known: dict[int, tuple[Callable[[], Tensor | None], Route]] = {}
         self._given = {
             tensor.untyped_storage().data_ptr() for tensor in tensors(batch) if tensor.layout is torch.strided
@@ -100,6 +100,7 @@ class Routes:
             self._set(tensor, Route(None, {CERTAIN: owners}))
         self._known |= {id(tensor): (weakref.ref(tensor), NOBODY) for tensor in self._strung.orders}
         self._known |= {id(tensor): (weakref.ref(tensor), LOST) for tensor in self._strung.doubtful}
+        self.layouts = Layouts(batch, self._n, batch_axis, lambda tensor: self(tensor) is None)
 
     def __call__(self, tensor: Tensor) -> Route | None:
         """Return the route of a tensor, None if it holds the samples in the ordinary way."""
@@ -111,12 +112,6 @@ class Routes:
         if taint.left_torch_function and self._known and taint.is_unseen(tensor) and self(tensor) is None:
             self._set(tensor, LOST)
         return self(tensor)
-
-    def mark_features(self, operands: Sequence[Operand | None], tensors: Sequence[Any]) -> None:
-        """Note in operands which axes of their tensors are known to leave no room for samples."""
-        for operand, tensor in zip(operands, tensors, strict=True):
-            if operand is not None and self._n > 1:
-                operand.features = self._features.axes(tensor)
 
     def of(self, outputs: Sequence[Any]) -> dict[int, Route]:
         """Return the routes of those outputs of a call that have one."""
@@ -135,8 +130,7 @@ class Routes:
     ) -> None:
         """Take note of the result of a function with batched arguments, and of the use that it was."""
         name = known.name.removeprefix("_VF.")
-        if self._n > 1:
-            self._features.after(name, known, function, args, kwargs, result, use, taint)
+        self.layouts.after(name, known, function, args, kwargs, result, use, taint)
         if name == "where" and len(args) + len(kwargs) == 1:
             name = "nonzero"
         mixer = name in MIXERS or (name in LAYERS and use is None)
@@ -154,14 +148,14 @@ class Routes:
         call = Call(name, known, function, args, kwargs, outputs, batched, is_noise)
         try:
             if call.picks_from_batch:
-                call.features = self._features.axes(args[0])
+                call.features = self.layouts.axes(args[0])
             routes = self._routes(call)
             if name in STRINGS and strings_numbers(args, kwargs, lambda t: holds(t) and not taint.draws(t), self._n):
                 routes = [NOBODY]
-            features = self._features.axes
+            features = self.layouts.axes
             if mixer and not any(routes) and mixes_samples(name, args, kwargs, result, holds, self._n, features):
                 found = sent(call, self._n) if name in PRODUCTS else None
-                routes = [found or LOST] * len(call.outputs)
+                routes = [found or self._mixture(output) for output in call.outputs]
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError):
             routes = [LOST] * len(call.outputs)  # what can't be followed is no reason to stop the user's forward pass
         for tensor, route in zip(call.outputs, routes, strict=True):
@@ -170,6 +164,10 @@ class Routes:
                 self._set(tensor._base, LOST)
         if self._strung:
             self._strung.take_note(call, [None if route is None else route.owners.get(CERTAIN) for route in routes])
+
+    def _mixture(self, tensor: Tensor) -> Route:
+        """Return the route of what may be a mixture of samples: nobody's, if no axis is left that may hold them."""
+        return NOBODY if len(self.layouts.axes(tensor)) == tensor.dim() else LOST
 
     def _set(self, tensor: Tensor, route: Route | None) -> None:
         if route is None:
