@@ -1,7 +1,7 @@
-"""Does a collate function leave the samples in the order of their ids? One that sorts texts by length does not.
+"""What a collate function is asked: whether it leaves the samples in the order of their ids, and what these share.
 
-It is asked where it runs, in a worker or not, at its first batch: the items are at hand there, and none is loaded
-twice.
+One that sorts texts by length does not. It is asked where it runs, in a worker or not, at its first batch: the items are
+at hand there, and none is loaded twice.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from torch.utils.data import default_collate
 
 from lightning_gradtrace.capture.intake.batch import parts_of, tensors
 from lightning_gradtrace.capture.intake.packed import packed_in
+from lightning_gradtrace.capture.intake.asking import Answer, parts_to_ask_of, shared_paths
 
 _N_ITEMS = 8  # that are looked for
 
 
-class OrderedCollate:
+class AskedCollate:
     """Collates as another function does, and refuses a first batch in which samples have changed places.
 
     Args:
         inner: the collate function of the user's dataloader.
+        answer: receives which tensors of a batch all samples share.
     """
 
-    def __init__(self, inner: Callable[[Any], Any]) -> None:
+    def __init__(self, inner: Callable[[Any], Any], answer: Answer) -> None:
         self.inner = inner
+        self._answer = answer
         self._asked = False
 
     @staticmethod
@@ -49,9 +52,10 @@ class OrderedCollate:
             return self.inner(items)
         self._asked = True
         n_samples, found = len(items), None
-        before: list[Any] = []
+        before, parts = list[Any](), list[Any]()
         with suppress(Exception):  # items of a kind that can't be looked at
             before = [copy.copy(item) for item in items[:_N_ITEMS]]
+            parts = parts_to_ask_of(items) if self._answer.is_missing else []
         batch = self.inner(items)
         with suppress(Exception):
             found = moved(before, batch, n_samples)
@@ -63,6 +67,9 @@ class OrderedCollate:
                 "in their order (`enforce_sorted=False` packs texts of any order), or put the ids into the batch and "
                 "give `sample_ids=` their key or a callable(batch) -> ids."
             )
+        with suppress(Exception):  # one that can't be asked tells nothing
+            if parts:
+                self._answer.give(shared_paths(self.inner, parts, batch, n_samples), batch)
         return batch
 
     def __getattr__(self, name: str) -> Any:
