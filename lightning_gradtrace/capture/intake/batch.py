@@ -236,7 +236,11 @@ def find_batch_axis(
     untold: Tensor | None = None
     few: Sequence[Any] | None = None
     for tensor in sorted(tensors(batch), key=lambda tensor: tensor.shape[:1] == (1,)):
-        axes = [a for a in range(min(tensor.dim(), 2)) if tensor.shape[a] == n_samples and tensor not in strung and not is_shared(tensor)]
+        axes = [
+            a
+            for a in range(min(tensor.dim(), 2))
+            if tensor.shape[a] == n_samples and tensor not in strung and not is_shared(tensor)
+        ]
         if axes and (n_samples == 1 or (len(axes) == 1 and untold is None)):
             return axes[0]
         if axes:

@@ -1,7 +1,7 @@
 """What a collate function is asked: whether it leaves the samples in the order of their ids, and what these share.
 
-One that sorts texts by length does not. It is asked where it runs, in a worker or not, at its first batch: the items are
-at hand there, and none is loaded twice.
+One that sorts texts by length does not. It is asked where it runs, in a worker or not, at its first batch: the items
+are at hand there, and none is loaded twice.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_packed_sequence
 from torch.utils.data import default_collate
 
+from lightning_gradtrace.capture.intake.asking import Answer, parts_to_ask_of, shared_paths
 from lightning_gradtrace.capture.intake.batch import parts_of, tensors
 from lightning_gradtrace.capture.intake.packed import packed_in
-from lightning_gradtrace.capture.intake.asking import Answer, parts_to_ask_of, shared_paths
 
 _N_ITEMS = 8  # that are looked for
 

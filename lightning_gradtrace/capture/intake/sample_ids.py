@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from typing_extensions import override
 
-from lightning_gradtrace.capture.intake.collating import AskedCollate
 from lightning_gradtrace.capture.intake.asking import Answer
+from lightning_gradtrace.capture.intake.collating import AskedCollate
 
 
 class IdSource(ABC):

@@ -125,8 +125,8 @@ class OptimizerStates(Attributes):
 class StateOf(Attributes):
     """The same of a function or a callable object, with the global variables that its code names.
 
-    Of a data set whose method it is the attributes are put back, and nothing in them; tables of more than 64 MB are left
-    alone.
+    Of a data set whose method it is the attributes are put back, and nothing in them; tables of more than 64 MB are
+    left alone.
 
     Args:
         function: the function.
@@ -144,9 +144,7 @@ class StateOf(Attributes):
         self._note([*of, *(value for _, _, value in named if value is not _MISSING)])
 
     @override
-    def _follow(
-        self, found: Iterable[Any], wanted: Callable[[Any], bool], unwanted: list[Any] | None = None
-    ) -> None:
+    def _follow(self, found: Iterable[Any], wanted: Callable[[Any], bool], unwanted: list[Any] | None = None) -> None:
         super()._follow(found, lambda value: wanted(value) and not _is_large(value), unwanted)
 
 
@@ -156,12 +154,14 @@ def _is_large(value: Any) -> bool:
 
 def _globals_of(function: Callable[..., Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Yield the global variables that the code of a function names, or that of functions of its module among them."""
-    pending, met = [function], set[int]()
+    pending, met = list[Any]([function]), set[int]()
     while pending:
         one = pending.pop()
-        one = one.func if isinstance(one, functools.partial) else one
+        while isinstance(one, functools.partial):
+            one = one.func
         one = getattr(one, "__func__", one)
-        one = one if isinstance(one, FunctionType) else getattr(type(one), "__call__", None)
+        if not isinstance(one, FunctionType):
+            one = vars(type(one)).get("__call__")
         if not isinstance(one, FunctionType) or id(one) in met:
             continue
         met.add(id(one))

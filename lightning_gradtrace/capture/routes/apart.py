@@ -87,6 +87,26 @@ def looked_up(call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
     return owners[(..., *[None] * (output.dim() - owners.dim()))].expand(output.shape) if ahead else Fate.LOST
 
 
+def bagged(call: Call, of: Mapping[int, Tensor | Fate], n_samples: int) -> Tensor | Fate:
+    """Return the owners of bags of embeddings: those of the words in them; lost where a bag holds words of several.
+
+    Empty bags belong to the sample of the same number, if all others do.
+    """
+    words, starts = of.get(id(call.args[1])), call.argument(2, "offsets")
+    if not isinstance(words, Tensor) or words.dim() != 1 or not isinstance(starts, Tensor):
+        return Fate.LOST
+    ends = [*starts.tolist()[1:], len(words)]
+    if call.argument(7, "include_last_offset"):
+        starts, ends = starts[:-1], ends[:-1]
+    bags = [words[begin:end] for begin, end in zip(starts.tolist(), ends, strict=True)]
+    owners = [int(bag[0]) if len(bag) and constant(bag, 0) else None if len(bag) else -1 for bag in bags]
+    if len(owners) == n_samples and all(own in (-1, slot) for slot, own in enumerate(owners)):
+        owners = list(range(n_samples))
+    if None in owners or -1 in owners:
+        return Fate.LOST
+    return torch.tensor(owners, dtype=words.dtype, device=words.device)[:, None].expand(call.outputs[0].shape)
+
+
 def weighing(batched: list[Tensor]) -> list[Tensor]:
     """Return the arguments that tell whose the entries are: masks and other numbers that no gradient passes don't."""
     return [t for t in batched if t.is_floating_point() or t.is_complex()] or batched

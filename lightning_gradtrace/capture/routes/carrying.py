@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from lightning_gradtrace.capture.intake.batch import sample_axis_of, tensors
 from lightning_gradtrace.capture.routes import layouts
 from lightning_gradtrace.capture.routes.layouts import Holds, Layout, Note
 from lightning_gradtrace.capture.routes.mixing import LAYERS, PRODUCTS, REDUCTIONS, TRANSFORMS, Terms, terms_of
-from lightning_gradtrace.capture.routes.orders import SORTS
+from lightning_gradtrace.capture.routes.reshaping import carried
 
 _COPIES = names_of(
     "contiguous clone detach data type to float double half bfloat16 dropout softmax log_softmax layer_norm rms_norm "
@@ -25,25 +25,14 @@ _COPIES = names_of(
     "cumsum"
 )
 _CHOICES = names_of("where masked_fill masked_fill_ clamp __and__ __or__ __xor__ __invert__")
-_SHAPES = names_of("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as")
-_TURNS = names_of("transpose permute movedim moveaxis swapaxes swapdims t T mT")
 _STRETCHES = names_of("expand expand_as broadcast_to")
-_BY_LETTERS = {*PRODUCTS, *REDUCTIONS, *TRANSFORMS, *LAYERS} | names_of(
-    "embedding baddbmm grid_sample grid_sampler cdist scaled_dot_product_attention"
+_BAGS = names_of("embedding_bag")
+_BY_LETTERS = (
+    {*PRODUCTS, *REDUCTIONS, *TRANSFORMS, *LAYERS}
+    | names_of("embedding baddbmm grid_sample grid_sampler cdist scaled_dot_product_attention")
+    | _BAGS
 )
-_CUTS = {
-    **{"narrow": 1, "split": 2, "chunk": 2, "tensor_split": 2, "split_with_sizes": 2, "index_select": 1},
-    **{"flip": 1, "roll": 2, "glu": 1, **{name: at for name, (at, _) in SORTS.items()}},
-}
-"""Functions that leave some entries along an axis, and its place among the arguments."""
-_USUALLY = {name: usual for name, (_, usual) in SORTS.items()} | {"glu": -1}
-_UNPACKS = {"select": 1, "unbind": 1, "__iter__": 1}
 _JOINS = names_of("cat concat concatenate stack")
-_SPATIAL = {
-    **{f"{kind}_pool{n}d": n for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for n in (1, 2, 3)},
-    **{"pixel_shuffle": 3, "pixel_unshuffle": 3},
-}
-"""Functions that change the last axes alone, and how many."""
 
 
 class Layouts:
@@ -102,25 +91,30 @@ class Layouts:
         """
         if not self._is_needed:
             return
+        call = (name, known, function, args, kwargs)
+        for output in tensors_among((result,)):
+            if not output.is_nested:
+                with suppress(Exception):  # what can't be read is no reason to stop the user's forward pass
+                    self._note(call, output, use, taint)
+
+    def _note(self, call: tuple[Any, ...], output: Tensor, use: Use | None, taint: Taint) -> None:
+        name, known, function, args, kwargs = call
         first = args[0] if args and isinstance(args[0], Tensor) else None
         alike = known.pointwise or name in _CHOICES
-        for number, output in enumerate(tensors_among((result,))):
-            if output.is_nested:
-                continue
-            if alike or name in _COPIES or name in _STRETCHES:
-                met = [t for t in tensors_among((*args, *kwargs.values()) if alike else args[:1]) if taint(t)]
-                if self._stretched(output, met, taint, is_written=known.in_place):
-                    continue
-            if use is not None and use.rule is not None:
-                self._through_rule(output, use)
-            elif name in _BY_LETTERS:
-                self._by_letters(name, output, args, kwargs, taint)
-            elif name in _JOINS:
-                self._joined(name, output, args, kwargs, taint)
-            elif first is not None and not known.in_place and (note := self(first)) is not None:
-                carry = _carried(name, function, first.dim(), tuple(output.shape), args, kwargs)
-                if carry is not None:
-                    self._notes[id(output)] = Note(output, [note], carry)
+        if alike or name in _COPIES or name in _STRETCHES:
+            met = [t for t in tensors_among((*args, *kwargs.values()) if alike else args[:1]) if taint(t)]
+            if self._stretched(output, met, taint, is_written=known.in_place):
+                return
+        if use is not None and use.rule is not None and name not in _BAGS:
+            self._through_rule(output, use)
+        elif name in _BY_LETTERS:
+            self._by_letters(name, output, args, kwargs, taint)
+        elif name in _JOINS:
+            self._joined(name, output, args, kwargs, taint)
+        elif first is not None and not known.in_place and (note := self(first)) is not None:
+            carry = carried(name, function, args, kwargs, tuple(output.shape))
+            if carry is not None:
+                self._notes[id(output)] = Note(output, [note], carry)
 
     def _stretched(self, output: Tensor, batched: Sequence[Tensor], taint: Taint, *, is_written: bool) -> bool:
         """Take note of tensors that met entry by entry, unless nothing is known of any.
@@ -236,129 +230,16 @@ def _read(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], output: Ten
     if name == "embedding":  # rows of a table
         index = next((t for t in args[:2] if not t.is_floating_point()), None)
         return None if index is None else ([(index, own := "abcdefghijk"[: index.dim()])], f"{own}Z")
+    if name in _BAGS:  # bags are as many as their offsets
+        return [(args[2], "a")], "aZ"
     read = terms_of(name, args, kwargs)
+    if read is not None and name in LAYERS:  # weights may come from the batch
+        if kwargs.get("groups", args[6] if len(args) > 6 else 1) != 1 or len(args) < 2:
+            return None
+        (layer,), kept = read
+        inside = layer[1][-1 - LAYERS[name]]
+        return [layer, (args[1], f"Z{inside}{'0123456789'[: args[1].dim() - 2]}")], kept
     if read is None or len(read[1]) == output.dim() or name not in REDUCTIONS or "quantile" in name:
         return read
     terms, kept = read
     return terms, "".join(letter if letter in kept else "." for letter in terms[0][1])  # axes of size 1 are left
-
-
-def _carried(
-    name: str,
-    function: Callable[..., Any],
-    n_axes: int,
-    shape: tuple[int, ...],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-) -> Callable[[Layout | None], Layout | None] | None:
-    """Return what gives the layout of a result for that of the first argument, None for other functions."""
-    rest = tuple(None if isinstance(value, Tensor) else value for value in args[1:])
-
-    def argument(place: int, key: str = "dim", default: Any = None) -> Any:
-        return args[place] if len(args) > place else kwargs.get(key, default)
-
-    def each(change: Callable[[Layout], Layout | None]) -> Callable[[Layout | None], Layout | None]:
-        return lambda layout: None if layout is None else change(layout)
-
-    if name in _SHAPES:
-        return each(lambda layout: layouts.reshaped(layout, shape))
-    if name in _TURNS:
-        return each(lambda layout: tuple(layout[axis] for axis in _turned(function, n_axes, rest, kwargs)))
-    if name in _CUTS:
-        dims = argument(_CUTS[name], "dims" if name in ("flip", "roll") else "dim", _USUALLY.get(name, 0))
-        if name == "flip" and isinstance(dims, int):
-            dims = args[1:]
-        axes = [dims] if isinstance(dims, int) else dims
-        if not isinstance(axes, (list, tuple)) or not all(isinstance(axis, int) for axis in axes):
-            return None
-        along = {axis % n_axes for axis in axes}
-        return each(
-            lambda layout: tuple(
-                layouts.cut(axis, size) if i in along else axis
-                for i, (axis, size) in enumerate(zip(layout, shape, strict=True))
-            )
-        )
-    if name in _UNPACKS:
-        axis = argument(1, default=0) if name != "__iter__" else 0
-        return each(lambda layout: _without(layout, axis % n_axes)) if isinstance(axis, int) else None
-    if name == "__getitem__":
-        return each(lambda layout: _indexed(layout, args[1], shape))
-    if name == "one_hot":
-        return each(lambda layout: (*layout, layouts.one(shape[-1], Holds.OTHER)))
-    if name in ("repeat", "tile"):
-        ahead = (layouts.one(1, Holds.OTHER),) * (len(shape) - n_axes)
-        return each(
-            lambda layout: tuple(
-                layouts.beside(axis, size // max(layouts.size_of(axis), 1), outside=True)
-                for axis, size in zip((*ahead, *layout), shape, strict=True)
-            )
-        )
-    if name == "repeat_interleave" and isinstance(argument(1, "repeats"), int) and isinstance(argument(2), int):
-        along_one, times = argument(2) % n_axes, argument(1, "repeats")
-        return each(
-            lambda layout: tuple(
-                layouts.beside(axis, times, outside=False) if i == along_one else axis
-                for i, axis in enumerate(layout)
-            )
-        )
-    n_last = len(argument(1, "pad", ())) // 2 if name == "pad" else 2 if name == "interpolate" else _SPATIAL.get(name)
-    if name == "interpolate":
-        n_last = n_axes - 2
-    if n_last:
-        return each(lambda layout: _with_other_end(layout, n_last, shape))
-    return None
-
-
-def _turned(
-    function: Callable[..., Any], n_axes: int, rest: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Sequence[int]:
-    """Return which axes of its argument the axes of the result of a function are that turns them."""
-    turned = function(torch.empty(tuple(range(2, n_axes + 2)), device="meta"), *rest, **kwargs)
-    return [size - 2 for size in turned.shape]
-
-
-def _without(layout: Layout, axis: int) -> Layout | None:
-    """Return the layout of one entry along an axis, None if it may be that of one sample."""
-    return (*layout[:axis], *layout[axis + 1 :]) if layouts.is_free(layout[axis]) else None
-
-
-def _with_other_end(layout: Layout, n_last: int, shape: Sequence[int]) -> Layout:
-    """Return the layout after a function that changes the last axes."""
-    kept = len(layout) - n_last
-    holds = Holds.OTHER if all(map(layouts.is_free, layout[kept:])) else Holds.UNKNOWN
-    return (*layout[:kept], *(layouts.one(size, holds) for size in shape[kept:]))
-
-
-def _indexed(layout: Layout, index: Any, shape: Sequence[int]) -> Layout | None:
-    """Return the layout after an index in brackets, None where a mask or several lists of numbers pick entries."""
-    parts = index if isinstance(index, tuple) else (index,)
-    n_used = sum(part is not None and part is not Ellipsis for part in parts)
-    found, axis, lists = list[layouts.Axis](), 0, 0
-    for part in parts:
-        if part is None:
-            found.append(())
-        elif part is Ellipsis:
-            ahead = len(layout) - n_used
-            found += layout[axis : axis + ahead]
-            axis += ahead
-        elif isinstance(part, slice):
-            size = len(range(*part.indices(layouts.size_of(layout[axis]))))
-            is_whole = size == layouts.size_of(layout[axis]) and part.step in (None, 1)
-            found.append(layout[axis] if is_whole else layouts.cut(layout[axis], size))
-            axis += 1
-        elif isinstance(part, bool) or (isinstance(part, Tensor) and part.dtype in (torch.bool, torch.uint8)):
-            return None
-        elif isinstance(part, int) or (isinstance(part, Tensor) and part.dim() == 0):
-            if not layouts.is_free(layout[axis]):
-                return None
-            axis += 1
-        elif isinstance(part, (Tensor, list)) and lists == 0:
-            size = len(part)
-            if isinstance(part, Tensor) and part.dim() > 1:
-                return None
-            found.append(layouts.cut(layout[axis], size))
-            axis, lists = axis + 1, 1
-        else:
-            return None
-    has_numbers = any(isinstance(part, int) or (isinstance(part, Tensor) and not part.dim()) for part in parts)
-    return None if (lists and has_numbers) or not math.prod(shape) else (*found, *layout[axis:])

@@ -171,7 +171,7 @@ def _of_einsum(args: Sequence[Any]) -> tuple[Terms, str] | None:
     if arrow:
         result = result.replace("...", ahead)
     else:
-        result = ahead + "".join(a for a in joined if joined.count(a) == 1 and a not in ahead)
+        result = ahead + "".join(sorted(a for a in joined if joined.count(a) == 1 and a not in ahead))
     return list(zip(operands, filled, strict=True)), result
 
 

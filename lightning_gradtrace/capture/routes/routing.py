@@ -21,14 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.forward.derived import Operand
 from lightning_gradtrace.capture.forward.elements import LOSSES
 from lightning_gradtrace.capture.forward.functions import Facts, names_of, tensors_among
 from lightning_gradtrace.capture.forward.taint import Taint
 from lightning_gradtrace.capture.forward.use import Use
 from lightning_gradtrace.capture.intake.batch import pieces, tensors
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates, narrow, shape_before_view
-from lightning_gradtrace.capture.routes.apart import MOVES, looked_up, reduces, through, weighing
+from lightning_gradtrace.capture.routes.apart import MOVES, bagged, looked_up, reduces, through, weighing
 from lightning_gradtrace.capture.routes.carrying import Layouts
 from lightning_gradtrace.capture.routes.mixing import LAYERS, MIXERS, PRODUCTS, mixes_samples
 from lightning_gradtrace.capture.routes.orders import (
@@ -71,7 +70,7 @@ from lightning_gradtrace.capture.routes.rows import (
     sole_owner,
 )
 from lightning_gradtrace.capture.routes.strung_rows import StrungRows
-from lightning_gradtrace.capture.routes.writing import WRITES, value_of, written
+from lightning_gradtrace.capture.routes.writing import WRITES, led, value_of, written
 
 _JOINS = names_of("cat concat stack")
 _CHOICES = names_of("where masked_fill masked_fill_ clamp __and__ __or__ __xor__") | LOSSES
@@ -193,6 +192,8 @@ class Routes:
             call.batched = [first]  # what is picked tells whose the result is, not the index
         if call.name in WRITES:
             call.batched = [t for t in call.batched if t is first or t is value_of(call.name, call.args, call.kwargs)]
+            if not call.batched:
+                return [led(call.name, call.args, call.kwargs, self)] * len(call.outputs)
         routed = [route for t in call.batched if (route := self(t)) is not None]
         if routed:
             # Other sources count as laid out like the first one: owners that then disagree are lost.
@@ -276,6 +277,8 @@ class Routes:
             return sorted_along(axis, own, call.outputs, call.is_noise)
         if call.name in WRITES:
             return [written(call.name, call.args, call.kwargs, of, self._n)] * everywhere
+        if call.name == "embedding_bag":
+            return [bagged(call, of, self._n), *[Fate.LOST] * (everywhere - 1)]
         if all(owners is Fate.ORDINARY for owners in known):
             return [Fate.ORDINARY] * everywhere
         if any(owners is Fate.LOST for owners in known):

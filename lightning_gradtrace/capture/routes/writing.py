@@ -7,15 +7,15 @@ are written into the slots of an expert are not where the sizes say: the tensor 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_gradtrace.capture.forward.functions import names_of
-from lightning_gradtrace.capture.placing.batch_axis import candidates
-from lightning_gradtrace.capture.routes.rows import EMPTY, MIXED, Fate, laid_out
+from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates
+from lightning_gradtrace.capture.routes.rows import EMPTY, LOST, MIXED, Fate, Owners, Route, as_route, laid_out
 
 _BY_ROWS = names_of("index_add_ index_add index_copy_ index_copy")
 _BY_ENTRIES = names_of("scatter_ scatter scatter_add_ scatter_add scatter_reduce scatter_reduce_")
@@ -115,6 +115,31 @@ def _laid_down(
     if not bool(((there == EMPTY) | (there == theirs)).all()):
         return Fate.LOST
     return torch.where(lowest == highest, lowest, MIXED).view(own.shape)
+
+
+def led(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], of: Callable[[Tensor], Route | None]) -> Route:
+    """Return the route of a target into which a constant was written, where rows of samples tell.
+
+    Args:
+        name: name of the function, one of `WRITES`.
+        args: its positional arguments, the target first.
+        kwargs: its named arguments.
+        of: returns the route of the index.
+    """
+    read, value = index_of(name, args, kwargs), value_of(name, args, kwargs)
+    if read is None or not isinstance(value, Tensor) or value.dim() != args[0].dim():
+        return LOST
+    axis, index = read
+    by = of(index)
+    if by is None:
+        return LOST
+    sizes = [-1 if one == axis else 1 for one in range(value.dim())]
+    found: dict[SampleAxis, Owners] = {}
+    for place, owners in by.owners.items():
+        found[place] = Fate.LOST
+        if isinstance(owners, Tensor) and owners.dim() == index.dim() == 1 and value.shape[axis] == len(index):
+            found[place] = _laid_down(name, args, kwargs, None, owners.view(sizes).expand(value.shape))
+    return as_route(by.source, found, by.is_given, is_hit=True) or LOST
 
 
 def _numbered(index: Any) -> list[Tensor] | None:

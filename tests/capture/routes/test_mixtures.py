@@ -88,7 +88,9 @@ def test_rows_that_are_no_longer_the_samples_are_named(model: Model) -> None:
         try:
             found, expected = shares_of(m, x, losses)
         except UnattributableError as error:
-            assert re.match(r"GradTrace: can't attribute `\w+.* (no axis|in use \d .*) hold.* the \d samples", str(error))
+            assert re.match(
+                r"GradTrace: can't attribute `\w+.* (no axis|in use \d .*) hold.* the \d samples", str(error)
+            )
             refused += 1
             continue
         n_equal(found, expected)
