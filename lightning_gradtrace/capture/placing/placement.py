@@ -251,7 +251,7 @@ def _options(use: Use, n_samples: int) -> Options:
         route = routes.get(place)
         if route is None or any(isinstance(owners, Fate) for owners in route.owners.values()):
             found = narrow(candidates(shape, n_samples, among), shape, before, n_samples)
-            options[place] = allowed(found, note) if route is None and len(found) > 1 else found
+            options[place] = allowed(found, note) if len(found) > 1 else found
 
     for i, operand in use.operands.items():
         if bound is None or i == bound.place:

@@ -17,10 +17,11 @@ from lightning_gradtrace.capture.intake.batch import sample_axis_of, tensors
 from lightning_gradtrace.capture.routes import layouts
 from lightning_gradtrace.capture.routes.layouts import Holds, Layout, Note
 from lightning_gradtrace.capture.routes.mixing import LAYERS, PRODUCTS, REDUCTIONS, TRANSFORMS, Terms, terms_of
-from lightning_gradtrace.capture.routes.reshaping import carried
+from lightning_gradtrace.capture.routes.reshaping import carried, overwritten
 
 _COPIES = names_of(
-    "contiguous clone detach data type to float double half bfloat16 dropout softmax log_softmax layer_norm rms_norm "
+    "contiguous clone detach data type to float double half bfloat16 int long short bool byte "
+    "dropout softmax log_softmax layer_norm rms_norm "
     "normalize batch_norm instance_norm group_norm requires_grad_ type_as alpha_dropout feature_dropout "
     "cumsum"
 )
@@ -47,6 +48,7 @@ class Layouts:
 
     def __init__(self, batch: Any, n_samples: int, batch_axis: int, has_place: Callable[[Tensor], bool]) -> None:
         self._notes: dict[int, Note] = {}
+        self._unversioned: dict[int, Callable[[], Tensor | None]] = {}  # writing to them leaves versions as they are
         self._is_needed = n_samples > 1
         for tensor in tensors(batch) if self._is_needed else ():
             axis = None
@@ -60,7 +62,7 @@ class Layouts:
     def __call__(self, tensor: Tensor) -> Note | None:
         """Return the note on a tensor, None if nothing is known of it, or it was written to since."""
         found = self._notes.get(id(tensor))
-        return found if found is not None and found.tensor() is tensor and found.version == tensor._version else None
+        return found if found is not None and found.is_of(tensor) else None
 
     def axes(self, tensor: Tensor) -> frozenset[int]:
         """Return the axes of a tensor that leave no room for the samples; none if nothing is known."""
@@ -92,18 +94,26 @@ class Layouts:
         if not self._is_needed:
             return
         call = (name, known, function, args, kwargs)
-        for output in tensors_among((result,)):
+        outputs = args[0] if name == "__setitem__" else result
+        for number, output in enumerate(tensors_among((outputs,))):
             if not output.is_nested:
                 with suppress(Exception):  # what can't be read is no reason to stop the user's forward pass
-                    self._note(call, output, use, taint)
+                    self._take(call, output, number, use, taint)
 
-    def _note(self, call: tuple[Any, ...], output: Tensor, use: Use | None, taint: Taint) -> None:
+    def _take(self, call: tuple[Any, ...], output: Tensor, number: int, use: Use | None, taint: Taint) -> None:
         name, known, function, args, kwargs = call
         first = args[0] if args and isinstance(args[0], Tensor) else None
+        if known.in_place and self._unversioned.get(id(first), lambda: None)() is first is not None:
+            self._notes.clear()  # nothing tells whose values these were
+        if name == "__setitem__":
+            self._overwritten(args, taint)
+        if name == "data":
+            self._unversioned[id(output)] = weakref.ref(output)
         alike = known.pointwise or name in _CHOICES
         if alike or name in _COPIES or name in _STRETCHES:
             met = [t for t in tensors_among((*args, *kwargs.values()) if alike else args[:1]) if taint(t)]
-            if self._stretched(output, met, taint, is_written=known.in_place):
+            holds = Holds.ALIKE if name in _STRETCHES else Holds.OTHER
+            if self._stretched(output, met, taint, holds, is_written=known.in_place):
                 return
         if use is not None and use.rule is not None and name not in _BAGS:
             self._through_rule(output, use)
@@ -112,32 +122,41 @@ class Layouts:
         elif name in _JOINS:
             self._joined(name, output, args, kwargs, taint)
         elif first is not None and not known.in_place and (note := self(first)) is not None:
-            carry = carried(name, function, args, kwargs, tuple(output.shape))
+            carry = carried(name, function, args, kwargs, tuple(output.shape), number)
             if carry is not None:
                 self._notes[id(output)] = Note(output, [note], carry)
 
-    def _stretched(self, output: Tensor, batched: Sequence[Tensor], taint: Taint, *, is_written: bool) -> bool:
-        """Take note of tensors that met entry by entry, unless nothing is known of any.
-
-        Random numbers fit themselves to the samples that they meet.
-        """
+    def _stretched(
+        self, output: Tensor, batched: Sequence[Tensor], taint: Taint, holds: Holds, *, is_written: bool
+    ) -> bool:
+        """Take note of tensors that met entry by entry, unless nothing is known of any."""
         met = [t for t in batched if not taint.draws(t)]
-        notes = [self._before(t) if is_written and t is output else self(t) for t in met]
+        written = self._notes.get(id(output)) if is_written else None
+        notes = [written if written and t is output and written.is_of(t, n_writes=1) else self(t) for t in met]
         if not any(notes):
             return False
         shape, sizes = tuple(output.shape), [tuple(t.shape) for t in met]
+        drawn = [tuple(t.shape) for t in batched if taint.draws(t)]
 
         def carry(*found: Layout | None) -> Layout:
-            return layouts.stretched(shape, zip(found, sizes, strict=True))
+            return layouts.stretched(shape, zip(found, sizes, strict=True), holds, drawn)
 
         self._notes[id(output)] = Note(output, notes, carry)
         return True
 
-    def _before(self, tensor: Tensor) -> Note | None:
-        """Return the note on a tensor before it was written to once."""
-        found = self._notes.get(id(tensor))
-        is_it = found is not None and found.tensor() is tensor and found.version == tensor._version - 1
-        return found if is_it else None
+    def _overwritten(self, args: tuple[Any, ...], taint: Taint) -> None:
+        """Keep the note on a tensor into which numbers were written, or rows of samples where theirs are."""
+        target, index, value = args
+        note = self._notes.get(id(target))
+        if note is None or not note.is_of(target, n_writes=1):
+            return
+        is_rows = isinstance(value, Tensor) and value.dim() > 0 and taint(value)
+        sizes = tuple(value.shape) if is_rows else ()
+
+        def carry(before: Layout | None, written: Layout | None = None) -> Layout | None:
+            return overwritten(before, index, written, sizes) if is_rows else before
+
+        self._notes[id(target)] = Note(target, [note, *([self(value)] if is_rows else [])], carry)
 
     def _through_rule(self, output: Tensor, use: Use) -> None:
         operands = use.operands
@@ -169,9 +188,9 @@ class Layouts:
         read = _read(name, args, kwargs, output)
         if read is not None:
             terms, kept = read
-            self._take(output, kept, [(t, term) for t, term in terms if taint(t)])
+            self._lettered(output, kept, [(t, term) for t, term in terms if taint(t)])
 
-    def _take(self, output: Tensor, kept: str, terms: Sequence[tuple[Tensor, str]]) -> None:
+    def _lettered(self, output: Tensor, kept: str, terms: Sequence[tuple[Tensor, str]]) -> None:
         notes = [self(t) for t, _ in terms]
         if not any(notes):
             return

@@ -24,6 +24,7 @@ class Holds(Enum):
     SAMPLES = "a row for each sample, or one that was mixed from others into its place"
     PICKED = "rows of samples, in an order of somebody's own"
     OTHER = "features, positions, classes: no samples"
+    ALIKE = "the same again and again"
     UNKNOWN = "nobody knows"
 
 
@@ -31,6 +32,10 @@ Factor = tuple[int, Holds]
 Axis = tuple[Factor, ...]
 """Factors of an axis, outermost first, none of size 1."""
 Layout = tuple[Axis, ...]
+
+
+_ROWS = {Holds.SAMPLES, Holds.PICKED}
+_FREE = {Holds.OTHER, Holds.ALIKE}
 
 
 def one(size: int, holds: Holds) -> Axis:
@@ -48,7 +53,7 @@ def size_of(axis: Axis) -> int:
 
 def is_free(axis: Axis) -> bool:
     """Say whether an axis leaves no room for samples."""
-    return all(holds is Holds.OTHER for _, holds in axis)
+    return all(holds in _FREE for _, holds in axis)
 
 
 class Note:
@@ -60,13 +65,14 @@ class Note:
         carry: returns its layout for theirs.
     """
 
-    __slots__ = ("_carry", "_layout", "_shape", "_sources", "tensor", "version")
+    __slots__ = ("_carry", "_layout", "_place", "_shape", "_sources", "tensor", "version")
 
     def __init__(
         self, tensor: Tensor, sources: Sequence[Note | None], carry: Callable[..., Layout | None] | None
     ) -> None:
         self.tensor = weakref.ref(tensor)
         self.version = tensor._version
+        self._place = tensor.data_ptr()
         self._shape = tuple(tensor.shape)
         self._sources: tuple[Note | None, ...] = tuple(sources)
         self._carry = carry
@@ -78,6 +84,11 @@ class Note:
         note = cls(tensor, (), None)
         note._layout = layout
         return note
+
+    def is_of(self, tensor: Tensor, n_writes: int = 0) -> bool:
+        """Say whether it is a note on a tensor that was written to so many times since, and lies where it did."""
+        is_it = self.tensor() is tensor and self.version == tensor._version - n_writes
+        return is_it and self._place == tensor.data_ptr()
 
     @property
     def layout(self) -> Layout | None:
@@ -98,7 +109,7 @@ class Note:
             return
         try:
             found = self._carry(*(None if note is None else note._layout for note in self._sources))
-        except (RuntimeError, TypeError, ValueError, IndexError, StopIteration):  # of a call that can't be read
+        except Exception:  # of a call that can't be read
             found = None
         if found is not None and tuple(map(size_of, found)) != self._shape:
             found = None
@@ -120,7 +131,7 @@ def known_place(note: Note | None) -> SampleAxis | None:
     (number,) = holding
     axis = layout[number]
     kinds = [holds for _, holds in axis]
-    if kinds.count(Holds.SAMPLES) != 1 or set(kinds) > {Holds.SAMPLES, Holds.OTHER}:
+    if kinds.count(Holds.SAMPLES) != 1 or not set(kinds) <= {Holds.SAMPLES, *_FREE}:
         return None
     at = kinds.index(Holds.SAMPLES)
     before, after = size_of(axis[:at]), size_of(axis[at + 1 :])
@@ -154,20 +165,19 @@ def together(met: Sequence[Axis], size: int) -> Axis:
         met: the axis in each of the tensors of the batch that have it; none if constants alone do.
         size: its size.
     """
-    if len(met) == 1:
-        return met[0]
     if not met:
         return one(size, Holds.OTHER)
+    met = [axis for axis in met if any(holds is not Holds.ALIKE for _, holds in axis)] or met[:1]
+    if len(met) == 1:
+        return met[0]
     if len({tuple(own for own, _ in axis) for axis in met}) > 1:
         kinds = {holds for axis in met for _, holds in axis}
         return one(size, Holds.OTHER if any(map(is_free, met)) and not kinds & _ROWS else Holds.UNKNOWN)
     return tuple((factors[0][0], _both({holds for _, holds in factors})) for factors in zip(*met, strict=True))
 
 
-_ROWS = {Holds.SAMPLES, Holds.PICKED}
-
-
 def _both(kinds: set[Holds]) -> Holds:
+    kinds = kinds - {Holds.ALIKE} or kinds
     if len(kinds) == 1:
         return next(iter(kinds))
     if kinds == _ROWS:
@@ -175,21 +185,31 @@ def _both(kinds: set[Holds]) -> Holds:
     return Holds.OTHER if kinds == {Holds.OTHER, Holds.UNKNOWN} else Holds.UNKNOWN
 
 
-def stretched(shape: Sequence[int], arguments: Iterable[tuple[Layout | None, Sequence[int]]]) -> Layout:
+def stretched(
+    shape: Sequence[int],
+    arguments: Iterable[tuple[Layout | None, Sequence[int]]],
+    holds: Holds = Holds.OTHER,
+    drawn: Sequence[Sequence[int]] = (),
+) -> Layout:
     """Return the layout of what came of tensors of the batch that were stretched to each other, and to constants.
 
     Args:
         shape: shape of the result.
         arguments: layout and shape of each of the tensors of the batch.
+        holds: what axes hold that none of them has.
+        drawn: shapes of random numbers beside them, which fit themselves to the samples that they meet.
     """
     given, found = list(arguments), []
+
+    def along(axis: int, sizes: Sequence[int]) -> int | None:
+        own = axis - len(shape) + len(sizes)
+        return own if own >= 0 and sizes[own] == shape[axis] != 1 else None
+
     for axis, size in enumerate(shape):
-        met = []
-        for layout, sizes in given:
-            own = axis - len(shape) + len(sizes)
-            if own >= 0 and sizes[own] == size != 1:
-                met.append(one(size, Holds.UNKNOWN) if layout is None else layout[own])
-        found.append(together(met, size))
+        places = [(layout, own) for layout, sizes in given if (own := along(axis, sizes)) is not None]
+        met = [one(size, Holds.UNKNOWN) if layout is None else layout[own] for layout, own in places]
+        is_drawn = not met and any(along(axis, sizes) is not None for sizes in drawn)
+        found.append(together(met, size) if met else one(size, Holds.UNKNOWN if is_drawn else holds))
     return tuple(found)
 
 
@@ -238,7 +258,7 @@ def cut(axis: Axis, size: int) -> Axis:
 
 def beside(axis: Axis, times: int, *, outside: bool) -> Axis:
     """Return an axis that is repeated, as a whole or entry by entry."""
-    more = one(times, Holds.OTHER)
+    more = one(times, Holds.ALIKE)
     return _merged((*more, *axis) if outside else (*axis, *more))
 
 
@@ -252,7 +272,7 @@ def by_letters(
         kept: the letters of its axes.
         terms: layout, shape and letters of each of the tensors of the batch.
     """
-    if len(kept) != len(result):
+    if len(kept) != len(result) or any(len(set(term)) < len(term) for _, _, term in terms):
         return None
     found = []
     for letter, size in zip(kept, result, strict=True):

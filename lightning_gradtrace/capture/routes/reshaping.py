@@ -20,7 +20,7 @@ _CUTS = {
     **{"flip": 1, "roll": 2, "glu": 1, **{name: at for name, (at, _) in SORTS.items()}},
 }
 """Functions that leave some entries along axes, or in another order, and the place of these among the arguments."""
-_USUALLY = {name: usual for name, (_, usual) in SORTS.items()} | {"glu": -1}
+_USUALLY = {name: usual for name, (_, usual) in SORTS.items()} | {"glu": -1, "roll": None}
 _SPATIAL = {
     **{f"{kind}_pool{n}d": n for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for n in (1, 2, 3)},
     **{"pixel_shuffle": 3, "pixel_unshuffle": 3},
@@ -38,6 +38,7 @@ class OneCall:
         args: its positional arguments; tensors among them, but for the first, may be without values.
         kwargs: its named arguments.
         shape: shape of the result.
+        number: which result it is.
     """
 
     name: str
@@ -45,6 +46,7 @@ class OneCall:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     shape: tuple[int, ...]
+    number: int
 
     def argument(self, place: int, key: str = "dim", default: Any = None) -> Any:
         """Return an argument, wherever it stands."""
@@ -52,7 +54,12 @@ class OneCall:
 
 
 def carried(
-    name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], shape: tuple[int, ...]
+    name: str,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    shape: tuple[int, ...],
+    number: int = 0,
 ) -> Callable[[Layout | None], Layout | None] | None:
     """Return what gives the layout of a result for that of the first argument; None for functions that tell nothing.
 
@@ -62,11 +69,14 @@ def carried(
         args: its positional arguments.
         kwargs: its named arguments.
         shape: shape of the result.
+        number: which result it is, if there are several.
     """
     change = _CHANGES.get(name)
     if change is None:
         return None
-    call = OneCall(name, function, tuple(map(_light, args)), {key: _light(kwargs[key]) for key in kwargs}, shape)
+    call = OneCall(
+        name, function, tuple(map(_light, args)), {key: _light(kwargs[key]) for key in kwargs}, shape, number
+    )
     return lambda layout: None if layout is None else change(layout, call)
 
 
@@ -133,9 +143,39 @@ def _at_the_end(layout: Layout, call: OneCall) -> Layout:
     return (*layout[:kept], *(layouts.one(size, holds) for size in call.shape[kept:]))
 
 
+def _recurred(layout: Layout, call: OneCall) -> Layout | None:
+    """Return the layout of the outputs of a recurrent layer, (position, sample, feature) or with the samples first."""
+    if len(layout) != 3 or len(call.args) < 9:  # packed, or a single sequence
+        return None
+    features = layouts.one(call.shape[-1], Holds.OTHER)
+    if call.number == 0:
+        return (*layout[:2], features)
+    return (layouts.one(call.shape[0], Holds.OTHER), layout[0 if call.args[8] else 1], features)
+
+
+def overwritten(layout: Layout | None, index: Any, written: Layout | None, sizes: tuple[int, ...]) -> Layout | None:
+    """Return the layout of a tensor after something of the batch was written into it, None if that may lie otherwise.
+
+    Args:
+        layout: its layout before.
+        index: what stood in the brackets.
+        written: layout of what was written.
+        sizes: its shape.
+    """
+    part = None if layout is None else in_brackets(layout, index)
+    if layout is None or part is None:
+        return None
+    shape = tuple(map(layouts.size_of, part))
+    here = layouts.stretched(shape, [(part, shape)])
+    return layout if layouts.stretched(shape, [(part, shape), (written, sizes)]) == here else None
+
+
 def _indexed(layout: Layout, call: OneCall) -> Layout | None:
+    return in_brackets(layout, call.args[1]) if math.prod(call.shape) else None
+
+
+def in_brackets(layout: Layout, index: Any) -> Layout | None:
     """Return the layout after an index in brackets, None where a mask or several lists of numbers pick entries."""
-    index = call.args[1]
     parts = index if isinstance(index, tuple) else (index,)
     n_used = sum(part is not None and part is not Ellipsis for part in parts)
     found, axis, lists = list[layouts.Axis](), 0, 0
@@ -166,7 +206,7 @@ def _indexed(layout: Layout, call: OneCall) -> Layout | None:
         else:
             return None
     has_numbers = any(isinstance(part, int) or (isinstance(part, Tensor) and not part.dim()) for part in parts)
-    return None if (lists and has_numbers) or not math.prod(call.shape) else (*found, *layout[axis:])
+    return None if lists and has_numbers else (*found, *layout[axis:])
 
 
 _CHANGES: dict[str, Callable[[Layout, OneCall], Layout | None]] = {
@@ -176,5 +216,6 @@ _CHANGES: dict[str, Callable[[Layout, OneCall], Layout | None]] = {
     **dict.fromkeys(names_of("select unbind __iter__"), _picked),
     **dict.fromkeys(names_of("repeat tile"), _repeated),
     **dict.fromkeys((*_SPATIAL, "pad", "interpolate"), _at_the_end),
+    **dict.fromkeys(names_of("lstm gru rnn_tanh rnn_relu"), _recurred),
     **{"__getitem__": _indexed, "one_hot": _in_classes, "repeat_interleave": _repeated_one_by_one},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,13 @@ N = 4
 Change = Callable[[Tensor], Tensor]
 
 
+def in_brackets(x: Tensor, value: Any) -> Tensor:
+    y = x.clone()
+    y[:, 1:3] = value
+    return y
+
+
+GRU = [torch.linspace(-1, 1, 3 * N * N, dtype=torch.float64).view(3 * N, N)] * 2
 CHANGES: dict[str, Change] = {
     "nothing": lambda x: x,
     "views": lambda x: x.transpose(0, 1).reshape(N * N, N).view(N, N, 2, 2).flatten(2),
@@ -38,6 +46,7 @@ CHANGES: dict[str, Change] = {
     "attention": lambda x: x @ (x @ x.mT).softmax(-1),
     "scaled attention": lambda x: F.scaled_dot_product_attention(x, x, x),
     "einsum": lambda x: torch.einsum("bij,bkj->bik", x, x),
+    "einsum without an arrow": lambda x: torch.einsum("zij", x) + torch.einsum("...ij", x).movedim(0, -1),
     "distances": lambda x: torch.cdist(x, torch.zeros(N, N, dtype=torch.float64)),
     "cuts": lambda x: x[:, 1:][..., -1] + x.narrow(1, 0, 1)[:, 0, 1:2] + x.select(2, 0).chunk(2, 1)[1][:, :1],
     "unbound": lambda x: x.unbind(1)[0] + x.split(1, 2)[1][..., 0] + next(iter(x.transpose(0, 1))),
@@ -52,6 +61,12 @@ CHANGES: dict[str, Change] = {
     "layers without weights": lambda x: F.layer_norm(x, (N,)) + F.dropout(x, 0.5) + x.double().detach(),
     "glu": lambda x: F.glu(x * 1e3, 1),
     "mixed with others": lambda x: x + 0 * x.roll(1, 0) + 0 * x.flip(0) + 0 * x[[3, 2, 1, 0]] + 0 * x.sort(0)[0],
+    "whole numbers": lambda x: (x * 1e6).long().double(),
+    "a recurrent layer": lambda x: torch.gru(x, x.new_zeros(1, N, N), GRU, False, 1, 0.0, False, False, True)[0],
+    "its state": lambda x: torch.gru(x.mT, x.new_zeros(1, N, N), GRU, False, 1, 0.0, False, False, True)[1],
+    "numbers in brackets": lambda x: in_brackets(x, 0.0),
+    "parts of others in brackets": lambda x: in_brackets(x, 0 * x.flip(0)[:, 1:3] + x[:, :2]),
+    "a statistic": lambda x: x - 0 * x.mean(0, keepdim=True).expand(N, N, N),
     "noise": lambda x: x + 0 * torch.randn_like(x),
 }
 
@@ -81,6 +96,12 @@ def test_who_changes_a_sample_changes_its_place_alone(name: str, axis: int) -> N
 
 DOUBTFUL: dict[str, Change] = {
     "pairs": lambda x: x[:, 0] @ x[:, 0].T,
+    "a roll of all entries": lambda x: torch.roll(x, 1) + x,
+    "a diagonal": lambda x: torch.einsum("iij->ij", x),
+    "turned in brackets": lambda x: in_brackets(x, x.transpose(0, 1)[:, :2]),
+    "noise on a statistic": lambda x: torch.randn_like(x) * x.std(0),
+    "pairs of a layer": lambda x: F.linear(x[:, 0], x[:, 1]),
+    "groups": lambda x: F.conv1d(x.flatten(0, 1)[None], torch.ones(N * N, 1, 1, dtype=torch.float64), groups=N * N),
     "turned and added": lambda x: x + x.transpose(0, 1),
     "cut out": lambda x: x[1:],
     "one sample": lambda x: x[0],
@@ -118,6 +139,30 @@ def test_no_axis_of_a_mixture_may_hold_samples(mixed: Change) -> None:
     with Tape({}, x, N) as tape:
         y = mixed(x)
     assert free_axes(tape._routes.layouts(y)) == frozenset(range(y.dim()))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: torch.sum(input=x, dim=1),
+        lambda x: F.linear(input=x, weight=torch.ones(N, N, dtype=torch.float64)),
+        lambda x: x.mean().mean(0),
+        lambda x: x.mean().sort(0)[0],
+        lambda x: torch.fft.rfft(input=x),
+    ],
+)
+def test_calls_that_can_not_be_read_are_left_alone(call: Change) -> None:
+    x = torch.rand(N, N, dtype=torch.float64)
+    with Tape({}, x, N):
+        found = call(x)
+    assert torch.equal(found, call(x))
+
+
+def test_tensors_of_inference_mode_are_left_alone() -> None:
+    x = torch.rand(N, N, dtype=torch.float64)
+    with Tape({}, x, N), torch.inference_mode():
+        found = x * 2
+    assert torch.equal(found, x * 2)
 
 
 def test_the_way_back_to_the_batch_may_be_long() -> None:
