@@ -12,11 +12,12 @@ MAKEFLAGS += --no-print-directory
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-gpu reliability lint format docs clean
+.PHONY: help setup demo test test-thorough test-gpu reliability lint format docs clean
 
 help:
 	@echo "make demo    train and analyse experiment=english into $(DEMO)"
 	@echo "make test    run all tests and doctests"
+	@echo "make test-thorough  kills and faults at every moment"
 	@echo "make test-gpu  the tests that need a CUDA device"
 	@echo "make reliability  kills, faults and hostile traces in full; results in docs/reliability.md"
 	@echo "make lint    ruff and mypy"
@@ -43,6 +44,9 @@ demo: $(READY)
 test: $(READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 -m pretend tests/device
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile
+
+test-thorough: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist=loadfile -m thorough
 
 test-gpu: $(READY)
 	@$(BIN)/python -m pytest -m gpu tests/device

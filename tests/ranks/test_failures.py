@@ -14,6 +14,8 @@ from tests.ranks.failures import FAILS_AT
 from tests.ranks.launch import Job, Outcome, launch, values
 from tests.store.test_resuming import assert_same_arrays
 
+pytestmark = pytest.mark.thorough
+
 PLACES = ["batch", "backward", "before the step", "after the step", "sum", "comparison", "record", "append"]
 TOKEN_PLACES = ["tokens: batch", "tokens: beginning", "tokens: choice", "tokens: shares"]
 SHARDED_PLACES = ["backward", "sum", "record", *TOKEN_PLACES]

@@ -26,6 +26,7 @@ from tests.synthetic import Synthetic, write_trace
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.thorough
 def test_killed_at_any_put_a_trace_holds_whole_steps(record_property):
     """Every place inside every commit, one after the other."""
     counting = StoppingStore({})

@@ -8,7 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
+
+@pytest.mark.thorough
 def test_mutated_stores_are_read_or_refused():
     root = Path(__file__).parents[2]
     done = subprocess.run(

@@ -129,6 +129,7 @@ def test_other_texts_after_the_cut_leave_no_rest_of_the_old_ones():
     np.testing.assert_array_equal(trace.inputs(new), tokens)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("checkpoint", [0, 2, 5])
 def test_killed_at_any_change_while_being_cut_it_can_be_read_and_cut_again(checkpoint, uninterrupted, record_property):
     base = MemoryStore()
