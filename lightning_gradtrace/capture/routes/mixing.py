@@ -83,10 +83,8 @@ def mixes_samples(
     batched = [(tensor, term) for tensor, term in terms if is_batched(tensor)]
     if not batched:
         return False
-    if not _may_mix(batched, kept, set(), n_samples):
-        return False
     of_features = {term[axis] for tensor, term in batched for axis in features(tensor)}
-    return not of_features or _may_mix(batched, kept, of_features, n_samples)
+    return _may_mix(batched, kept, of_features, n_samples)
 
 
 def _may_mix(batched: Terms, kept: str, of_features: Collection[str], n_samples: int) -> bool:
