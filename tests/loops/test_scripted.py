@@ -133,3 +133,20 @@ def test_a_scripted_function_is_among_the_causes_of_an_unseen_use(tmp_path: Path
     product = torch.jit.trace(lambda x, w: x @ w.T, (torch.randn(BATCH, WIDTH), torch.randn(7, WIDTH)))
     with pytest.raises(UnattributableError, match=r"`first\.weight` .*don't add up to `.grad`.* TorchScript,"):
         fit(Function(), GradTrace(tmp_path / "a.zarr", TopK(3)))
+
+
+@torch.jit.script
+def turned(x: Tensor) -> Tensor:
+    return x.flip(0) * 2
+
+
+def test_samples_that_a_scripted_function_moves_are_not_taken_for_others(tmp_path: Path) -> None:
+    """No size is that of the batch, so that nothing else leaves doubt."""
+
+    class Moved(Plain):
+        def forward(self, x):
+            return self.last(turned(self.first(x)))
+
+    assert BATCH not in {size for p in Moved().parameters() for size in p.shape}
+    with pytest.raises(UnattributableError, match=r"`last\.weight`.* no axis was found to hold the 4 samples"):
+        fit(Moved(), GradTrace(tmp_path / "a.zarr", TopK(3), params="*"))

@@ -108,7 +108,7 @@ class Probe(Protocol):
         """Number of samples."""
 
     def coincides(self) -> bool:
-        """Say whether something else than samples is as numerous as they are."""
+        """Say whether something else than samples is as numerous as they are, or may stand in their place."""
 
     def __call__(self) -> tuple[Sequence[Use], Sequence[Use], Tensor]:
         """Return the uses of a run, those of the run on the permuted batch, and the order of its samples."""

@@ -129,7 +129,12 @@ class PermutationProbe:
         return Strung(self.batch, self.n_samples)
 
     def coincides(self) -> bool:
-        """Say whether something else than samples is as numerous: positions, features, rows of a table."""
+        """Say whether something else than samples is as numerous: positions, features, rows of a table.
+
+        Functions that no function mode sees may have moved them, so that sizes mislead.
+        """
+        if self.graded:
+            return True
         sizes = {size for tensor in (*self.module.parameters(), *self.module.buffers()) for size in tensor.shape}
         for tensor in tensors(self.batch):
             samples = None if tensor in self._strung else sample_axis_of(tensor, self.n_samples, self.batch_axis)
