@@ -15,10 +15,9 @@ def compiled_parts(module: nn.Module) -> list[str]:
     for name, part in module.named_modules():
         whole = type(part).__name__ == "OptimizedModule" or getattr(part, "_compiled_call_impl", None) is not None
         methods = [method for method in ("forward", "training_step") if _is_compiled(getattr(part, method, None))]
-        if whole:
-            found.append(name or type(part).__name__)
-        found.extend(f"{name}.{method}" if name else method for method in methods)
-    return list(dict.fromkeys(found))
+        names = [name or type(part).__name__] if whole else [f"{name}.{one}" if name else one for one in methods]
+        found.extend(names)
+    return found
 
 
 def _is_compiled(function: Any) -> bool:

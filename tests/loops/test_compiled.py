@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradtrace import GradTrace
+from lightning_gradtrace.capture.compiled import compiled_parts
 from lightning_gradtrace.capture.placing.placement import UnattributableError
 from tests.compatibility.cells import Kept
 from tests.loops.losses import Training, check
@@ -104,3 +105,10 @@ def test_a_training_with_a_compiled_function_goes_on_as_it_would(tmp_path: Path)
     assert any("GradTrace stopped recording, training goes on" in str(one.message) for one in caught)
     for (name, a), b in zip(plain.state_dict().items(), traced.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_compiled_part_is_named_once() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].compile()
+    model[1] = torch.compile(model[1])
+    assert compiled_parts(model) == ["0", "1"]
