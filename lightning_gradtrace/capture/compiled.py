@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 def compiled_parts(module: nn.Module) -> list[str]:
     """Return what of a model was compiled with ``torch.compile``, by name: modules, and methods of the model itself."""
-    found = []
+    found = list[str]()
     for name, part in module.named_modules():
         whole = type(part).__name__ == "OptimizedModule" or getattr(part, "_compiled_call_impl", None) is not None
         methods = [method for method in ("forward", "training_step") if _is_compiled(getattr(part, method, None))]
