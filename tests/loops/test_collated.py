@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_gradtrace import GradTrace
 from tests.compatibility.cells import Kept
@@ -114,25 +114,15 @@ class Distances(nn.Module):
         return (self.net(batch["x"]) - self.net(batch["beside"])).square().sum(1) * batch["y"][:, 0].exp()
 
 
-class Whole(IterableDataset[Any]):
-    """Yields whole batches, of which no collate function tells what all samples share."""
-
-    def __init__(self, place: float) -> None:
-        self.places = place * torch.linspace(0, 1, N, dtype=torch.float64)[:, None]
-
-    def __iter__(self):
-        for i in range(3):
-            x, y = random(N, WIDTH, seed=i), random(N, N, seed=9 + i)
-            yield {"x": x, "y": y, "beside": self.places, "id": torch.arange(N) + N * i}
-
-
 @pytest.mark.parametrize("place", [1.0, 0.0])
 def test_what_is_the_same_in_two_batches_and_as_long_gets_a_word(place: float, tmp_path: Path) -> None:
     """It counts as the samples' own; one that varies from sample to sample alone is meant."""
-    trace = GradTrace(tmp_path / "a.zarr", record=Kept(), params="*", sample_ids="id")
+    places = place * torch.linspace(0, 1, N, dtype=torch.float64)[:, None]
+    load = loader(random(18, WIDTH), random(18, N, seed=1), beside=places)
+    trace = GradTrace(tmp_path / "a.zarr", record=Kept(), params="*")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(Training(Operator().double()), trace, loader=DataLoader(Whole(place), batch_size=None), max_epochs=1)
+        fit(Training(Operator().double()), trace, loader=load(), max_epochs=1)
     words = [str(one.message) for one in caught if "is the same in two batches" in str(one.message)]
     assert len(words) == place
     assert all("tensor beside of the batch, of shape (6, 1)" in word for word in words)
@@ -155,12 +145,6 @@ PLACES = torch.linspace(0, 1, 2 * N, dtype=torch.float64)[:, None]
 CASES: dict[str, tuple[Callable[[], nn.Module], Loader]] = {
     "grid of twice as many": (Operator, loader(random(12, WIDTH), random(12, 2 * N, seed=1), beside=PLACES)),
     "grid of others": (Operator, loader(random(12, WIDTH), random(12, N + 1, seed=1), beside=PLACES[: N + 1])),
-    "grid of as many": (Operator, loader(random(12, WIDTH), random(12, N, seed=1), beside=PLACES[:N])),
-    "positions of as many": (
-        Positions,
-        loader(random(12, N, WIDTH), random(12, N, seed=1), beside=torch.arange(N)),
-    ),
-    "names of as many classes": (Names, loader(random(12, WIDTH), CLASSES, beside=random(N, 3, seed=2))),
     "short last batch": (Operator, loader(random(9, WIDTH), random(9, 2 * N, seed=1), beside=PLACES)),
     "names of classes": (Names, loader(random(12, WIDTH), CLASSES, 2, beside=random(N, 3, seed=2))),
     "positions (1, position)": (
@@ -402,12 +386,7 @@ class Adversaries(pl.LightningModule):
 def test_what_never_meets_the_samples_goes_to_them_by_number(tmp_path: Path) -> None:
     torch.manual_seed(0)
     kept, model, codes = Kept(), Adversaries().double(), random(N, 3, seed=1)
-    data = TensorDataset(random(N, WIDTH), random(N, 1), codes)
-
-    def collate(items: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
-        return dict(zip("xyz", map(torch.stack, zip(*items, strict=True)), strict=True))
-
-    load = functools.partial(DataLoader, data, batch_size=N, collate_fn=collate)
+    load = loader(random(N, WIDTH), random(N, 1), z=codes)
     batch = next(iter(load()))
     named = {f"net.{name}": p for name, p in model.net.named_parameters()}
     alone = [torch.autograd.grad(model.fools({**batch, "z": code[None]}) / N, named.values()) for code in codes]

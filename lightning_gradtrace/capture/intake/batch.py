@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_gradtrace.capture.intake.shared import is_shared
-
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 
 
@@ -236,11 +234,7 @@ def find_batch_axis(
     untold: Tensor | None = None
     few: Sequence[Any] | None = None
     for tensor in sorted(tensors(batch), key=lambda tensor: tensor.shape[:1] == (1,)):
-        axes = [
-            a
-            for a in range(min(tensor.dim(), 2))
-            if tensor.shape[a] == n_samples and tensor not in strung and not is_shared(tensor)
-        ]
+        axes = [a for a in range(min(tensor.dim(), 2)) if tensor.shape[a] == n_samples and tensor not in strung]
         if axes and (n_samples == 1 or (len(axes) == 1 and untold is None)):
             return axes[0]
         if axes:
@@ -276,8 +270,6 @@ def sample_axis_of(tensor: Tensor, n_samples: int, batch_axis: int) -> int | Non
     shape (sample,) beside tokens of shape (position, sample)). What has the shape (1, n) where the samples stand along
     axis 0 is broadcast over them, as positions are.
     """
-    if is_shared(tensor):
-        return None
     if batch_axis == 0 and tensor.dim() == 2 and tensor.shape[0] == 1 < n_samples:
         return None
     axes = [a for a in range(min(tensor.dim(), 2)) if tensor.shape[a] == n_samples]

@@ -1,7 +1,7 @@
-"""What a collate function is asked: whether it leaves the samples in the order of their ids, and what these share.
+"""Does a collate function leave the samples in the order of their ids? One that sorts texts by length does not.
 
-One that sorts texts by length does not. It is asked where it runs, in a worker or not, at its first batch: the items
-are at hand there, and none is loaded twice.
+It is asked where it runs, in a worker or not, at its first batch: the items are at hand there, and none is loaded
+twice.
 """
 
 from __future__ import annotations
@@ -17,24 +17,21 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_packed_sequence
 from torch.utils.data import default_collate
 
-from lightning_gradtrace.capture.intake.asking import Answer, parts_to_ask_of, shared_paths
 from lightning_gradtrace.capture.intake.batch import parts_of, tensors
 from lightning_gradtrace.capture.intake.packed import packed_in
 
 _N_ITEMS = 8  # that are looked for
 
 
-class AskedCollate:
+class OrderedCollate:
     """Collates as another function does, and refuses a first batch in which samples have changed places.
 
     Args:
         inner: the collate function of the user's dataloader.
-        answer: receives which tensors of a batch all samples share.
     """
 
-    def __init__(self, inner: Callable[[Any], Any], answer: Answer) -> None:
+    def __init__(self, inner: Callable[[Any], Any]) -> None:
         self.inner = inner
-        self._answer = answer
         self._asked = False
 
     @staticmethod
@@ -52,10 +49,9 @@ class AskedCollate:
             return self.inner(items)
         self._asked = True
         n_samples, found = len(items), None
-        before, parts = list[Any](), list[Any]()
+        before: list[Any] = []
         with suppress(Exception):  # items of a kind that can't be looked at
             before = [copy.copy(item) for item in items[:_N_ITEMS]]
-            parts = parts_to_ask_of(items) if self._answer.is_missing else []
         batch = self.inner(items)
         with suppress(Exception):
             found = moved(before, batch, n_samples)
@@ -67,9 +63,6 @@ class AskedCollate:
                 "in their order (`enforce_sorted=False` packs texts of any order), or put the ids into the batch and "
                 "give `sample_ids=` their key or a callable(batch) -> ids."
             )
-        with suppress(Exception):  # one that can't be asked tells nothing
-            if parts:
-                self._answer.give(shared_paths(self.inner, parts, batch, n_samples), batch)
         return batch
 
     def __getattr__(self, name: str) -> Any:

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from typing_extensions import override
 
-from lightning_gradtrace.capture.intake.asking import Answer
-from lightning_gradtrace.capture.intake.collating import AskedCollate
+from lightning_gradtrace.capture.intake.collating import OrderedCollate
 
 
 class IdSource(ABC):
@@ -120,7 +119,7 @@ class SamplerIds(IdSource):
 
     Args:
         loader: a dataloader with a map-style data set and a batch sampler.
-        strict: ask a collate function of the user's, and refuse one that gives the samples another order.
+        strict: refuse a collate function that gives the samples another order.
     """
 
     def __init__(self, loader: DataLoader[Any], strict: bool = True) -> None:
@@ -130,10 +129,8 @@ class SamplerIds(IdSource):
         # DataLoader refuses to replace its batch sampler; the replacement yields the same batches.
         object.__setattr__(loader, "batch_sampler", self._recorder)
         self._collate = loader.collate_fn
-        self._answer: Answer | None = None
-        if strict and AskedCollate.applies_to(self._collate):
-            self._answer = Answer()
-            loader.collate_fn = AskedCollate(self._collate, self._answer)
+        if strict and OrderedCollate.applies_to(self._collate):
+            loader.collate_fn = OrderedCollate(self._collate)
 
     @staticmethod
     def applies_to(loader: Any) -> bool:
@@ -153,8 +150,6 @@ class SamplerIds(IdSource):
                 "GradTrace: a batch arrived that the batch sampler of the training dataloader never gave out, so its "
                 "sample ids are unknown. Give `sample_ids=` a key of the batch or a callable(batch) -> ids."
             )
-        if self._answer is not None:
-            self._answer.mark(batch)
         return as_ids(found, "the batch sampler")
 
     @override

@@ -6,27 +6,23 @@ function in which they were defined.
 
 from __future__ import annotations
 
-import builtins
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, suppress
-from types import FunctionType, ModuleType
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from typing_extensions import override
 
 from lightning_gradtrace.capture.probing.contents import LEFT_ALONE, content_of, iterators_in, root_of
 from lightning_gradtrace.capture.probing.iterators import Iterators
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _CODE = (type, FunctionType)
-_MISSING = object()
-_LARGE = 2**26
 _DATA = (Tensor, np.ndarray, nn.Module, torch.Generator, np.random.Generator, np.random.RandomState)
 
 
@@ -120,70 +116,6 @@ class OptimizerStates(Attributes):
     def __init__(self, optimizers: Iterable[Optimizer], module: nn.Module) -> None:
         self._begin(module.parameters(), tuple(kind for kind in LEFT_ALONE if kind is not Optimizer))
         self._note([one for one in optimizers if root_of(type(one)) != "torch"])
-
-
-class StateOf(Attributes):
-    """The same of a function or a callable object, with the global variables that its code names.
-
-    Of a data set whose method it is the attributes are put back, and nothing in them; tables of more than 64 MB are
-    left alone.
-
-    Args:
-        function: the function.
-    """
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._begin((), LEFT_ALONE)
-        of = [function, getattr(function, "__self__", None)]
-        for one in of:
-            if hasattr(one, "__dict__"):
-                self._restorers.append(functools.partial(_refill, vars(one), dict(vars(one))))
-        named = list(_globals_of(function))
-        for module, name, value in named:
-            self._restorers.append(functools.partial(_rebind, module, name, value))
-        self._note([*of, *(value for _, _, value in named if value is not _MISSING)])
-
-    @override
-    def _follow(self, found: Iterable[Any], wanted: Callable[[Any], bool], unwanted: list[Any] | None = None) -> None:
-        super()._follow(found, lambda value: wanted(value) and not _is_large(value), unwanted)
-
-
-def _is_large(value: Any) -> bool:
-    return isinstance(value, (Tensor, np.ndarray)) and value.nbytes > _LARGE
-
-
-def _globals_of(function: Callable[..., Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """Yield the global variables that the code of a function names, or that of functions of its module among them."""
-    pending, met = list[Any]([function]), set[int]()
-    while pending:
-        one = pending.pop()
-        while isinstance(one, functools.partial):
-            one = one.func
-        one = getattr(one, "__func__", one)
-        if not isinstance(one, FunctionType):
-            one = vars(type(one)).get("__call__")
-        if not isinstance(one, FunctionType) or id(one) in met:
-            continue
-        met.add(id(one))
-        for name in one.__code__.co_names:
-            value = one.__globals__.get(name, _MISSING)
-            if isinstance(value, FunctionType) and value.__globals__ is one.__globals__:
-                pending.append(value)
-            elif not isinstance(value, (ModuleType, *_CODE)) and not hasattr(builtins, name):
-                yield one.__globals__, name, value
-
-
-def _rebind(module: dict[str, Any], name: str, value: Any) -> None:
-    if value is _MISSING:
-        module.pop(name, None)
-    else:
-        module[name] = value
-
-
-def _refill(attributes: Any, before: dict[str, Any]) -> None:
-    if isinstance(attributes, dict):  # those of a class can't be written to
-        attributes.clear()
-        attributes.update(before)
 
 
 def own_attributes(module: nn.Module) -> dict[str, Any]:
