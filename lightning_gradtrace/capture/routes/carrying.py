@@ -51,9 +51,8 @@ class Layouts:
         self._unversioned: dict[int, Callable[[], Tensor | None]] = {}  # writing to them leaves versions as they are
         self._is_needed = n_samples > 1
         for tensor in tensors(batch) if self._is_needed else ():
-            axis = None
-            if tensor.layout is torch.strided and not tensor.is_nested and has_place(tensor):
-                axis = sample_axis_of(tensor, n_samples, batch_axis)
+            is_plain = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_inference()
+            axis = sample_axis_of(tensor, n_samples, batch_axis) if is_plain and has_place(tensor) else None
             if axis is not None:
                 kinds = [Holds.SAMPLES if i == axis else Holds.OTHER for i in range(tensor.dim())]
                 given = tuple(layouts.one(size, holds) for size, holds in zip(tensor.shape, kinds, strict=True))

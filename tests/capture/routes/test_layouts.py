@@ -163,6 +163,8 @@ def test_tensors_of_inference_mode_are_left_alone() -> None:
     with Tape({}, x, N), torch.inference_mode():
         found = x * 2
     assert torch.equal(found, x * 2)
+    with Tape({}, found, N):
+        assert torch.equal(found.clone() * 2, x * 4)
 
 
 def test_the_way_back_to_the_batch_may_be_long() -> None:
