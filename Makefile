@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 help:
 	@echo "make demo    train and analyse experiment=english into $(DEMO)"
-	@echo "make test    run all tests and doctests"
+	@echo "make test    run tests and doctests"
 	@echo "make test-thorough  kills and faults at every moment"
 	@echo "make test-gpu  the tests that need a CUDA device"
 	@echo "make reliability  kills, faults and hostile traces in full; results in docs/reliability.md"

@@ -16,11 +16,11 @@ MOVES = names_of(
     "tile swapdims moveaxis expand_as reshape_as broadcast_to"
 )
 """Functions that give entries other places and leave them as they are."""
-_KEEPS = names_of(
+KEEPS = names_of(
     "clone contiguous detach to float double half bfloat16 type dropout layer_norm rms_norm type_as normalize "
     "requires_grad_ alpha_dropout feature_dropout batch_norm instance_norm group_norm"
 )
-_ALONG = names_of("softmax log_softmax cumsum")
+ALONG = names_of("softmax log_softmax cumsum")
 _REDUCES = names_of("sum mean amax amin max min norm logsumexp prod")
 _ROWS = names_of(
     "linear matmul __matmul__ mm bmm grouped_mm _grouped_mm gru_cell lstm_cell rnn_tanh_cell rnn_relu_cell glu "
@@ -43,15 +43,15 @@ def through(call: Call, owners: Tensor) -> Sequence[Tensor | Fate]:
     """Return the owners after a function that treats rows apart; lost after any other."""
     name, args, outputs = call.name, call.args, call.outputs
     last = owners.dim() - 1
-    if name in _KEEPS and outputs[0].shape == owners.shape:
+    if name in KEEPS and outputs[0].shape == owners.shape:
         return [owners]
-    if name in _ALONG | _REDUCES:
+    if name in ALONG | _REDUCES:
         dim = call.argument(1, "dim")
         dims = [dim] if isinstance(dim, int) else list(dim) if isinstance(dim, (tuple, list)) else []
         if not outputs[0].dim() and owners.dim():
             return [Fate.NOBODY]  # of several samples, see `_follow`
         if dims and all(isinstance(d, int) and constant(owners, d % owners.dim()) for d in dims):
-            kept = owners if name in _ALONG else owners.amin(dims, keepdim=bool(call.argument(2, "keepdim")))
+            kept = owners if name in ALONG else owners.amin(dims, keepdim=bool(call.argument(2, "keepdim")))
             return [kept] * len(outputs)
     if name in _ROWS and last > 0 and constant(owners, last) and outputs[0].shape[:-1] == owners.shape[:-1]:
         return [owners[..., :1].expand(output.shape) for output in outputs]
@@ -85,26 +85,6 @@ def looked_up(call: Call, of: Mapping[int, Tensor | Fate]) -> Tensor | Fate:
     (output,) = call.outputs
     ahead = output.shape[: owners.dim()] == owners.shape and all(t is index for t in call.batched)
     return owners[(..., *[None] * (output.dim() - owners.dim()))].expand(output.shape) if ahead else Fate.LOST
-
-
-def bagged(call: Call, of: Mapping[int, Tensor | Fate], n_samples: int) -> Tensor | Fate:
-    """Return the owners of bags of embeddings: those of the words in them; lost where a bag holds words of several.
-
-    Empty bags belong to the sample of the same number, if all others do.
-    """
-    words, starts = of.get(id(call.args[1])), call.argument(2, "offsets")
-    if not isinstance(words, Tensor) or words.dim() != 1 or not isinstance(starts, Tensor):
-        return Fate.LOST
-    ends = [*starts.tolist()[1:], len(words)]
-    if call.argument(7, "include_last_offset"):
-        starts, ends = starts[:-1], ends[:-1]
-    bags = [words[begin:end] for begin, end in zip(starts.tolist(), ends, strict=True)]
-    owners = [int(bag[0]) if len(bag) and constant(bag, 0) else None if len(bag) else -1 for bag in bags]
-    if len(owners) == n_samples and all(own in (-1, slot) for slot, own in enumerate(owners)):
-        owners = list(range(n_samples))
-    if None in owners or -1 in owners:
-        return Fate.LOST
-    return torch.tensor(owners, dtype=words.dtype, device=words.device)[:, None].expand(call.outputs[0].shape)
 
 
 def weighing(batched: list[Tensor]) -> list[Tensor]:

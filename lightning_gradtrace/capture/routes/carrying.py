@@ -15,16 +15,12 @@ from lightning_gradtrace.capture.forward.taint import Taint
 from lightning_gradtrace.capture.forward.use import Use
 from lightning_gradtrace.capture.intake.batch import sample_axis_of, tensors
 from lightning_gradtrace.capture.routes import layouts
+from lightning_gradtrace.capture.routes.apart import ALONG, KEEPS
 from lightning_gradtrace.capture.routes.layouts import Holds, Layout, Note
 from lightning_gradtrace.capture.routes.mixing import LAYERS, PRODUCTS, REDUCTIONS, TRANSFORMS, Terms, terms_of
 from lightning_gradtrace.capture.routes.reshaping import carried, overwritten
 
-_COPIES = names_of(
-    "contiguous clone detach data type to float double half bfloat16 int long short bool byte "
-    "dropout softmax log_softmax layer_norm rms_norm "
-    "normalize batch_norm instance_norm group_norm requires_grad_ type_as alpha_dropout feature_dropout "
-    "cumsum"
-)
+_COPIES = KEEPS | ALONG | names_of("data int long short bool byte")
 _CHOICES = names_of("where masked_fill masked_fill_ clamp __and__ __or__ __xor__ __invert__")
 _STRETCHES = names_of("expand expand_as broadcast_to")
 _BAGS = names_of("embedding_bag")
@@ -207,9 +203,11 @@ class Layouts:
         dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
         batched = [t for t in parts if taint(t)]
         notes = [self(t) for t in batched]
-        if not isinstance(dim, int) or not notes or None in notes or (len(batched) < len(parts) and dim == 0):
+        if (
+            not isinstance(dim, int) or not notes or None in notes or len(batched) < len(parts)
+        ):  # constants may be shared
             return
-        axis, shape, n_parts = dim % output.dim(), tuple(output.shape), len(parts)
+        axis, shape = dim % output.dim(), tuple(output.shape)
 
         def carry(*found: Layout | None) -> Layout | None:
             known = [layout for layout in found if layout is not None]
@@ -223,9 +221,9 @@ class Layouts:
             ]
             along = [layout[axis] for layout in known]
             if name != "stack" and not all(map(layouts.is_free, along)):
-                alike = len(known) == n_parts and len(set(along)) == 1
+                alike = len(set(along)) == 1
                 met[axis] = (
-                    layouts.beside(along[0], n_parts, outside=True)
+                    layouts.beside(along[0], len(known), outside=True)
                     if alike
                     else layouts.one(shape[axis], Holds.UNKNOWN)
                 )

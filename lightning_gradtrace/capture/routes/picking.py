@@ -22,6 +22,8 @@ _BY_PLACE = {
     **{"split": (2, 0), "chunk": (2, 0), "tensor_split": (2, 0), "split_with_sizes": (2, 0)},
     **{"flip": (1, None), "roll": (2, None), "flipud": (1, 0), "fliplr": (1, 1), "rot90": (2, (0, 1))},
 }
+AXES = {**_BY_INDEX, **_BY_PLACE}
+"""Place of the axis among the arguments of these functions, and its default."""
 _ANYWHERE = names_of("masked_select _pack_padded_sequence") | PLACES
 _CUTS = names_of("select narrow unbind __iter__ split chunk tensor_split split_with_sizes")
 _MASKS = (torch.bool, torch.uint8)
@@ -90,7 +92,7 @@ def picks_samples(call: Call, n_samples: int) -> bool:
     by_place = {option.axis for option in options if option.factor == "whole"} or by_index
     if name == "__getitem__":
         return _index_hits(call.args[1], shape, by_index, by_place)
-    place, default = _BY_INDEX.get(name) or _BY_PLACE[name]
+    place, default = AXES[name]
     dim = call.argument(place, "dim", call.argument(place, "dims", default))
     if name == "flip":  # its axes may stand one by one
         dim = call.args[1:] or dim

@@ -14,13 +14,10 @@ from lightning_gradtrace.capture.forward.functions import names_of
 from lightning_gradtrace.capture.routes import layouts
 from lightning_gradtrace.capture.routes.layouts import Holds, Layout
 from lightning_gradtrace.capture.routes.orders import SORTS
+from lightning_gradtrace.capture.routes.picking import AXES
 
-_CUTS = {
-    **{"narrow": 1, "split": 2, "chunk": 2, "tensor_split": 2, "split_with_sizes": 2, "index_select": 1},
-    **{"flip": 1, "roll": 2, "glu": 1, **{name: at for name, (at, _) in SORTS.items()}},
-}
-"""Functions that leave some entries along axes, or in another order, and the place of these among the arguments."""
-_USUALLY = {name: usual for name, (_, usual) in SORTS.items()} | {"glu": -1, "roll": None}
+_CUTS = names_of("narrow split chunk tensor_split split_with_sizes index_select flip roll glu") | SORTS.keys()
+"""Functions that leave some entries along axes, or in another order."""
 _SPATIAL = {
     **{f"{kind}_pool{n}d": n for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp") for n in (1, 2, 3)},
     **{"pixel_shuffle": 3, "pixel_unshuffle": 3},
@@ -99,7 +96,8 @@ def _turned(layout: Layout, call: OneCall) -> Layout:
 
 def _cut(layout: Layout, call: OneCall) -> Layout | None:
     key = "dims" if call.name in ("flip", "roll") else "dim"
-    dims = call.argument(_CUTS[call.name], key, _USUALLY.get(call.name, 0))
+    place, usual = (1, -1) if call.name == "glu" else AXES[call.name]
+    dims = call.argument(place, key, usual)
     if call.name == "flip" and isinstance(dims, int):  # they may stand one by one
         dims = call.args[1:]
     axes = [dims] if isinstance(dims, int) else dims

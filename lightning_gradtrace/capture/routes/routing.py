@@ -27,8 +27,9 @@ from lightning_gradtrace.capture.forward.taint import Taint
 from lightning_gradtrace.capture.forward.use import Use
 from lightning_gradtrace.capture.intake.batch import pieces, tensors
 from lightning_gradtrace.capture.placing.batch_axis import SampleAxis, candidates, narrow, shape_before_view
-from lightning_gradtrace.capture.routes.apart import MOVES, bagged, looked_up, reduces, through, weighing
+from lightning_gradtrace.capture.routes.apart import MOVES, looked_up, reduces, through, weighing
 from lightning_gradtrace.capture.routes.carrying import Layouts
+from lightning_gradtrace.capture.routes.layouts import known_place
 from lightning_gradtrace.capture.routes.mixing import LAYERS, MIXERS, PRODUCTS, mixes_samples
 from lightning_gradtrace.capture.routes.orders import (
     GATHERS,
@@ -278,7 +279,7 @@ class Routes:
         if call.name in WRITES:
             return [written(call.name, call.args, call.kwargs, of, self._n)] * everywhere
         if call.name == "embedding_bag":
-            return [bagged(call, of, self._n), *[Fate.LOST] * (everywhere - 1)]
+            return [Fate.ORDINARY if known_place(self.layouts(t)) else Fate.LOST for t in call.outputs]
         if all(owners is Fate.ORDINARY for owners in known):
             return [Fate.ORDINARY] * everywhere
         if any(owners is Fate.LOST for owners in known):

@@ -99,6 +99,7 @@ DOUBTFUL: dict[str, Change] = {
     "a roll of all entries": lambda x: torch.roll(x, 1) + x,
     "a diagonal": lambda x: torch.einsum("iij->ij", x),
     "turned in brackets": lambda x: in_brackets(x, x.transpose(0, 1)[:, :2]),
+    "joined with a constant": lambda x: torch.stack([x, torch.ones(N, N, N, dtype=torch.float64)], 1),
     "noise on a statistic": lambda x: torch.randn_like(x) * x.std(0),
     "pairs of a layer": lambda x: F.linear(x[:, 0], x[:, 1]),
     "groups": lambda x: F.conv1d(x.flatten(0, 1)[None], torch.ones(N * N, 1, 1, dtype=torch.float64), groups=N * N),
